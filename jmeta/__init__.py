@@ -1,0 +1,26 @@
+"""jmeta: meta-learning in JAX. One noun, the `Learner`, of pure functions written for one task."""
+
+from jmeta import checkpoints, data, functional, learners, losses, models
+from jmeta.evaluation import evaluate, Report
+from jmeta.training import fit, init_state, make_train_loop, make_train_step
+from jmeta.types import Examples, Learner, Model, Task, TrainState
+
+__all__ = [
+    "Examples",
+    "Learner",
+    "Model",
+    "Report",
+    "Task",
+    "TrainState",
+    "checkpoints",
+    "data",
+    "evaluate",
+    "fit",
+    "functional",
+    "init_state",
+    "learners",
+    "losses",
+    "make_train_loop",
+    "make_train_step",
+    "models",
+]

@@ -1,0 +1,434 @@
+"""The `jmeta` command."""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import optax
+import tyro
+
+from jmeta import checkpoints, data, demo, learners, losses, models
+from jmeta.evaluation import evaluate, Report
+from jmeta.training import fit, init_state
+from jmeta.types import Array, Learner, Model, Task, TrainState
+
+# What there is.
+
+
+class Source(NamedTuple):
+    """A source of tasks, as the command line knows it."""
+
+    description: str
+    sampler: Callable  # (task protocol, split, data_dir) -> sample
+    regression: bool = False
+    model: str = "conv4"
+
+
+def _omniglot(protocol: "Protocol", split: str, data_dir: str | None) -> Callable[[Array], Task]:
+    table = data.omniglot(split, data_dir=data_dir)
+    return data.episodes(table, ways=protocol.ways, shots=protocol.shots, queries=protocol.queries)
+
+
+SOURCES = {
+    "glyphs": Source(
+        "endless handwritten-like characters, drawn on the device; no files",
+        lambda protocol, split, data_dir: data.glyphs(
+            ways=protocol.ways, shots=protocol.shots, queries=protocol.queries
+        ),
+    ),
+    "omniglot": Source("1,623 handwritten characters of 50 alphabets (Lake et al., 2015)", _omniglot),
+    "sinusoid": Source(
+        "regression of sine waves (Finn et al., 2017)",
+        lambda protocol, split, data_dir: data.sinusoid(shots=protocol.shots, queries=protocol.queries),
+        regression=True,
+        model="mlp",
+    ),
+}
+LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
+MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
+ENCODED = {"protonet"}  # learners whose model is an encoder, without an output layer
+
+
+# What a run is told.
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """The tasks."""
+
+    ways: int = 5
+    """Classes in a task."""
+    shots: int = 1
+    """Support examples of each class (for regression, of the task)."""
+    queries: int = 15
+    """Query examples, likewise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """What rebuilds a run. Of an option left out, the paper's default holds."""
+
+    learner: str = "maml"
+    """Which algorithm; `jmeta learners` lists them."""
+    data: str = "glyphs"
+    """Where tasks come from; `jmeta data list` lists the sources."""
+    data_dir: str | None = None
+    """The folder of TensorFlow Datasets' data sets."""
+    protocol: Annotated[Protocol, tyro.conf.arg(name="")] = Protocol()
+    """The training tasks."""
+    model: str | None = None
+    """conv4, mlp or resnet12; the source's own if left out."""
+    norm: str | None = None
+    """Normalisation policy: batch, running, group, layer or none."""
+    width: int | None = None
+    """Filters of each block of conv4."""
+    strided: bool | None = None
+    """Whether conv4 halves by strides instead of pooling."""
+    inner_steps: int | None = None
+    """Inner gradient steps in meta-training."""
+    test_steps: int | None = None
+    """Inner gradient steps in evaluation."""
+    inner_rate: float | None = None
+    """Learning rate of the inner loop's gradient descent."""
+    distance: str | None = None
+    """Distance of a prototypical network: euclidean or cosine."""
+    batch_size: int = 16
+    """Tasks in a meta-step."""
+    learning_rate: float = 1e-3
+    """Learning rate of the outer optimizer, Adam."""
+    seed: int = 0
+    """Decides the initial parameters and all tasks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Meta-train a learner: a new run in --out, or one to --resume."""
+
+    configuration: Annotated[Configuration, tyro.conf.arg(name="")] = Configuration()
+    out: Path | None = None
+    """Folder of a new run."""
+    resume: Path | None = None
+    """Folder of a run to go on with; its configuration holds."""
+    steps: int | None = None
+    """Meta-steps in the whole run: 2000, or what a resumed run was told."""
+    save_every: int = 500
+    """Meta-steps between checkpoints and validations; a multiple of log_every."""
+    log_every: int = 10
+    """Meta-steps between lines of metrics."""
+    episodes: int = 200
+    """Validation episodes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run on test tasks; of an option left out, the run's own holds."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    ways: int | None = None
+    """Classes in a task."""
+    shots: int | None = None
+    """Support examples of each class."""
+    queries: int | None = None
+    """Query examples of each class."""
+    data: str | None = None
+    """Another source than the run was trained on."""
+    data_dir: str | None = None
+    """The folder of TensorFlow Datasets' data sets."""
+    episodes: int = 600
+    """Test episodes."""
+    seed: int = 0
+    """Decides the test episodes."""
+    out: Path | None = None
+    """File for the whole report as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Prepare a data set, so that it can be read."""
+
+    name: Annotated[Literal["omniglot"], tyro.conf.Positional]
+    """Which."""
+    archives: Path | None = None
+    """Folder with the official archives; without it they are downloaded."""
+    data_dir: str | None = None
+    """The folder of TensorFlow Datasets' data sets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListData:
+    """List the sources of tasks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListLearners:
+    """List the learners."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Meta-train a small learner on glyphs and draw what it learned; two minutes."""
+
+    out: Path = Path("demo.png")
+    """File for the picture."""
+
+
+def _subcommand(name: str) -> Any:
+    return tyro.conf.subcommand(name, prefix_name=False)
+
+
+DataCommand = Annotated[Prepare, _subcommand("prepare")] | Annotated[ListData, _subcommand("list")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Prepare and list data."""
+
+    command: DataCommand
+
+
+Command = (
+    Annotated[Train, _subcommand("train")]
+    | Annotated[Evaluate, _subcommand("evaluate")]
+    | Annotated[Data, _subcommand("data")]
+    | Annotated[ListLearners, _subcommand("learners")]
+    | Annotated[Demo, _subcommand("demo")]
+)
+
+
+# From names to functions.
+
+
+def build_learner(configuration: Configuration) -> Learner:
+    """The learner of a configuration.
+
+    Raises:
+        ValueError: for an unknown name, or an option that the learner or the model does not have.
+    """
+    source = _named("data", configuration.data, SOURCES)
+    factory = _named("learner", configuration.learner, LEARNERS)
+    options: dict[str, Any] = {
+        "inner_steps": configuration.inner_steps,
+        "test_steps": configuration.test_steps,
+        "inner_optimizer": None if configuration.inner_rate is None else optax.sgd(configuration.inner_rate),
+        "distance": configuration.distance,
+        "loss_fn": losses.squared_error if source.regression else None,
+    }
+    return factory(_build_model(configuration, source), **_accepted(factory, configuration.learner, options))
+
+
+def _build_model(configuration: Configuration, source: Source) -> Model:
+    name = configuration.model or source.model
+    factory = _named("model", name, MODELS)
+    width = 1 if source.regression else configuration.protocol.ways
+    options = {"norm": configuration.norm, "width": configuration.width, "strided": configuration.strided}
+    outputs = None if configuration.learner in ENCODED else width
+    return factory(outputs=outputs, **_accepted(factory, name, options))
+
+
+def _accepted(factory: Callable, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, all of which the factory must have."""
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given.keys() - inspect.signature(factory).parameters.keys():
+        raise ValueError(f"{OPTION_NAMES.get(option, option)} was given, but {name} has no such option.")
+    return given
+
+
+OPTION_NAMES = {"inner_optimizer": "inner_rate", "loss_fn": "a source of regression tasks"}
+
+
+def _named(kind: str, name: str, known: dict[str, Any]) -> Any:
+    if name in known:
+        return known[name]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+    raise ValueError(f"{kind} {name!r} is unknown; did you mean {nearest!r}? There are {', '.join(sorted(known))}.")
+
+
+# The commands.
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `run.json` in a run's folder says."""
+
+    configuration: Configuration
+    steps: int
+    save_every: int
+    log_every: int
+    episodes: int
+
+
+def train(command: Train) -> None:
+    """`jmeta train`."""
+    folder, run = _begun(command) if command.resume is None else _resumed(command, command.resume)
+    configuration = run.configuration
+    sampler = SOURCES[configuration.data].sampler
+    state = fit(
+        build_learner(configuration),
+        optax.adam(configuration.learning_rate),
+        sampler(configuration.protocol, "train", configuration.data_dir),
+        validation=sampler(configuration.protocol, "val", configuration.data_dir),
+        key=jax.random.key(configuration.seed),
+        steps=run.steps,
+        batch_size=configuration.batch_size,
+        episodes=run.episodes,
+        out=folder,
+        config=dataclasses.asdict(configuration),
+        log_every=run.log_every,
+        save_every=run.save_every,
+    )
+    if state.step < run.steps:
+        print(f"stopped at meta-step {state.step}; go on with: jmeta train --resume {folder}")
+    else:
+        print(f"trained for {state.step} meta-steps; evaluate with: jmeta evaluate {folder}")
+
+
+def _begun(command: Train) -> tuple[Path, Run]:
+    """A new run, written down in its folder."""
+    if command.out is None:
+        raise ValueError("train needs --out, the folder of a new run, or --resume, that of one to go on with.")
+    steps = 2000 if command.steps is None else command.steps
+    run = Run(command.configuration, steps, command.save_every, command.log_every, command.episodes)
+    build_learner(run.configuration)  # a mistake must not leave a folder behind
+    path = command.out / "run.json"
+    if path.exists():
+        raise ValueError(f"{command.out} already holds a run; go on with: jmeta train --resume {command.out}")
+    command.out.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, json.dumps(dataclasses.asdict(run), indent=1) + "\n")
+    return command.out, run
+
+
+def _resumed(command: Train, folder: Path) -> tuple[Path, Run]:
+    """The run in the folder, with more steps if some are given."""
+    if command != Train(resume=folder, steps=command.steps):
+        raise ValueError(f"--resume {folder} goes on with that run as it was told; only --steps may be given.")
+    run = _read_run(folder)
+    return folder, run if command.steps is None else dataclasses.replace(run, steps=command.steps)
+
+
+def _read_run(folder: Path) -> Run:
+    path = folder / "run.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no run in {folder}: {path} is missing; start one: jmeta train --out {folder}"
+        )
+    saved = json.loads(path.read_text())
+    configuration = saved.pop("configuration")
+    return Run(Configuration(**configuration | {"protocol": Protocol(**configuration["protocol"])}), **saved)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def evaluate_run(command: Evaluate) -> Report:
+    """`jmeta evaluate`."""
+    configuration = _read_run(command.run).configuration
+    learner, state = load(command.run)
+    given = {name: getattr(command, name) for name in ("ways", "shots", "queries")}
+    protocol = dataclasses.replace(configuration.protocol, **{k: v for k, v in given.items() if v is not None})
+    source = _named("data", command.data or configuration.data, SOURCES)
+    sample = source.sampler(protocol, "test", command.data_dir or configuration.data_dir)
+    report = evaluate(learner, state, sample, key=jax.random.key(command.seed), episodes=command.episodes)
+    print(report)
+    if command.out is not None:
+        _write_whole(command.out, report.to_json(indent=1) + "\n")
+    return report
+
+
+def load(run: Path) -> tuple[Learner, TrainState]:
+    """The learner and the newest state of a run made by `jmeta train`.
+
+    Raises:
+        FileNotFoundError: if there is no run or no checkpoint in it.
+        ValueError: if the checkpoint is of another learner.
+    """
+    configuration = _read_run(run).configuration
+    learner = build_learner(configuration)
+    source = SOURCES[configuration.data]
+    # The shape of a task is what the state's shapes follow from; no data set is read for it.
+    shaped = SOURCES["sinusoid" if source.regression else "glyphs"].sampler(configuration.protocol, "train", None)
+    key = jax.random.key(configuration.seed)
+    like = init_state(learner, optax.adam(configuration.learning_rate), key, shaped(key))
+    return learner, checkpoints.restore(run / "checkpoints", like)
+
+
+def _first_line(function: Callable) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0]
+
+
+def _paper(function: Callable) -> str:
+    return (sys.modules[function.__module__].__doc__ or "").split("\n")[0].rstrip(".")
+
+
+def list_learners() -> None:
+    """`jmeta learners`."""
+    for name, factory in LEARNERS.items():
+        print(f"{name:12} {_paper(factory)}. {_first_line(factory)}")
+
+
+def list_data() -> None:
+    """`jmeta data list`."""
+    for name, source in SOURCES.items():
+        print(f"{name:12} {source.description}")
+
+
+def run(command: Any) -> None:
+    """Runs one command."""
+    match command:
+        case Train():
+            train(command)
+        case Evaluate():
+            evaluate_run(command)
+        case Data(Prepare(archives=archives, data_dir=data_dir)):
+            builder = data.prepare_omniglot(data_dir=data_dir, archives=archives)
+            print(f"omniglot is ready in {builder.data_dir}")
+        case Data(ListData()):
+            list_data()
+        case ListLearners():
+            list_learners()
+        case Demo(out):
+            demo.run(out)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The entry point: exit code 2 and one line for a user's mistake, 1 for a run that diverged."""
+    try:
+        run(_parsed(arguments))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"jmeta: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"jmeta: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parsed(arguments: list[str] | None) -> Any:
+    """The command; tyro's framed message about a mistake becomes one line."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments)
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        lines = (line.strip("│ ") for line in told.getvalue().splitlines()[1:])
+        first = itertools.takewhile(lambda line: not line.startswith(("─", "╰")), lines)
+        raise ValueError(" ".join(first).rstrip(".") + "; see jmeta --help") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Omniglot (Lake et al., 2015): 1,623 handwritten characters, each drawn by 20 people."""
+
+import importlib.util
+import json
+import os
+import urllib.request
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jmeta.data.table import class_table, ClassTable
+
+SIZE = 28
+PARTS = {"background": "train", "evaluation": "test"}  # Lake's names and TFDS's
+VINYALS_SPLITS = ("train", "val", "test")
+COMMAND = "jmeta data prepare omniglot"
+
+
+def omniglot(
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    archives: str | os.PathLike | None = None,
+    rotations: Sequence[int] | None = None,
+) -> ClassTable:
+    """Omniglot as a table of 28 x 28 uint8 images, ink 255 on paper 0.
+
+    Reads a copy that TensorFlow Datasets has prepared, its own `omniglot` or
+    the one `prepare_omniglot` makes; prepares one if there is none. Needs the
+    extra `tfds`, not TensorFlow. Drawings are reduced from 105 x 105 by
+    averaging areas.
+
+    Args:
+        split: `"train"`, `"val"` or `"test"`, the 1028/172/423 characters of
+            Vinyals et al., 2016; or Lake's `"background"` or `"evaluation"`,
+            964/659.
+        data_dir: the folder of TFDS's data sets; None for `$TFDS_DATA_DIR`, or
+            else ~/tensorflow_datasets.
+        archives: a folder with the four official archives, to prepare from
+            instead of downloading them.
+        rotations: degrees by which characters are turned, each a class of its
+            own. None for 0, 90, 180, 270 on the splits of Vinyals et al. (as
+            Snell et al., 2017: 4112/688/1692 classes), and 0 on Lake's.
+
+    Returns:
+        A `ClassTable`; names are (alphabet, character from 1, degrees).
+
+    Raises:
+        ValueError: for an unknown split or a rotation that is not a multiple of 90.
+        FileNotFoundError: if the data is not there and cannot be had; it names
+            what is missing, where it was looked for, and what gets it.
+    """
+    if rotations is None:
+        rotations = (0, 90, 180, 270) if split in VINYALS_SPLITS else (0,)
+    if any(degrees % 90 for degrees in rotations):
+        raise ValueError(f"rotations is {tuple(rotations)}; each must be a multiple of 90 degrees.")
+    characters = _characters(split)
+    data_dir = _data_dir(data_dir)
+    builder = _find(data_dir) or prepare_omniglot(data_dir=data_dir, archives=archives)
+    images, labels = [], []
+    for part in PARTS:
+        for alphabet, number, image in _drawings(builder, PARTS[part]):
+            if (characters is None and split == part) or (characters and (part, alphabet, number) in characters):
+                images.append(image)
+                labels.append((alphabet, number))
+    return _table(np.stack(images), labels, rotations)
+
+
+def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str | os.PathLike | None = None) -> Any:
+    """Prepares Omniglot in `data_dir` and returns its TFDS builder.
+
+    Args:
+        data_dir: as for `omniglot`.
+        archives: a folder with the four official archives; None downloads them
+            and verifies their checksums.
+
+    Raises:
+        FileNotFoundError: if the extra `tfds` or an archive is missing, or the download fails.
+    """
+    data_dir = _data_dir(data_dir)
+    _require_tfds()
+    import tensorflow_datasets as tfds
+
+    from jmeta.data.omniglot_builder import ARCHIVES, OmniglotDrawings, URL
+
+    builder = OmniglotDrawings(data_dir=data_dir, file_format="array_record")
+    if archives is not None:
+        builder.archives = Path(archives)
+        missing = [name for name in ARCHIVES.values() if not (builder.archives / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{', '.join(missing)} not found in {builder.archives}; they are to be had from {URL}."
+            )
+    config = tfds.download.DownloadConfig(force_checksums_validation=True)
+    try:
+        if archives is None:
+            # TFDS tries for minutes before it gives up: without a network, say so at once.
+            urllib.request.urlopen(urllib.request.Request(URL + ARCHIVES["train"], method="HEAD"), timeout=10).close()
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # whatever a network does; the cause is kept
+        raise FileNotFoundError(
+            f"Omniglot is not in {data_dir} and could not be downloaded from {URL} "
+            f"({type(error).__name__}: {error}). With the four archives in a folder, "
+            f"run: {COMMAND} --data-dir {data_dir} --archives FOLDER"
+        ) from error
+    return builder
+
+
+def _characters(split):
+    """The (part, alphabet, character) of a split of Vinyals et al.; None for a part of Lake's."""
+    if split in PARTS:
+        return None
+    if split not in VINYALS_SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join((*VINYALS_SPLITS, *PARTS))}.")
+    listed = json.loads(resources.files("jmeta.data").joinpath("omniglot_splits.json").read_text())[split]
+    return {(part, alphabet, n) for part, alphabets in listed.items() for alphabet, ns in alphabets.items() for n in ns}
+
+
+def _data_dir(data_dir):
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
+
+
+def _require_tfds():
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise FileNotFoundError(
+            "Omniglot is read by TensorFlow Datasets, which is missing; run: pip install 'jmeta[tfds]'"
+        )
+
+
+def _find(data_dir):
+    """The builder of a prepared copy in `data_dir`, or None."""
+    found = [*data_dir.glob("omniglot/*/dataset_info.json"), *data_dir.glob("omniglot_drawings/*/dataset_info.json")]
+    if not found:
+        return None
+    _require_tfds()
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(found[0].parent)
+
+
+def _drawings(builder, split) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Alphabet, character from 1, and image [105, 105] of 0 and 1, ink 1, of every drawing."""
+    alphabets = builder.info.features["alphabet"]
+    for example in builder.as_data_source(split=split):
+        alphabet, image = example["alphabet"], example["image"]
+        alphabet = alphabets.int2str(alphabet) if hasattr(alphabets, "int2str") else alphabet.decode()
+        yield alphabet, int(example["alphabet_char_id"]) + 1, 1 - image.reshape(105, 105, -1)[..., 0]
+
+
+def _table(images, labels, rotations):
+    images = _reduced(images)
+    # By class and then by content, so that every copy of the data gives the same table.
+    order = sorted(range(len(labels)), key=lambda i: (labels[i], images[i].tobytes()))
+    images, labels = images[order], [labels[i] for i in order]
+    turned = np.concatenate([np.rot90(images, degrees // 90, axes=(1, 2)) for degrees in rotations])
+    names = [(*label, degrees) for degrees in rotations for label in labels]
+    numbers = {name: i for i, name in enumerate(sorted(set(names)))}
+    table = class_table(turned[..., None], [numbers[name] for name in names])
+    return ClassTable(table.inputs, table.starts, table.counts, tuple(numbers))
+
+
+def _reduced(images):
+    """[M, 105, 105] of 0 and 1 -> [M, 28, 28] uint8, each pixel the mean of the area it covers."""
+    edges = np.arange(SIZE + 1) * images.shape[1] / SIZE
+    pixels = np.arange(images.shape[1])
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = (np.clip(overlap, 0, None) * SIZE / images.shape[1]).astype(np.float32)
+    chunks = np.array_split(images, -(-len(images) // 4096))
+    return np.concatenate([np.round(255 * (weights @ chunk @ weights.T)).astype(np.uint8) for chunk in chunks])

@@ -1,0 +1,47 @@
+"""Sinusoid regression (Finn et al., 2017, section 5.1)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jmeta.types import Array, Examples, Task
+
+AMPLITUDES = (0.1, 5.0)
+PHASES = (0.0, jnp.pi)
+INPUTS = (-5.0, 5.0)
+
+
+def sinusoid(*, shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
+    """A sampler of regression tasks y = a sin(x - p), each of an amplitude a and a phase p of its own.
+
+    Finn et al., 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+    Networks": a in [0.1, 5], p in [0, pi], x in [-5, 5], all uniform, no noise.
+
+    Args:
+        shots: support points.
+        queries: query points.
+
+    Returns:
+        `sample(key) -> Task`, inputs and targets [K, 1]; an endless family.
+
+    Raises:
+        ValueError: for fewer than 1 shot or query.
+
+    Example:
+        >>> sinusoid(shots=5)(jax.random.key(0)).support.targets.shape
+        (5, 1)
+    """
+    for name, value in (("shots", shots), ("queries", queries)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
+
+    def sample(key):
+        amplitude_key, phase_key, input_key = jax.random.split(key, 3)
+        amplitude = jax.random.uniform(amplitude_key, (), minval=AMPLITUDES[0], maxval=AMPLITUDES[1])
+        phase = jax.random.uniform(phase_key, (), minval=PHASES[0], maxval=PHASES[1])
+        x = jax.random.uniform(input_key, (shots + queries, 1), minval=INPUTS[0], maxval=INPUTS[1])
+        points = Examples(x, amplitude * jnp.sin(x - phase), jnp.ones(len(x), x.dtype))
+        return Task(Examples(*(a[:shots] for a in points)), Examples(*(a[shots:] for a in points)))
+
+    return sample

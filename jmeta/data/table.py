@@ -1,0 +1,70 @@
+"""Labelled examples grouped by class, on the device."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmeta.types import Array
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["inputs", "starts", "counts"], meta_fields=["names"])
+@dataclass(frozen=True)
+class ClassTable:
+    """Examples grouped by class; classes may differ in size.
+
+    Attributes:
+        inputs: [M, ...] all examples, those of a class beside one another;
+            uint8 images stay uint8 and become floats in [0, 1] per episode.
+        starts: [C] int32, the first example of each class.
+        counts: [C] int32, how many examples it has.
+        names: the C classes, as they were called in the source.
+    """
+
+    inputs: Array
+    starts: Array
+    counts: Array
+    names: tuple
+
+    def __len__(self) -> int:
+        """The number of classes."""
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"ClassTable({len(self):,} classes, {len(self.inputs):,} examples of {self.inputs.dtype}{list(self.inputs.shape[1:])})"
+
+
+def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> ClassTable:
+    """Makes a `ClassTable` of plain arrays.
+
+    Args:
+        inputs: [M, ...] examples of any shape: images, embeddings, tokens.
+        labels: [M] the class of each, anything that can be sorted.
+
+    Raises:
+        ValueError: if the two differ in length, there are none, or `inputs` has a NaN or infinity.
+
+    Example:
+        >>> class_table(np.zeros((6, 4), np.float32), ["cat", "dog", "cat", "cow", "dog", "cow"])
+        ClassTable(3 classes, 6 examples of float32[4])
+    """
+    inputs, labels = np.asarray(inputs), np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(f"labels have shape {labels.shape}; they must be one class per example, [M].")
+    if len(inputs) != len(labels):
+        raise ValueError(f"inputs has {len(inputs)} examples and labels {len(labels)}; there must be one label each.")
+    if not len(inputs):
+        raise ValueError("inputs is empty; a table needs at least one example.")
+    if np.issubdtype(inputs.dtype, np.inexact) and not np.isfinite(inputs).all():
+        bad = int(np.argmin(np.isfinite(inputs).reshape(len(inputs), -1).all(1)))
+        raise ValueError(f"inputs has a NaN or infinity in example {bad}; every number must be finite.")
+    names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return ClassTable(
+        jnp.asarray(inputs[np.argsort(index, kind="stable")]),
+        jnp.asarray(np.cumsum(counts) - counts, jnp.int32),
+        jnp.asarray(counts, jnp.int32),
+        tuple(names.tolist()),
+    )

@@ -1,0 +1,68 @@
+"""The demonstration behind `make demo`: accuracy before and after meta-training, and a picture of both."""
+
+import os
+
+import jax
+import numpy as np
+import optax
+
+from jmeta import data, learners, models
+from jmeta.evaluation import evaluate
+from jmeta.training import fit, init_state
+
+STEPS = 600
+
+
+def run(out: str | os.PathLike) -> None:
+    """Meta-trains MAML on glyphs, prints its accuracy before and after, and draws one test task.
+
+    Args:
+        out: file for the picture; its ending says the format.
+
+    Raises:
+        FileNotFoundError: if matplotlib, the extra `plot`, is missing.
+    """
+    try:
+        import matplotlib.figure
+    except ModuleNotFoundError as error:
+        raise FileNotFoundError(
+            "the demo draws with matplotlib, which is missing; run: pip install 'jmeta[plot]'"
+        ) from error
+    sample = data.glyphs(ways=5, shots=1, queries=5)
+    learner = learners.maml(models.conv4(outputs=5, width=32, strided=True))
+    optimizer = optax.adam(2e-3)
+    key, test_key = jax.random.split(jax.random.key(0))
+    before = init_state(learner, optimizer, key, sample(key))
+    reports = [evaluate(learner, before, sample, key=test_key)]
+    print(f"before meta-training: {reports[0]}", flush=True)
+    after = fit(learner, optimizer, sample, key=key, steps=STEPS, batch_size=16)
+    reports.append(evaluate(learner, after, sample, key=test_key))
+    print(f"after meta-training:  {reports[1]}", flush=True)
+    _draw(matplotlib.figure.Figure(figsize=(9, 3.5), layout="constrained"), sample(test_key), reports).savefig(
+        out, dpi=150
+    )
+    print(f"picture: {out}")
+
+
+def _draw(figure, task, reports):
+    """One task on the left, the distribution of accuracy over episodes on the right."""
+    pictures, histogram = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    rows = [np.concatenate([part.inputs[i * n : (i + 1) * n, ..., 0] for part, n in _parts(task)]) for i in range(5)]
+    pictures.imshow(
+        np.concatenate([np.concatenate(list(row.reshape(-1, *row.shape[-2:])), 1) for row in rows]), cmap="gray_r"
+    )
+    pictures.axvline(task.support.inputs.shape[2] - 0.5, color="tab:red")
+    pictures.set(title="one task: support | query", xticks=[], yticks=[])
+    for report, label in zip(reports, ("before", "after"), strict=True):
+        histogram.hist(
+            report.per_episode["accuracy"], bins=np.linspace(0, 1, 26), alpha=0.7, label=f"{label}: {report}"
+        )
+    histogram.axvline(0.2, color="grey", linestyle=":", label="chance")
+    histogram.set(title="accuracy over 600 tasks never seen", xlabel="accuracy", ylabel="episodes")
+    histogram.legend(fontsize="x-small")
+    return figure
+
+
+def _parts(task):
+    """Support and query with the number of examples per class."""
+    return [(part, len(part.mask) // part.targets.shape[1]) for part in (task.support, task.query)]

@@ -1,0 +1,225 @@
+"""Evaluation: a learner's mean performance over a fixed list of episodes, with its interval."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import subjaxprs
+
+from jmeta import losses
+from jmeta.types import Array, Learner, Normalisation, PyTree, takes_mask, Task, TrainState
+
+# Bytes of the largest array of one task up to which tasks are vmapped together on a
+# CPU, where beyond the cache one at a time is faster (design, section 5).
+CPU_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found, and by which protocol.
+
+    Attributes:
+        accuracy: mean over episodes, a fraction; None for regression.
+        ci95: half-width of its 95 % confidence interval, a fraction; None for regression.
+        loss: mean query loss: cross-entropy in nats, or mean squared error.
+        loss_ci95: half-width of its 95 % confidence interval.
+        episodes: how many.
+        ways: classes in an episode; (least, most) where it varied; None for regression.
+        shots: support examples of a class, likewise; for regression of a task.
+        queries: query examples of a class, likewise; for regression of a task.
+        normalisation: the model's policies; empty if it states none.
+        transductive: whether the prediction of one query changed when the others did.
+        per_episode: `"accuracy"` (not for regression) and `"loss"`, arrays [episodes].
+    """
+
+    accuracy: float | None
+    ci95: float | None
+    loss: float
+    loss_ci95: float
+    episodes: int
+    ways: int | tuple[int, int] | None
+    shots: int | tuple[int, int]
+    queries: int | tuple[int, int]
+    normalisation: tuple[str, ...]
+    transductive: bool
+    per_episode: dict[str, np.ndarray] = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        if self.accuracy is None or self.ci95 is None:
+            figure = f"mean squared error {self.loss:.4g} ± {self.loss_ci95:.2g}"
+        else:
+            figure = f"accuracy {100 * self.accuracy:.1f} ± {100 * self.ci95:.1f} %"
+        return f"{figure} (95 % CI, {self.episodes} episodes)"
+
+    def to_json(self, **kwargs: Any) -> str:
+        """The whole report as JSON; keywords go to `json.dumps`."""
+        values = {name: array.tolist() for name, array in self.per_episode.items()}
+        return json.dumps({**asdict(self), "per_episode": values}, **kwargs)
+
+
+def evaluate(
+    learner: Learner,
+    state: TrainState,
+    sample: Callable[[Array], Task],
+    *,
+    key: Array,
+    episodes: int = 600,
+    tasks_per_chunk: int | None = None,
+) -> Report:
+    """Adapts to the support set of each episode and predicts its query set.
+
+    The episodes depend on `key` and `sample` alone: two learners see the same.
+    Nothing is written: running statistics stay as they are.
+
+    Args:
+        learner: what is evaluated.
+        state: its training state, of which `params` and `state` are used.
+        sample: `(key) -> Task`.
+        key: PRNG key of the list of episodes.
+        episodes: how many, at least 2.
+        tasks_per_chunk: how many are vmapped at a time; None chooses.
+
+    Returns:
+        A `Report`; the mean and its normal 95 % interval are over episodes.
+
+    Raises:
+        ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, or a
+            learner whose outputs are not as wide as the targets.
+
+    Example:
+        >>> import optax, jmeta
+        >>> from jmeta import data, learners, models
+        >>> sample, learner = data.glyphs(), learners.protonet(models.conv4(width=8))
+        >>> state = jmeta.init_state(learner, optax.sgd(0.0), jax.random.key(0), sample(jax.random.key(1)))
+        >>> report = evaluate(learner, state, sample, key=jax.random.key(2), episodes=4)
+        >>> report.episodes, report.ways, report.shots, report.normalisation
+        (4, 5, 1, ('batch',))
+    """
+    for name, value, least in (("episodes", episodes, 2), ("tasks_per_chunk", tasks_per_chunk or 1, 1)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+    # As a pytree the sampler passes its table as an argument, and no copy of it is compiled in.
+    sampler = sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
+    run = _evaluator(learner, tasks_per_chunk)
+    found, transductive = run(sampler, state.params, state.state, jax.random.split(key, episodes))
+    return _report(jax.tree.map(np.asarray, found), bool(transductive), _policies(state.state))
+
+
+@functools.lru_cache(maxsize=16)
+def _evaluator(learner: Learner, tasks_per_chunk: int | None) -> Callable:
+    """The compiled evaluation of a learner, kept so that a second call does not compile again."""
+
+    def run(sample, params, state, keys):
+        def episode(key):
+            sample_key, adapt_key = jax.random.split(key)
+            task = sample(sample_key)
+            return _episode(learner, params, state, task, adapt_key)
+
+        chunk = tasks_per_chunk or default_chunk(episode, keys)
+        return lax.map(episode, keys, batch_size=chunk), _is_transductive(learner, params, state, sample(keys[0]))
+
+    return jax.jit(run)
+
+
+def _episode(learner, params, state, task, key):
+    """What is measured in one episode."""
+    query = task.query
+    adapted = learner.adapt(params, state, task.support, key=key)
+    extra = {"mask": query.mask} if takes_mask(learner.predict) else {}
+    outputs = learner.predict(params, state, adapted, query.inputs, **extra)
+    labelled = (outputs, query.targets, query.mask)
+    if not _classifies(learner, params, state, task):
+        sizes = {"shots": task.support.mask.sum(), "queries": query.mask.sum()}
+        return {"loss": losses.squared_error(*labelled)} | sizes
+    found = {"loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
+    return found | _protocol(task)
+
+
+def _classifies(learner, params, state, task):
+    _, (_, metrics) = jax.eval_shape(learner.loss, params, state, task)
+    return "accuracy" in metrics
+
+
+def _protocol(task):
+    """Ways, and the fewest and most shots and queries of a class, of one task."""
+    shots, queries = ((part.targets * part.mask[:, None]).sum(0) for part in (task.support, task.query))
+    present = shots > 0
+    extremes = {
+        name: jnp.stack([jnp.where(present, counts, jnp.inf).min(), counts.max()])
+        for name, counts in (("shots", shots), ("queries", queries))
+    }
+    return {"ways": present.sum()} | extremes
+
+
+def _is_transductive(learner, params, state, task):
+    """Whether the first query's prediction changes when all others are blanked."""
+    adapted = learner.adapt(params, state, task.support, key=jax.random.key(0))
+    inputs = task.query.inputs
+    one = learner.predict(params, state, adapted, inputs)[0]
+    other = learner.predict(params, state, adapted, inputs.at[1:].set(0))[0]
+    return ~jnp.allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def _report(found: dict[str, np.ndarray], transductive: bool, policies: tuple[str, ...]) -> Report:
+    accuracy, ci95 = _interval(found["accuracy"]) if "accuracy" in found else (None, None)
+    loss, loss_ci95 = _interval(found["loss"])
+    return Report(
+        accuracy=accuracy,
+        ci95=ci95,
+        loss=loss,
+        loss_ci95=loss_ci95,
+        episodes=len(found["loss"]),
+        ways=_span(found["ways"]) if "ways" in found else None,
+        shots=_span(found["shots"]),
+        queries=_span(found["queries"]),
+        normalisation=policies,
+        transductive=transductive,
+        per_episode={name: found[name] for name in ("accuracy", "loss") if name in found},
+    )
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    mean, ci95 = losses.mean_and_interval(values.astype(np.float64))
+    return float(mean), float(ci95)
+
+
+def _span(values: np.ndarray) -> int | tuple[int, int]:
+    low, high = int(values.min()), int(values.max())
+    return low if low == high else (low, high)
+
+
+def _policies(state: PyTree) -> tuple[str, ...]:
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Normalisation))
+    return tuple(sorted({node.policy for node in nodes if isinstance(node, Normalisation)}))
+
+
+def default_chunk(function: Callable, batch: PyTree) -> int:
+    """How many elements of a batch to vmap `function` over at a time.
+
+    On an accelerator all. On a CPU as many as keep the largest array that the
+    function makes within `CPU_CHUNK_BYTES`, and divide the batch.
+
+    Args:
+        function: of one element of the batch.
+        batch: a pytree with a leading axis on every leaf.
+    """
+    number = len(jax.tree.leaves(batch)[0])
+    if jax.default_backend() != "cpu":
+        return number
+    element = jax.eval_shape(lambda batch: jax.tree.map(lambda leaf: leaf[0], batch), batch)
+    largest = _largest_array(jax.make_jaxpr(function)(element).jaxpr)
+    most = max(1, min(number, CPU_CHUNK_BYTES // largest))
+    return max(chunk for chunk in range(1, most + 1) if number % chunk == 0)
+
+
+def _largest_array(jaxpr) -> int:
+    """Bytes of the largest array that a computation makes on its way."""
+    shaped = [var.aval for eqn in jaxpr.eqns for var in eqn.outvars if hasattr(var.aval, "dtype")]
+    sizes = [aval.size * aval.dtype.itemsize for aval in shaped]
+    return max([1, *sizes, *map(_largest_array, subjaxprs(jaxpr))])

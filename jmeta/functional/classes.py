@@ -1,0 +1,23 @@
+"""Classes that a task does not have."""
+
+import jax.numpy as jnp
+
+from jmeta.types import Array
+
+
+def exclude_absent(outputs: Array, present: Array | None) -> Array:
+    """Takes all probability from the classes that are not present.
+
+    Absent classes are the padding of tasks with fewer ways than their arrays are wide.
+
+    Args:
+        outputs: [Q, N] logits.
+        present: [N] whether a class has a support example; None for all.
+
+    Returns:
+        [Q, N], at absent classes half the most negative number of the dtype:
+        its softmax is exactly zero, and zero times it is not NaN.
+    """
+    if present is None:
+        return outputs
+    return jnp.where(present[None, :], outputs, jnp.finfo(outputs.dtype).min / 2)

@@ -1,0 +1,49 @@
+"""First-order MAML (Finn et al., 2017, section 5.2)."""
+
+import functools
+from collections.abc import Callable
+
+import optax
+
+from jmeta import losses
+from jmeta.functional.fast_weights import fast_weight_learner
+from jmeta.functional.inner_loop import check_inner_loop, inner_loop
+from jmeta.types import Learner, Model
+
+
+def fomaml(
+    model: Model,
+    *,
+    inner_optimizer: optax.GradientTransformation = optax.sgd(0.4),
+    inner_steps: int = 1,
+    test_steps: int | None = None,
+    loss_fn: Callable = losses.cross_entropy,
+) -> Learner:
+    """MAML whose meta-gradient is the query gradient at the fast weights.
+
+    Finn et al., 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+    Networks", section 5.2; analysed by Nichol et al., 2018. The same as `maml`
+    with `meta_gradient="first_order"`, under the name the field gives it.
+
+    Args:
+        model: any network; its output width is the number of ways.
+        inner_optimizer: any optax transformation.
+        inner_steps: gradient steps on the support set in meta-training.
+        test_steps: gradient steps in `adapt`; None for as many as in training.
+        loss_fn: as for `maml`.
+
+    Returns:
+        A `Learner`; `adapt` gives `FastWeights`.
+
+    Raises:
+        ValueError: for a negative number of steps; from `init`, if the model's
+            output width is not the number of ways.
+    """
+    check_inner_loop(inner_steps, test_steps, "first_order")
+    loop = functools.partial(inner_loop, optimizer=inner_optimizer, meta_gradient="first_order")
+    return fast_weight_learner(
+        model,
+        losses.objective(loss_fn),
+        train_loop=functools.partial(loop, steps=inner_steps),
+        test_loop=functools.partial(loop, steps=inner_steps if test_steps is None else test_steps),
+    )

@@ -1,0 +1,123 @@
+"""Masked losses, accuracies, calibration, and the mean with its confidence interval.
+
+A loss is any `(outputs [K, N], targets [K, N], mask [K]) -> scalar`. One marked
+with `classification` is reported with its accuracy, and classes that have no
+example in the support set get no probability.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jmeta.types import Array, Examples, Objective
+
+# The 97.5 % quantile of the standard normal distribution.
+Z95 = 1.959963984540054
+
+
+def classification(loss_fn: Callable) -> Callable:
+    """Marks a loss as one over classes: its targets are one-hot."""
+    loss_fn.classification = True  # type: ignore[attr-defined]
+    return loss_fn
+
+
+def objective(loss_fn: Callable) -> Objective:
+    """A loss with what belongs to it: classification reports accuracy and knows absent classes."""
+    if getattr(loss_fn, "classification", False):
+        return Objective(loss_fn, lambda *labelled: {"accuracy": accuracy(*labelled)}, _present_classes)
+    return Objective(loss_fn, lambda *labelled: {}, lambda support: None)
+
+
+@classification
+def cross_entropy(outputs: Array, targets: Array, mask: Array) -> Array:
+    """Softmax cross-entropy, the mean over real examples, in nats.
+
+    Args:
+        outputs: [K, N] logits.
+        targets: [K, N] one-hot.
+        mask: [K].
+
+    Raises:
+        ValueError: if `outputs` and `targets` differ in shape.
+
+    Example:
+        >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), jnp.ones(1)))
+        0.6931472
+    """
+    _check_shapes(outputs, targets)
+    return masked_mean(-(targets * jax.nn.log_softmax(outputs)).sum(-1), mask)
+
+
+def squared_error(outputs: Array, targets: Array, mask: Array) -> Array:
+    """Mean squared error, over real examples and target dimensions.
+
+    Args:
+        outputs: [K, D].
+        targets: [K, D].
+        mask: [K].
+
+    Raises:
+        ValueError: if `outputs` and `targets` differ in shape.
+    """
+    _check_shapes(outputs, targets)
+    return masked_mean(jnp.square(outputs - targets).mean(-1), mask)
+
+
+def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:
+    """The fraction of real examples whose largest output is at their class.
+
+    Args:
+        outputs: [K, N] logits or scores.
+        targets: [K, N] one-hot.
+        mask: [K].
+    """
+    return masked_mean((outputs.argmax(-1) == targets.argmax(-1)).astype(outputs.dtype), mask)
+
+
+def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int = 15) -> Array:
+    """Expected calibration error: |confidence - accuracy|, averaged over bins of confidence.
+
+    Guo et al., 2017, "On Calibration of Modern Neural Networks", section 2.
+
+    Args:
+        outputs: [K, N] logits; the queries of many episodes at once, for few are a noisy estimate.
+        targets: [K, N] one-hot.
+        mask: [K].
+        bins: bins of equal width between 0 and 1.
+    """
+    confidence = jax.nn.softmax(outputs).max(-1)
+    correct = (outputs.argmax(-1) == targets.argmax(-1)).astype(outputs.dtype)
+    index = jnp.clip(jnp.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = jax.ops.segment_sum(mask * (confidence - correct), index, bins)
+    return jnp.abs(gaps).sum() / mask.sum()
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """The mean of `values` [K] where `mask` [K] is 1; zero if it is nowhere."""
+    return jnp.where(mask > 0, values, 0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def mean_and_interval(values: Array) -> tuple[Array, Array]:
+    """The mean of independent `values` [E] and the half-width of its 95 % confidence interval.
+
+    The interval is normal, 1.96 standard errors, as few-shot results are reported.
+
+    Example:
+        >>> mean, ci95 = mean_and_interval(jnp.array([1.0, 2.0, 3.0]))
+        >>> print(f"{mean:.2f} ± {ci95:.2f}")
+        2.00 ± 1.13
+    """
+    return values.mean(), Z95 * values.std(ddof=1) / jnp.sqrt(values.size)
+
+
+def _present_classes(support: Examples) -> Array:
+    return (support.targets * support.mask[:, None]).sum(0) > 0
+
+
+def _check_shapes(outputs, targets):
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"outputs have shape {outputs.shape}, but targets have {targets.shape}: "
+            f"the model's output width must be {targets.shape[-1]}, the task's ways (or target dimensions)."
+        )

@@ -1,0 +1,53 @@
+"""Metrics on disk: JSON lines to read back, TensorBoard events to look at."""
+
+import json
+import os
+from pathlib import Path
+
+
+class MetricsLog:
+    """Appends scalars to `metrics.jsonl` and `tensorboard/` in a run's folder.
+
+    Args:
+        directory: the run's folder; made if it is not there.
+        step: where the run goes on. What was logged after it, by a run that was
+            then killed, is taken out: it will be logged again.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, step: int = 0) -> None:
+        from tensorboardX import SummaryWriter  # only runs that log need it
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        _keep_until(path, step)
+        self._lines = path.open("a")
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Logs the values of one step."""
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self._events.close()
+
+
+def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl`, oldest first; a last line that a kill cut short is left out."""
+    path = Path(directory) / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _keep_until(path, step):
+    lines = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= step]
+    whole = path.with_suffix(".tmp")
+    whole.write_text("".join(lines))
+    whole.replace(path)

@@ -1,0 +1,49 @@
+"""The four-layer convolutional network of few-shot image classification."""
+
+import flax.linen as nn
+
+from jmeta.functional.pooling import max_pool
+from jmeta.models.adapters import from_linen
+from jmeta.models.layers import check_norm, Conv, Normalise
+from jmeta.types import Array, Model
+
+
+def conv4(*, outputs: int | None = None, width: int = 64, norm: str = "batch", strided: bool = False) -> Model:
+    """Four blocks of 3 x 3 convolution, normalisation, ReLU and halving (Vinyals et al., 2016).
+
+    Args:
+        outputs: width of the linear output layer; None makes an encoder.
+        width: filters of each block.
+        norm: normalisation policy, see `models.layers.Normalise`.
+        strided: halve by a stride of 2 and average the last feature map, as
+            MAML does on Omniglot, instead of by 2 x 2 max-pooling.
+
+    Returns:
+        A `Model` from images [K, H, W, C] of any size to [K, outputs], or to
+        features [K, D]: 64 for 28 x 28 images and 64 filters. Max-pooling stops
+        at maps one pixel high or wide.
+
+    Raises:
+        ValueError: for an unknown `norm`.
+    """
+    check_norm(norm)
+    return from_linen(Conv4(outputs, width, norm, strided))
+
+
+class Conv4(nn.Module):
+    """The module behind `conv4`."""
+
+    outputs: int | None
+    width: int
+    norm: str
+    strided: bool
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Features or outputs of images [K, H, W, C]."""
+        for _ in range(4):
+            x = Conv(self.width, stride=2 if self.strided else 1, use_bias=self.norm == "none")(x)
+            x = nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
+            x = x if self.strided or min(x.shape[1:3]) < 2 else max_pool(x)
+        x = x.mean((1, 2)) if self.strided else x.reshape(x.shape[0], -1)
+        return x if self.outputs is None else nn.Dense(self.outputs)(x)

@@ -1,0 +1,105 @@
+"""Flax layers over `jmeta.functional`: convolution and the five normalisation policies."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from jmeta.functional.conv import conv
+from jmeta.types import Array
+
+NORMS = ("batch", "running", "group", "layer", "none")
+
+
+def check_norm(norm: str) -> None:
+    """Raises a `ValueError` unless `norm` is one of the normalisation policies."""
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(NORMS)}.")
+
+
+class Conv(nn.Module):
+    """Convolution with "SAME" padding by `jmeta.functional.conv`.
+
+    Attributes:
+        features: output channels.
+        size: side of the kernel, odd.
+        stride: pixels between outputs.
+        use_bias: False before a normalisation, which would take the bias away.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Convolves images [B, H, W, C]."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        y = conv(x, self.param("kernel", nn.initializers.he_normal(), shape), stride=self.stride)
+        if self.use_bias:
+            y += _per_channel(self.param("bias", nn.initializers.zeros, (self.features,)), y)
+        return y
+
+
+class Normalise(nn.Module):
+    """Normalisation by a named policy, then a learned scale and bias per channel.
+
+    Attributes:
+        policy: `"batch"`, the statistics of the current set, in training and in
+            test (transductive, as MAML); `"running"`, those of the set in
+            training and running ones in test; `"group"` (Wu & He, 2018, up to
+            32 groups); `"layer"`; `"none"`, no layer at all.
+        momentum: share of the old running statistics that each update keeps.
+        epsilon: added to the variance.
+    """
+
+    policy: str
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Normalises `x` [K, ..., C]; `mask` [K] keeps padding out of the statistics."""
+        if self.policy == "none":
+            return x
+        if self.policy == "layer":
+            return nn.LayerNorm(epsilon=self.epsilon, reduction_axes=range(1, x.ndim), feature_axes=-1)(x)
+        if self.policy == "group":
+            return nn.GroupNorm(num_groups=math.gcd(32, x.shape[-1]), epsilon=self.epsilon)(x)
+        mean, variance = self._statistics(x, train, mask)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        factor = scale * lax.rsqrt(variance + self.epsilon)
+        return (x - _per_channel(mean, x)) * _per_channel(factor, x) + _per_channel(bias, x)
+
+    def _statistics(self, x, train, mask):
+        if self.policy == "batch":
+            return _moments(x, mask)
+        shape = (x.shape[-1],)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, x.dtype)
+        variance = self.variable("batch_stats", "variance", jnp.ones, shape, x.dtype)
+        if not train:
+            return mean.value, variance.value
+        current = _moments(x, mask)
+        if not self.is_initializing():
+            for running, new in zip((mean, variance), current, strict=True):
+                running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(new)
+        return current
+
+
+def _moments(x: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Mean and variance [C] of `x` [K, ..., C] over real examples and pixels.
+
+    Pixels are averaged first, so that the mask weighs [K, C] numbers and costs nothing.
+    """
+    weights = jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype) if mask is None else mask / jnp.maximum(mask.sum(), 1)
+    pixels = tuple(range(1, x.ndim - 1))
+    mean = weights @ x.mean(pixels)
+    return mean, weights @ jnp.square(x - _per_channel(mean, x)).mean(pixels)
+
+
+def _per_channel(values: Array, like: Array) -> Any:
+    return values.reshape((1,) * (like.ndim - 1) + (-1,))

@@ -1,0 +1,45 @@
+"""The multi-layer perceptron of few-shot regression."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from jmeta.models.adapters import from_linen
+from jmeta.models.layers import check_norm, Normalise
+from jmeta.types import Array, Model
+
+
+def mlp(*, hidden: Sequence[int] = (40, 40), outputs: int | None = 1, norm: str = "none") -> Model:
+    """Fully connected layers with ReLU; 40-40 as on the sinusoids of Finn et al., 2017.
+
+    Args:
+        hidden: widths of the hidden layers.
+        outputs: width of the linear output layer; None makes an encoder, whose
+            features are the last hidden layer.
+        norm: normalisation policy, see `models.layers.Normalise`.
+
+    Returns:
+        A `Model` from inputs [K, ...], flattened, to [K, outputs].
+
+    Raises:
+        ValueError: for an unknown `norm`.
+    """
+    check_norm(norm)
+    return from_linen(MLP(tuple(hidden), outputs, norm))
+
+
+class MLP(nn.Module):
+    """The module behind `mlp`."""
+
+    hidden: tuple[int, ...]
+    outputs: int | None
+    norm: str
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Features or outputs of inputs [K, ...]."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = nn.Dense(width, use_bias=self.norm == "none")(x)
+            x = nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
+        return x if self.outputs is None else nn.Dense(self.outputs)(x)

@@ -1,0 +1,59 @@
+"""The twelve-layer residual network of few-shot image classification."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from jmeta.functional.pooling import max_pool
+from jmeta.models.adapters import from_linen
+from jmeta.models.layers import check_norm, Conv, Normalise
+from jmeta.types import Array, Model
+
+leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
+
+
+def resnet12(*, outputs: int | None = None, widths: Sequence[int] = (64, 160, 320, 640), norm: str = "batch") -> Model:
+    """Four residual blocks of three convolutions each, as in MetaOptNet (Lee et al., 2019).
+
+    The last feature map is averaged over its pixels. DropBlock is left out.
+
+    Args:
+        outputs: width of the linear output layer; None makes an encoder.
+        widths: filters of each block.
+        norm: normalisation policy, see `models.layers.Normalise`.
+
+    Returns:
+        A `Model` from images [K, H, W, C] to [K, outputs], or to features [K, widths[-1]].
+
+    Raises:
+        ValueError: for an unknown `norm`.
+    """
+    check_norm(norm)
+    return from_linen(ResNet12(outputs, tuple(widths), norm))
+
+
+class ResNet12(nn.Module):
+    """The module behind `resnet12`."""
+
+    outputs: int | None
+    widths: tuple[int, ...]
+    norm: str
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Features or outputs of images [K, H, W, C]."""
+        for width in self.widths:
+            x = self._block(x, width, train, mask)
+        x = x.mean((1, 2))
+        return x if self.outputs is None else nn.Dense(self.outputs)(x)
+
+    def _block(self, x, width, train, mask):
+        def conv_norm(y, size):
+            y = Conv(width, size=size, use_bias=self.norm == "none")(y)
+            return Normalise(self.norm)(y, train=train, mask=mask)
+
+        y = leaky_relu(conv_norm(x, 3))
+        y = leaky_relu(conv_norm(y, 3))
+        y = leaky_relu(conv_norm(y, 3) + conv_norm(x, 1))
+        return max_pool(y) if min(y.shape[1:3]) >= 2 else y

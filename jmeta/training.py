@@ -1,0 +1,310 @@
+"""Meta-training: the state, one step, many steps in one dispatch, and the loop around them."""
+
+import contextlib
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from tqdm import tqdm
+
+from jmeta import checkpoints
+from jmeta.evaluation import default_chunk, evaluate
+from jmeta.metrics import MetricsLog
+from jmeta.types import Array, Learner, PyTree, Task, TrainState
+
+
+def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: Array, task: Task) -> TrainState:
+    """The state from which meta-training starts.
+
+    Args:
+        learner: what is to be trained.
+        optimizer: the outer optimizer.
+        key: PRNG key, for the initial parameters and for training.
+        task: one task, for its shapes.
+
+    Raises:
+        ValueError: if the model's output width is not the number of ways, or a
+            class has queries and no support example.
+
+    Example:
+        >>> from jmeta import data, learners, models
+        >>> task = data.glyphs()(jax.random.key(0))
+        >>> learner = learners.protonet(models.conv4(width=8))
+        >>> print(init_state(learner, optax.adam(1e-3), jax.random.key(1), task).step)
+        0
+    """
+    check_task(task)
+    init_key, key = jax.random.split(key)
+    params, state = jax.jit(learner.init)(init_key, task)
+    return TrainState(params, state, optimizer.init(params), key, jnp.int32(0))
+
+
+def make_train_step(
+    learner: Learner, optimizer: optax.GradientTransformation, *, tasks_per_chunk: int | None = None
+) -> Callable[[TrainState, Task], tuple[TrainState, dict[str, Array]]]:
+    """One meta-step: the mean loss over tasks, its meta-gradient, one optimizer update.
+
+    Args:
+        learner: what is trained.
+        optimizer: the outer optimizer.
+        tasks_per_chunk: how many tasks are vmapped at a time, the gradients of
+            the chunks being added up. The result is the same to rounding; time
+            and memory are not. None vmaps all on an accelerator; on a CPU as
+            many as keep their arrays in the cache, often one.
+
+    Returns:
+        `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate
+        the state if you like. Metrics are means over tasks of the learner's,
+        the `"loss"`, and the `"gradient_norm"` of the meta-gradient.
+
+    Raises:
+        ValueError: for fewer than 1 task per chunk.
+
+    Example:
+        >>> from jmeta import data, learners, models
+        >>> sample, optimizer = data.glyphs(), optax.adam(1e-3)
+        >>> learner = learners.protonet(models.conv4(width=8))
+        >>> state = init_state(learner, optimizer, jax.random.key(0), sample(jax.random.key(1)))
+        >>> tasks = jax.vmap(sample)(jax.random.split(jax.random.key(2), 4))
+        >>> state, metrics = jax.jit(make_train_step(learner, optimizer))(state, tasks)
+        >>> sorted(metrics)
+        ['accuracy', 'gradient_norm', 'loss']
+    """
+    if tasks_per_chunk is not None and tasks_per_chunk < 1:
+        raise ValueError(f"tasks_per_chunk is {tasks_per_chunk}; it must be at least 1, or None.")
+
+    def total(params, state, tasks, keys):
+        """The sum over tasks of the loss, and of the new states and metrics."""
+        loss, (states, metrics) = jax.vmap(lambda task, key: learner.loss(params, state, task, key=key))(tasks, keys)
+        return loss.sum(), jax.tree.map(lambda leaf: leaf.sum(0), (states, {**metrics, "loss": loss}))
+
+    def train_step(train_state, tasks):
+        params, state, opt_state, key, step = train_state
+        number = len(jax.tree.leaves(tasks)[0])
+        key, *keys = jax.random.split(key, number + 1)
+        chunk = tasks_per_chunk or default_chunk(lambda task: learner.loss(params, state, task), tasks)
+        differentiate = jax.grad(total, has_aux=True)
+        sums = _sum_over_chunks(
+            lambda batch: differentiate(params, state, *batch), (tasks, jnp.stack(keys)), min(chunk, number)
+        )
+        gradients, (state, metrics) = jax.tree.map(lambda leaf: leaf / number, sums)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+        return TrainState(optax.apply_updates(params, updates), state, opt_state, key, step + 1), metrics
+
+    return train_step
+
+
+def make_train_loop(
+    train_step: Callable, sample: Callable[[Array], Task], *, batch_size: int, steps: int
+) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
+    """Many meta-steps in one dispatch, their tasks sampled on the device.
+
+    Args:
+        train_step: from `make_train_step`, or one of your own.
+        sample: `(key) -> Task`.
+        batch_size: tasks in a meta-step.
+        steps: meta-steps in the loop.
+
+    Returns:
+        `(state) -> (state, metrics [steps])`, pure.
+
+    Raises:
+        ValueError: for a batch of fewer than 1 task, or fewer than 0 steps.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    if steps < 0:
+        raise ValueError(f"steps is {steps}; it must be 0 or more.")
+
+    def one(state, _):
+        key, sample_key = jax.random.split(state.key)
+        tasks = jax.vmap(sample)(jax.random.split(sample_key, batch_size))
+        return train_step(state._replace(key=key), tasks)
+
+    return lambda state: lax.scan(one, state, None, length=steps)
+
+
+def fit(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    sample: Callable[[Array], Task],
+    *,
+    key: Array,
+    steps: int,
+    batch_size: int,
+    validation: Callable[[Array], Task] | None = None,
+    episodes: int = 200,
+    out: str | os.PathLike | None = None,
+    config: dict[str, Any] | None = None,
+    log_every: int = 10,
+    save_every: int = 500,
+    tasks_per_chunk: int | None = None,
+) -> TrainState:
+    """Meta-trains a learner: progress bar, validation, checkpoints, metrics, clean stop, exact resume.
+
+    A run is resumed by calling `fit` again with the same arguments. Killed at
+    any moment and resumed, it ends with the parameters of a run that was not.
+    SIGINT and SIGTERM end it after the current dispatch, with a checkpoint.
+
+    Args:
+        learner: what is trained.
+        optimizer: the outer optimizer.
+        sample: `(key) -> Task`, the training tasks.
+        key: PRNG key, which alone decides initial parameters and tasks.
+        steps: meta-steps in the whole run.
+        batch_size: tasks in a meta-step.
+        validation: `(key) -> Task`; the same tasks are evaluated each time.
+        episodes: how many of them.
+        out: the run's folder, for `checkpoints/`, `metrics.jsonl` and
+            `tensorboard/`; None keeps nothing.
+        config: anything JSON can say that rebuilds the learner, saved with
+            every checkpoint; a run with another config in `out` is refused.
+        log_every: meta-steps in a dispatch, and between lines of metrics.
+        save_every: meta-steps between checkpoints and evaluations, a multiple
+            of `log_every`.
+        tasks_per_chunk: as for `make_train_step`.
+
+    Returns:
+        The last state; its `step` is below `steps` if a signal ended the run.
+
+    Raises:
+        ValueError: for numbers below 1, `save_every` not a multiple of
+            `log_every`, or another run in `out`.
+        FloatingPointError: when a loss or a meta-gradient is no longer finite;
+            it names the step and the last good checkpoint, which is kept.
+    """
+    _check_schedule(steps, log_every, save_every, episodes)
+    init_key, validation_key = jax.random.split(key)
+    state = init_state(learner, optimizer, init_key, sample(validation_key))
+    folder = None if out is None else Path(out) / "checkpoints"
+    if folder is not None and checkpoints.latest_step(folder) is not None:
+        _check_same_run(folder, config)
+        state = checkpoints.restore(folder, state)
+    # As an argument the sampler's table is not compiled into the loop.
+    sampler = sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
+    train_step = make_train_step(learner, optimizer, tasks_per_chunk=tasks_per_chunk)
+
+    @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
+    def dispatch(state, sampler, number):
+        return make_train_loop(train_step, sampler, batch_size=batch_size, steps=number)(state)
+
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(_stop_signals())
+        done = int(state.step)
+        log = None if out is None else stack.enter_context(MetricsLog(out, step=done))
+        bar = stack.enter_context(tqdm(total=steps, initial=done, unit="step", disable=None))
+        while done < steps and not stopping.is_set():
+            start = time.perf_counter()
+            state, metrics = dispatch(state, sampler, min(log_every, steps - done))
+            metrics = jax.tree.map(np.asarray, metrics)
+            _check_finite(metrics, done, folder)
+            number = len(metrics["loss"])
+            done += number
+            values = {name: float(array.mean()) for name, array in metrics.items()}
+            rate = number * batch_size / (time.perf_counter() - start)
+            is_last = done == steps or stopping.is_set()
+            if validation is not None and (done % save_every == 0 or is_last):
+                report = evaluate(learner, state, validation, key=validation_key, episodes=episodes)
+                values |= {"validation_loss": report.loss}
+                values |= {} if report.accuracy is None else {"validation_accuracy": report.accuracy}
+                bar.write(f"step {done}: validation {report}") if not bar.disable else None
+            if log is not None:
+                log.write(done, values)
+            if folder is not None and (done % save_every == 0 or is_last):
+                checkpoints.save(folder, state, config=config)
+            bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | {"tasks/s": f"{rate:.3g}"})
+            bar.update(number)
+    return state
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set while the block runs; a second signal does what it always did."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number, _):
+        stopping.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_schedule(steps, log_every, save_every, episodes):
+    for name, value, least in (("steps", steps, 0), ("log_every", log_every, 1), ("episodes", episodes, 2)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+    if save_every < 1 or save_every % log_every:
+        raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
+
+
+def _check_same_run(folder, config):
+    saved = checkpoints.restore_config(folder)
+    differing = sorted(name for name in saved | (config or {}) if saved.get(name) != (config or {}).get(name))
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{folder.parent} already holds another run: its {name} is {saved.get(name)!r}, "
+            f"not {(config or {}).get(name)!r}; choose another folder."
+        )
+
+
+def _check_finite(metrics, done, folder):
+    bad = ~np.isfinite(metrics["loss"] + metrics["gradient_norm"])
+    if not bad.any():
+        return
+    saved = None if folder is None else checkpoints.latest_step(folder)
+    kept = (
+        "no checkpoint was saved before it" if saved is None else f"the last good checkpoint is {folder / str(saved)}"
+    )
+    step = done + int(bad.argmax()) + 1
+    raise FloatingPointError(f"the loss or the meta-gradient is not finite at meta-step {step}; {kept}.")
+
+
+def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
+    """The sum of `function` over chunks of the leading axis of `batch`, the last one perhaps shorter."""
+    number = len(jax.tree.leaves(batch)[0])
+    if chunk == number:
+        return function(batch)
+    whole = number // chunk * chunk
+    chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), batch)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], chunks)),
+    )
+
+    def add(sums, one):
+        return jax.tree.map(jnp.add, sums, function(one)), None
+
+    sums, _ = lax.scan(add, zeros, chunks)
+    if whole < number:
+        sums, _ = add(sums, jax.tree.map(lambda leaf: leaf[whole:], batch))
+    return sums
+
+
+def check_task(task: Task) -> None:
+    """Raises a `ValueError` if a class has queries and no support example."""
+    support, query = ((part.targets * part.mask[:, None]).sum(0) for part in (task.support, task.query))
+    if task.class_ids is not None:
+        for index in jnp.flatnonzero((support == 0) & (query > 0)):
+            raise ValueError(f"class {index} of the task has queries but no support example; each class needs one.")

@@ -1,0 +1,148 @@
+"""The nouns of jmeta: examples, tasks, models, learners and the state of training.
+
+Shape letters, used in every docstring of the library:
+
+    T  tasks in a batch
+    N  ways: classes in a task
+    K  support examples: ways x shots
+    Q  query examples
+    D  features
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+class Examples(NamedTuple):
+    """One labelled set.
+
+    Attributes:
+        inputs: [K, ...], an image [K, H, W, C], an embedding [K, D], ...
+        targets: [K, N] one-hot for classification, [K, D] real for regression.
+        mask: [K], 1 for a real example and 0 for padding.
+    """
+
+    inputs: Array
+    targets: Array
+    mask: Array
+
+
+class Task(NamedTuple):
+    """A support set to adapt to and a query set to be judged on.
+
+    Attributes:
+        support: the labelled examples a learner adapts to.
+        query: the examples it is judged on.
+        class_ids: [N] which classes of the source these are, -1 for a padded
+            class; None where the source has no classes.
+    """
+
+    support: Examples
+    query: Examples
+    class_ids: Array | None = None
+
+
+class Model(NamedTuple):
+    """Any network: Linen, NNX, or two functions of your own.
+
+    Attributes:
+        init: `(key, inputs [K, ...]) -> (params, state)`.
+        apply: `(params, state, inputs, *, train=False, key=None) -> (outputs [K, ...], state)`.
+            A model that mixes examples (batch statistics) may take one keyword
+            more, `mask` [K], and is then told which rows are padding.
+    """
+
+    init: Callable
+    apply: Callable
+
+
+class Learner(NamedTuple):
+    """A few-shot learner: four pure functions, all written for one task.
+
+    Attributes:
+        init: `(key, task) -> (params, state)`.
+        adapt: `(params, state, support, *, key=None) -> adapted`, what is
+            specific to the task: fast weights, prototypes, a context.
+        predict: `(params, state, adapted, inputs [Q, ...]) -> outputs [Q, N]`.
+            It may take one keyword more, `mask` [Q], like `Model.apply`.
+        loss: `(params, state, task, *, key=None) -> (scalar, (state, metrics))`,
+            whose gradient is the meta-gradient. `metrics` is a dictionary of
+            scalars; it has an `"accuracy"` if the learner classifies.
+    """
+
+    init: Callable
+    adapt: Callable
+    predict: Callable
+    loss: Callable
+
+
+class Objective(NamedTuple):
+    """What a learner minimises on a set, and what it reports; made by `losses.objective`.
+
+    Attributes:
+        loss: `(outputs [K, N], targets [K, N], mask [K]) -> scalar`.
+        metrics: of the same arguments, a dictionary of scalars.
+        present: `(support) -> [N]`, which classes have a real support example;
+            None where targets are not classes.
+    """
+
+    loss: Callable
+    metrics: Callable
+    present: Callable
+
+
+class TrainState(NamedTuple):
+    """Everything training carries from one meta-step to the next.
+
+    Attributes:
+        params: meta-parameters.
+        state: running normalisation statistics; never differentiated.
+        opt_state: the optimizer's state.
+        key: the PRNG key that the next meta-step splits.
+        step: meta-steps taken, a scalar int32.
+    """
+
+    params: PyTree
+    state: PyTree
+    opt_state: PyTree
+    key: Array
+    step: Array
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Normalisation:
+    """A model's normalisation policy, carried in its `state` as a node without leaves.
+
+    It travels with the statistics it governs, so that whoever holds the state
+    (an evaluation report) can say how activations were normalised.
+    """
+
+    policy: str
+
+
+def takes_mask(function: Callable) -> bool:
+    """Whether a `Model.apply` or `Learner.predict` asks to be told which rows are padding."""
+    return "mask" in inspect.signature(function).parameters
+
+
+def apply_model(
+    model: Model,
+    params: PyTree,
+    state: PyTree,
+    inputs: Array,
+    *,
+    mask: Array | None = None,
+    train: bool = False,
+    key: Array | None = None,
+) -> tuple[Array, PyTree]:
+    """`model.apply`, with the mask if the model takes one."""
+    extra = {"mask": mask} if takes_mask(model.apply) else {}
+    return model.apply(params, state, inputs, train=train, key=key, **extra)
