@@ -239,11 +239,13 @@ def _accepted(factory: Callable, name: str, options: dict[str, Any]) -> dict[str
     """The options that were given, all of which the factory must have."""
     given = {option: value for option, value in options.items() if value is not None}
     for option in given.keys() - inspect.signature(factory).parameters.keys():
+        if option == "loss_fn":
+            raise ValueError(f"{name} classifies; it cannot be trained on a source of regression tasks.")
         raise ValueError(f"{OPTION_NAMES.get(option, option)} was given, but {name} has no such option.")
     return given
 
 
-OPTION_NAMES = {"inner_optimizer": "inner_rate", "loss_fn": "a source of regression tasks"}
+OPTION_NAMES = {"inner_optimizer": "inner_rate"}
 
 
 def _named(kind: str, name: str, known: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from jmeta.evaluation import evaluate
 from jmeta.training import fit, init_state
 
 STEPS = 600
+BINS = (np.arange(27) - 0.5) / 25  # a bin for each accuracy that 25 queries can have
 
 
 def run(out: str | os.PathLike) -> None:
@@ -54,9 +55,7 @@ def _draw(figure, task, reports):
     pictures.axvline(task.support.inputs.shape[2] - 0.5, color="tab:red")
     pictures.set(title="one task: support | query", xticks=[], yticks=[])
     for report, label in zip(reports, ("before", "after"), strict=True):
-        histogram.hist(
-            report.per_episode["accuracy"], bins=np.linspace(0, 1, 26), alpha=0.7, label=f"{label}: {report}"
-        )
+        histogram.hist(report.per_episode["accuracy"], bins=BINS, alpha=0.7, label=f"{label}: {report}")
     histogram.axvline(0.2, color="grey", linestyle=":", label="chance")
     histogram.set(title="accuracy over 600 tasks never seen", xlabel="accuracy", ylabel="episodes")
     histogram.legend(fontsize="x-small")

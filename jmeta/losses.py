@@ -6,9 +6,11 @@ example in the support set get no probability.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jmeta.types import Array, Examples, Objective
 
@@ -98,7 +100,7 @@ def masked_mean(values: Array, mask: Array) -> Array:
     return jnp.where(mask > 0, values, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def mean_and_interval(values: Array) -> tuple[Array, Array]:
+def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:
     """The mean of independent `values` [E] and the half-width of its 95 % confidence interval.
 
     The interval is normal, 1.96 standard errors, as few-shot results are reported.
@@ -108,7 +110,7 @@ def mean_and_interval(values: Array) -> tuple[Array, Array]:
         >>> print(f"{mean:.2f} ± {ci95:.2f}")
         2.00 ± 1.13
     """
-    return values.mean(), Z95 * values.std(ddof=1) / jnp.sqrt(values.size)
+    return values.mean(), Z95 * values.std(ddof=1) / values.size**0.5
 
 
 def _present_classes(support: Examples) -> Array:
@@ -119,5 +121,5 @@ def _check_shapes(outputs, targets):
     if outputs.shape != targets.shape:
         raise ValueError(
             f"outputs have shape {outputs.shape}, but targets have {targets.shape}: "
-            f"the model's output width must be {targets.shape[-1]}, the task's ways (or target dimensions)."
+            f"the model's output width must be {targets.shape[-1]}."
         )

@@ -99,7 +99,7 @@ def make_train_step(
         )
         gradients, (state, metrics) = jax.tree.map(lambda leaf: leaf / number, sums)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         return TrainState(optax.apply_updates(params, updates), state, opt_state, key, step + 1), metrics
 
     return train_step

@@ -16,7 +16,7 @@ SEGMENTS = 6  # of straight line that a stroke is drawn with
 WOBBLE = 0.07  # standard deviation of a control point, in image widths
 SHEAR = 0.15  # of each entry of the linear map about the identity
 SHIFT = 0.05  # of the position, in image widths
-PEN = (0.022, 0.035)  # half-width of the pen, in image widths
+PEN = (0.03, 0.045)  # half-width of the pen, in image widths
 
 
 def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array], Task]:
@@ -96,12 +96,14 @@ def _along(controls):
 
 def _ink(points, is_drawn, pen):
     """Ink [SIZE, SIZE]: 1 within the pen's width of a drawn stroke, fading to 0 over a pixel."""
-    centres = (jnp.arange(SIZE) + 0.5) / SIZE
-    pixels = jnp.stack(jnp.meshgrid(centres, centres), axis=-1).reshape(1, -1, 2)
-    starts = points[:, :-1].reshape(-1, 1, 2)
-    along = points[:, 1:].reshape(-1, 1, 2) - starts
-    offsets = pixels - starts
-    place = (offsets * along).sum(-1) / jnp.maximum(jnp.square(along).sum(-1), 1e-12)
-    nearest = jnp.clip(place, 0, 1)[..., None] * along
-    squared = jnp.square(offsets - nearest).sum(-1) + jnp.where(is_drawn, 0.0, 9.0).repeat(SEGMENTS)[:, None]
-    return jnp.clip((pen - jnp.sqrt(squared.min(0))) * SIZE + 0.5, 0, 1).reshape(SIZE, SIZE)
+    pixels = (jnp.arange(SIZE) + 0.5) / SIZE
+    starts = points[:, :-1].reshape(-1, 2, 1, 1)
+    along = points[:, 1:].reshape(-1, 2, 1, 1) - starts
+    right, down = pixels.reshape(1, 1, -1) - starts[:, 0], pixels.reshape(1, -1, 1) - starts[:, 1]
+    length = jnp.maximum(jnp.square(along).sum(1), 1e-12)  # squared
+    projection = right * along[:, 0] + down * along[:, 1]
+    place = jnp.clip(projection / length, 0, 1)
+    squared = right**2 + down**2 + place * (place * length - 2 * projection)
+    undrawn = jnp.where(is_drawn, 0.0, 9.0).repeat(SEGMENTS).reshape(-1, 1, 1)
+    nearest = jnp.sqrt(jnp.maximum((squared + undrawn).min(0), 0))
+    return jnp.clip((pen - nearest) * SIZE + 0.5, 0, 1)

@@ -34,7 +34,8 @@ class ClassTable:
         return len(self.names)
 
     def __repr__(self) -> str:
-        return f"ClassTable({len(self):,} classes, {len(self.inputs):,} examples of {self.inputs.dtype}{list(self.inputs.shape[1:])})"
+        each = f"{self.inputs.dtype}{list(self.inputs.shape[1:])}"
+        return f"ClassTable({len(self):,} classes, {len(self.inputs):,} examples of {each})"
 
 
 def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> ClassTable:

@@ -17,7 +17,15 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
     Returns:
         [Q, N], at absent classes half the most negative number of the dtype:
         its softmax is exactly zero, and zero times it is not NaN.
+
+    Raises:
+        ValueError: if the outputs are not as wide as there are classes.
     """
     if present is None:
         return outputs
+    if outputs.shape[-1] != present.size:
+        raise ValueError(
+            f"the model's outputs have shape {outputs.shape}, but the task has {present.size} ways: "
+            f"the model's output width must be {present.size}."
+        )
     return jnp.where(present[None, :], outputs, jnp.finfo(outputs.dtype).min / 2)

@@ -4,7 +4,7 @@ import flax.linen as nn
 
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_norm, Conv, Normalise
+from jmeta.models.layers import check_norm, Conv, dense, Normalise
 from jmeta.types import Array, Model
 
 
@@ -46,4 +46,4 @@ class Conv4(nn.Module):
             x = nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
             x = x if self.strided or min(x.shape[1:3]) < 2 else max_pool(x)
         x = x.mean((1, 2)) if self.strided else x.reshape(x.shape[0], -1)
-        return x if self.outputs is None else nn.Dense(self.outputs)(x)
+        return x if self.outputs is None else dense(self.outputs)(x)

@@ -1,4 +1,4 @@
-"""Flax layers over `jmeta.functional`: convolution and the five normalisation policies."""
+"""Flax layers: convolution by `jmeta.functional`, and the five normalisation policies."""
 
 import math
 from typing import Any
@@ -17,6 +17,11 @@ def check_norm(norm: str) -> None:
     """Raises a `ValueError` unless `norm` is one of the normalisation policies."""
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(NORMS)}.")
+
+
+def dense(features: int, *, use_bias: bool = True) -> nn.Dense:
+    """Flax's fully connected layer, with parameters in double precision where JAX is."""
+    return nn.Dense(features, use_bias=use_bias, param_dtype=jnp.result_type(float))
 
 
 class Conv(nn.Module):
@@ -66,9 +71,12 @@ class Normalise(nn.Module):
         if self.policy == "none":
             return x
         if self.policy == "layer":
-            return nn.LayerNorm(epsilon=self.epsilon, reduction_axes=range(1, x.ndim), feature_axes=-1)(x)
+            return nn.LayerNorm(
+                epsilon=self.epsilon, reduction_axes=range(1, x.ndim), param_dtype=jnp.result_type(float)
+            )(x)
         if self.policy == "group":
-            return nn.GroupNorm(num_groups=math.gcd(32, x.shape[-1]), epsilon=self.epsilon)(x)
+            groups = math.gcd(32, x.shape[-1])
+            return nn.GroupNorm(groups, epsilon=self.epsilon, param_dtype=jnp.result_type(float))(x)
         mean, variance = self._statistics(x, train, mask)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))

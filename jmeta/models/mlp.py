@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_norm, Normalise
+from jmeta.models.layers import check_norm, dense, Normalise
 from jmeta.types import Array, Model
 
 
@@ -40,6 +40,6 @@ class MLP(nn.Module):
         """Features or outputs of inputs [K, ...]."""
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = nn.Dense(width, use_bias=self.norm == "none")(x)
+            x = dense(width, use_bias=self.norm == "none")(x)
             x = nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
-        return x if self.outputs is None else nn.Dense(self.outputs)(x)
+        return x if self.outputs is None else dense(self.outputs)(x)

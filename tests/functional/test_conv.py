@@ -1,0 +1,103 @@
+"""The convolution equals `lax.conv_general_dilated` in value and in every derivative, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jmeta.functional import conv
+from jmeta.functional.conv import _dw_as_lax, _dw_as_matmul, _dw_in_blocks
+
+# Batch, height, width, channels, filters, kernel, stride; chosen to reach every form on the CPU.
+SHAPES = {
+    "small": (3, 5, 6, 2, 3, (3, 5), 1),
+    "large batch, odd size": (17, 9, 7, 12, 4, (3, 3), 1),
+    "blocks with a remainder": (7, 9, 9, 10, 2, (3, 3), 1),
+    "strided": (4, 7, 8, 3, 2, (3, 3), 2),
+    "pointwise": (2, 5, 5, 3, 2, (1, 1), 2),
+}
+
+
+def reference(x, w, *, stride=1):
+    return lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def scalar(convolve, stride):
+    """A function of both operands that is not quadratic, so that its second derivatives vary."""
+    return lambda x, w: jnp.sin(convolve(jnp.tanh(x), w, stride=stride)).sum()
+
+
+def derivatives(f, x, w):
+    """Value, gradients and a forward-over-reverse Hessian-vector product."""
+    tangents = (x[::-1], w[::-1])
+    gradient = jax.grad(f, (0, 1))
+    return f(x, w), gradient(x, w), jax.jvp(gradient, (x, w), tangents)[1]
+
+
+def operands(shape):
+    batch, height, width, channels, filters, size, _ = shape
+    keys = jax.random.split(jax.random.key(0))
+    return jax.random.normal(keys[0], (batch, height, width, channels)), jax.random.normal(
+        keys[1], (*size, channels, filters)
+    )
+
+
+def assert_equal(one, other, atol=1e-11):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-12), one, other)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_equals_lax_in_value_gradient_and_hessian_vector_product(x64, name):
+    x, w = operands(SHAPES[name])
+    stride = SHAPES[name][-1]
+    np.testing.assert_allclose(conv(x, w, stride=stride), reference(x, w, stride=stride), atol=1e-12)
+    results = [jax.jit(lambda f=scalar(c, stride): derivatives(f, x, w))() for c in (conv, reference)]
+    assert_equal(*results)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+def test_equals_lax_under_vmap_with_kernels_shared_and_per_task(x64, axes):
+    x, w = operands(SHAPES["large batch, odd size"])
+    x, w = (jnp.stack([a, 2 * a, a[::-1]]) if axis == 0 else a for a, axis in zip((x, w), axes, strict=True))
+
+    def run(convolve):
+        return jax.jit(jax.vmap(lambda x, w: derivatives(scalar(convolve, 1), x, w), axes))(x, w)
+
+    assert_equal(run(conv), run(reference))
+
+
+def test_reverse_over_reverse_inside_a_scan_equals_lax(x64):
+    x, w = operands(SHAPES["blocks with a remainder"])
+
+    def run(convolve):
+        gradient = jax.grad(scalar(convolve, 1), 1)
+
+        def descended(w):
+            w, _ = lax.scan(lambda w, _: (w - 0.01 * gradient(x, w), None), w, None, length=2)
+            return scalar(convolve, 1)(x, w)
+
+        return jax.jit(jax.grad(descended))(w)
+
+    assert_equal(run(conv), run(reference))
+
+
+def test_every_form_of_the_kernel_gradient_is_the_same(x64):
+    x, w = operands(SHAPES["blocks with a remainder"])
+    dy = reference(x, w)
+    forms = [form(x, dy, size=(3, 3)) for form in (_dw_as_lax, _dw_as_matmul, _dw_in_blocks)]
+    assert_equal(forms[0], forms[1])
+    assert_equal(forms[0], forms[2])
+
+
+@pytest.mark.parametrize(
+    ("w", "stride", "message"),
+    [
+        ((2, 3, 2, 4), 1, "kernel of 2 x 3"),
+        ((3, 3, 5, 4), 1, "x has 2 channels"),
+        ((3, 3, 2, 4), 0, "stride is 0"),
+    ],
+)
+def test_refuses_what_it_cannot_do(w, stride, message):
+    with pytest.raises(ValueError, match=message):
+        conv(jnp.ones((1, 4, 4, 2)), jnp.ones(w), stride=stride)

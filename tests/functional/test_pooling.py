@@ -1,0 +1,21 @@
+"""Max-pooling equals Flax's in value and in every derivative, ties and odd sizes included."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta.functional import max_pool
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (2, 7, 5, 3)])
+def test_equals_flax_with_ties_at_odd_sizes(x64, shape):
+    x = jnp.round(2 * jax.random.normal(jax.random.key(0), shape))  # few values, many ties
+
+    def derivatives(pool):
+        gradient = jax.grad(lambda x: jnp.sin(pool(x)).sum())
+        return pool(x), gradient(x), jax.jvp(gradient, (x,), (jnp.cos(x),))[1]
+
+    ours, flax = derivatives(max_pool), derivatives(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, flax)

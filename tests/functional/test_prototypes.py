@@ -1,0 +1,28 @@
+"""Prototypes and distances against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmeta.functional import cosine_similarities, prototypes, squared_distances
+
+
+def test_prototypes_are_means_of_real_examples_of_unequal_classes(x64):
+    features = np.random.default_rng(0).normal(size=(6, 4))
+    labels, mask = np.array([0, 1, 1, 0, 1, 2]), np.array([1.0, 1, 1, 1, 0, 0])
+    result = prototypes(jnp.asarray(features), jnp.eye(3)[labels], jnp.asarray(mask))
+    expected = [features[[0, 3]].mean(0), features[[1, 2]].mean(0), np.zeros(4)]
+    np.testing.assert_allclose(result, expected, atol=1e-14)
+
+
+def test_distances_and_cosines_equal_numpy(x64):
+    q, p = np.random.default_rng(0).normal(size=(2, 5, 4))
+    expected = ((q[:, None] - p[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(squared_distances(jnp.asarray(q), jnp.asarray(p)), expected, atol=1e-13)
+    cosines = q @ p.T / np.outer(np.linalg.norm(q, axis=1), np.linalg.norm(p, axis=1))
+    np.testing.assert_allclose(cosine_similarities(jnp.asarray(q), jnp.asarray(p)), cosines, atol=1e-13)
+
+
+def test_the_cosine_of_a_zero_vector_is_zero_with_a_finite_gradient():
+    gradient = jax.grad(lambda q: cosine_similarities(q, jnp.ones((2, 3))).sum())(jnp.zeros((1, 3)))
+    assert np.isfinite(gradient).all()

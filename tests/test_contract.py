@@ -1,0 +1,230 @@
+"""What every learner promises, in float64."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jmeta
+from jmeta import checkpoints, learners, losses, models
+from jmeta.types import apply_model, Examples, Model, Task
+
+WAYS = 3
+
+
+def plain_model() -> Model:
+    """Two functions and nothing else: no learner may assume Flax."""
+
+    def init(key, inputs):
+        return {"w": jax.random.normal(key, (inputs[0].size, WAYS)) / 5}, ()
+
+    def apply(params, state, inputs, *, train=False, key=None):
+        return jnp.tanh(inputs.reshape(len(inputs), -1)) @ params["w"], state
+
+    return Model(init, apply)
+
+
+def conv4(outputs):
+    return models.conv4(outputs=outputs, width=4)
+
+
+class Case(NamedTuple):
+    learner: jmeta.Learner
+    shape: tuple  # of one input
+    head: str | None = None  # the layer with a column per class, of a learner that has one
+
+
+CASES = {
+    "maml": Case(learners.maml(conv4(WAYS), inner_steps=2, inner_optimizer=optax.sgd(0.1)), (8, 8, 1), "Dense_0"),
+    "maml, first order": Case(
+        learners.maml(models.mlp(outputs=WAYS, norm="running"), meta_gradient="first_order"), (5,), "Dense_2"
+    ),
+    "maml, plain model": Case(learners.maml(plain_model()), (5,), "w"),
+    "fomaml": Case(learners.fomaml(models.mlp(outputs=WAYS, norm="layer")), (5,), "Dense_2"),
+    "protonet": Case(learners.protonet(conv4(None)), (8, 8, 1)),
+    "protonet, plain model": Case(learners.protonet(plain_model()), (5,)),
+    "protonet, cosine": Case(
+        learners.protonet(models.mlp(outputs=None, norm="running"), distance="cosine"),
+        (5,),
+    ),
+}
+
+
+def classification_task(key, shape, shots=2, queries=3):
+    def examples(key, per_class):
+        targets = jnp.repeat(jnp.eye(WAYS), per_class, axis=0)
+        inputs = jax.random.normal(key, (WAYS * per_class, *shape))
+        return Examples(inputs, targets, jnp.ones(WAYS * per_class))
+
+    support, query = jax.random.split(key)
+    return Task(examples(support, shots), examples(query, queries), jnp.arange(WAYS))
+
+
+class Subject(NamedTuple):
+    """A learner with its parameters, a task, and its functions compiled."""
+
+    case: Case
+    params: Any
+    state: Any
+    task: Task
+    predictions: Any  # (params, support, query) -> outputs
+    loss: Any  # (params, task) -> (loss, aux)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def subject(request):
+    with jax.enable_x64(True):
+        case = CASES[request.param]
+        task = classification_task(jax.random.key(1), case.shape)
+        params, state = case.learner.init(jax.random.key(0), task)
+
+        @jax.jit
+        def predictions(params, support, query):
+            adapted = case.learner.adapt(params, state, support)
+            return case.learner.predict(params, state, adapted, query.inputs, mask=query.mask)
+
+        @jax.jit
+        def loss(params, task):
+            return case.learner.loss(params, state, task)
+
+        yield Subject(case, params, state, task, predictions, loss)
+
+
+def close(one, other, atol=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-10), one, other)
+
+
+def test_the_same_inputs_give_the_same_outputs_without_a_retrace(subject):
+    chex.clear_trace_counter()
+    traced = jax.jit(chex.assert_max_traces(subject.case.learner.loss, n=1))
+    first = traced(subject.params, subject.state, subject.task)
+    second = traced(subject.params, subject.state, subject.task)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_outputs_have_a_row_per_query_and_a_column_per_class(subject):
+    outputs = subject.predictions(subject.params, subject.task.support, subject.task.query)
+    assert outputs.shape == (len(subject.task.query.mask), WAYS)
+    loss, (state, metrics) = subject.loss(subject.params, subject.task)
+    assert loss.shape == ()
+    assert set(metrics) == {"accuracy"}
+    assert jax.tree.structure(state) == jax.tree.structure(subject.state)
+
+
+def test_a_vmapped_loss_is_the_loss_of_each_task(subject):
+    keys = jax.random.split(jax.random.key(5), 3)
+    tasks = [classification_task(key, subject.case.shape) for key in keys]
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
+    together, _ = jax.jit(jax.vmap(subject.loss, (None, 0)))(subject.params, batch)
+    close(together, jnp.stack([subject.loss(subject.params, task)[0] for task in tasks]), atol=1e-10)
+
+
+def test_the_order_of_support_examples_changes_nothing(subject):
+    order = jax.random.permutation(jax.random.key(2), len(subject.task.support.mask))
+    shuffled = Examples(*(leaf[order] for leaf in subject.task.support))
+    outputs = [
+        subject.predictions(subject.params, support, subject.task.query) for support in (subject.task.support, shuffled)
+    ]
+    close(*outputs, atol=1e-10)
+
+
+def test_permuted_labels_permute_the_outputs(subject):
+    order = jnp.array([2, 0, 1])
+    support = subject.task.support._replace(targets=subject.task.support.targets[:, order])
+    outputs = subject.predictions(subject.params, subject.task.support, subject.task.query)
+    permuted = subject.predictions(permuted_head(subject, order), support, subject.task.query)
+    close(permuted, outputs[:, order], atol=1e-10)
+
+
+def permuted_head(subject, order):
+    """The parameters with the columns of the output layer, if there is one, in the order of the labels."""
+
+    def permute(path, leaf):
+        return leaf[..., order] if path[0].key == subject.case.head else leaf
+
+    return jax.tree_util.tree_map_with_path(permute, subject.params)
+
+
+def padded(examples, rows):
+    """The examples and `rows` rows of padding full of numbers that must not matter."""
+
+    def pad(leaf, value):
+        return jnp.concatenate([leaf, jnp.full((rows, *leaf.shape[1:]), value, leaf.dtype)])
+
+    return Examples(pad(examples.inputs, 7.0), pad(examples.targets, 0.0), pad(examples.mask, 0.0))
+
+
+def test_masked_padding_changes_nothing(subject):
+    support, query = (padded(part, 2) for part in subject.task[:2])
+    loss, (state, metrics) = subject.loss(subject.params, subject.task)
+    close(subject.loss(subject.params, Task(support, query)), (loss, (state, metrics)))
+    outputs = subject.predictions(subject.params, subject.task.support, subject.task.query)
+    close(subject.predictions(subject.params, support, query)[:-2], outputs)
+
+
+def test_a_class_that_is_not_there_gets_no_probability(subject):
+    real = subject.task.support.targets[:, 2] == 0
+    support = subject.task.support._replace(
+        mask=real.astype(float), targets=subject.task.support.targets * real[:, None]
+    )
+    outputs = subject.predictions(subject.params, support, subject.task.query)
+    assert (jax.nn.softmax(outputs)[:, 2] == 0).all()
+
+
+def test_the_meta_gradient_is_finite_and_not_zero(subject):
+    gradient = jax.jit(jax.grad(subject.loss, has_aux=True))(subject.params, subject.task)[0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert optax.tree.norm(gradient) > 1e-6
+
+
+def test_a_train_state_survives_a_checkpoint_bit_for_bit(subject, tmp_path):
+    state = jmeta.init_state(subject.case.learner, optax.adam(1e-3), jax.random.key(3), subject.task)
+    checkpoints.save(tmp_path, state)
+    other = jmeta.init_state(subject.case.learner, optax.adam(1e-3), jax.random.key(4), subject.task)
+    restored = checkpoints.restore(tmp_path, other)
+    chex.assert_trees_all_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))
+    chex.assert_trees_all_equal(restored._replace(key=0), state._replace(key=0))
+
+
+def test_every_learner_is_under_contract():
+    assert {name.split(",")[0] for name in CASES} == set(learners.__all__)
+
+
+def test_a_regression_learner_reports_no_accuracy(x64):
+    learner = learners.maml(models.mlp(), loss_fn=losses.squared_error)
+    task = jmeta.data.sinusoid()(jax.random.key(0))
+    params, state = learner.init(jax.random.key(1), task)
+    _, (_, metrics) = learner.loss(params, state, task)
+    assert metrics == {}
+
+
+@pytest.mark.parametrize("model", [models.conv4(outputs=2, width=4), models.conv4(width=4)])
+def test_a_model_that_is_not_as_wide_as_the_ways_is_refused(model):
+    task = classification_task(jax.random.key(0), (8, 8, 1))
+    with pytest.raises(ValueError, match="output width must be 3"):
+        jmeta.init_state(learners.maml(model), optax.sgd(0.1), jax.random.key(0), task)
+
+
+def test_a_class_with_queries_and_no_support_is_refused():
+    task = classification_task(jax.random.key(0), (5,))
+    support = task.support._replace(mask=task.support.mask.at[:2].set(0))
+    with pytest.raises(ValueError, match="class 0 of the task has queries but no support example"):
+        jmeta.init_state(
+            learners.protonet(plain_model()), optax.sgd(0.1), jax.random.key(0), task._replace(support=support)
+        )
+
+
+def test_a_model_that_asks_for_the_mask_is_told_it_and_another_is_not():
+    def told(params, state, inputs, *, train=False, key=None, mask=None):
+        return mask, state
+
+    def untold(params, state, inputs, *, train=False, key=None):
+        return inputs, state
+
+    mask = jnp.ones(2)
+    assert apply_model(Model(None, told), {}, (), jnp.zeros(2), mask=mask)[0] is mask
+    assert apply_model(Model(None, untold), {}, (), jnp.zeros(2), mask=mask)[0].sum() == 0
