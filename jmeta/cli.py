@@ -17,8 +17,8 @@ import optax
 import tyro
 
 from jmeta import checkpoints, data, demo, learners, losses, models
-from jmeta.evaluation import evaluate, Report
-from jmeta.training import fit, init_state
+from jmeta.evaluation import evaluate
+from jmeta.training import check_schedule, fit, init_state
 from jmeta.types import Array, Learner, Model, Task, TrainState
 
 # What there is.
@@ -193,7 +193,7 @@ DataCommand = Annotated[Prepare, _subcommand("prepare")] | Annotated[ListData, _
 class Data:
     """Prepare and list data."""
 
-    command: DataCommand
+    command: Annotated[DataCommand, tyro.conf.arg(name="")]
 
 
 Command = (
@@ -273,12 +273,18 @@ def train(command: Train) -> None:
     """`jmeta train`."""
     folder, run = _begun(command) if command.resume is None else _resumed(command, command.resume)
     configuration = run.configuration
+    learner = build_learner(configuration)
     sampler = SOURCES[configuration.data].sampler
+    tasks, validation = (sampler(configuration.protocol, split, configuration.data_dir) for split in ("train", "val"))
+    check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
+    # Only now: a mistake must not leave a folder behind.
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
     state = fit(
-        build_learner(configuration),
+        learner,
         optax.adam(configuration.learning_rate),
-        sampler(configuration.protocol, "train", configuration.data_dir),
-        validation=sampler(configuration.protocol, "val", configuration.data_dir),
+        tasks,
+        validation=validation,
         key=jax.random.key(configuration.seed),
         steps=run.steps,
         batch_size=configuration.batch_size,
@@ -295,18 +301,13 @@ def train(command: Train) -> None:
 
 
 def _begun(command: Train) -> tuple[Path, Run]:
-    """A new run, written down in its folder."""
+    """A new run."""
     if command.out is None:
         raise ValueError("train needs --out, the folder of a new run, or --resume, that of one to go on with.")
-    steps = 2000 if command.steps is None else command.steps
-    run = Run(command.configuration, steps, command.save_every, command.log_every, command.episodes)
-    build_learner(run.configuration)  # a mistake must not leave a folder behind
-    path = command.out / "run.json"
-    if path.exists():
+    if (command.out / "run.json").exists():
         raise ValueError(f"{command.out} already holds a run; go on with: jmeta train --resume {command.out}")
-    command.out.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, json.dumps(dataclasses.asdict(run), indent=1) + "\n")
-    return command.out, run
+    steps = 2000 if command.steps is None else command.steps
+    return command.out, Run(command.configuration, steps, command.save_every, command.log_every, command.episodes)
 
 
 def _resumed(command: Train, folder: Path) -> tuple[Path, Run]:
@@ -335,19 +336,24 @@ def _write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def evaluate_run(command: Evaluate) -> Report:
+def evaluate_run(command: Evaluate) -> None:
     """`jmeta evaluate`."""
     configuration = _read_run(command.run).configuration
-    learner, state = load(command.run)
     given = {name: getattr(command, name) for name in ("ways", "shots", "queries")}
     protocol = dataclasses.replace(configuration.protocol, **{k: v for k, v in given.items() if v is not None})
-    source = _named("data", command.data or configuration.data, SOURCES)
+    name = command.data or configuration.data
+    source = _named("data", name, SOURCES)
+    learner, state = load(command.run)
     sample = source.sampler(protocol, "test", command.data_dir or configuration.data_dir)
+    trained, tested = (_input_shape(of) for of in (_stand_in(configuration), sample))
+    if trained != tested:
+        raise ValueError(
+            f"{command.run} was trained on inputs of shape {trained}, but {name} has inputs of shape {tested}."
+        )
     report = evaluate(learner, state, sample, key=jax.random.key(command.seed), episodes=command.episodes)
     print(report)
     if command.out is not None:
         _write_whole(command.out, report.to_json(indent=1) + "\n")
-    return report
 
 
 def load(run: Path) -> tuple[Learner, TrainState]:
@@ -359,12 +365,19 @@ def load(run: Path) -> tuple[Learner, TrainState]:
     """
     configuration = _read_run(run).configuration
     learner = build_learner(configuration)
-    source = SOURCES[configuration.data]
-    # The shape of a task is what the state's shapes follow from; no data set is read for it.
-    shaped = SOURCES["sinusoid" if source.regression else "glyphs"].sampler(configuration.protocol, "train", None)
     key = jax.random.key(configuration.seed)
-    like = init_state(learner, optax.adam(configuration.learning_rate), key, shaped(key))
+    like = init_state(learner, optax.adam(configuration.learning_rate), key, _stand_in(configuration)(key))
     return learner, checkpoints.restore(run / "checkpoints", like)
+
+
+def _stand_in(configuration: Configuration) -> Callable[[Array], Task]:
+    """A sampler of tasks of the shapes a run was trained on, for which no data set is read."""
+    name = "sinusoid" if SOURCES[configuration.data].regression else "glyphs"
+    return SOURCES[name].sampler(configuration.protocol, "train", None)
+
+
+def _input_shape(sample: Callable[[Array], Task]) -> tuple[int, ...]:
+    return jax.eval_shape(sample, jax.random.key(0)).support.inputs.shape[1:]
 
 
 def _first_line(function: Callable) -> str:
@@ -427,8 +440,9 @@ def _parsed(arguments: list[str] | None) -> Any:
     except SystemExit as exit:
         if not exit.code:
             raise
-        lines = (line.strip("│ ") for line in told.getvalue().splitlines()[1:])
-        first = itertools.takewhile(lambda line: not line.startswith(("─", "╰")), lines)
+        # Frames and rules are of box-drawing characters or, where the terminal has none, of ASCII.
+        lines = (line.strip("│╭╮╰╯─|+- ") for line in told.getvalue().splitlines()[1:])
+        first = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
         raise ValueError(" ".join(first).rstrip(".") + "; see jmeta --help") from None
 
 

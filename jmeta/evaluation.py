@@ -101,8 +101,8 @@ def evaluate(
         >>> report.episodes, report.ways, report.shots, report.normalisation
         (4, 5, 1, ('batch',))
     """
-    for name, value, least in (("episodes", episodes, 2), ("tasks_per_chunk", tasks_per_chunk or 1, 1)):
-        if value < least:
+    for name, value, least in (("episodes", episodes, 2), ("tasks_per_chunk", tasks_per_chunk, 1)):
+        if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}.")
     # As a pytree the sampler passes its table as an argument, and no copy of it is compiled in.
     sampler = sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)

@@ -184,7 +184,7 @@ def fit(
         FloatingPointError: when a loss or a meta-gradient is no longer finite;
             it names the step and the last good checkpoint, which is kept.
     """
-    _check_schedule(steps, log_every, save_every, episodes)
+    check_schedule(steps, batch_size, log_every, save_every, episodes)
     init_key, validation_key = jax.random.split(key)
     state = init_state(learner, optimizer, init_key, sample(validation_key))
     folder = None if out is None else Path(out) / "checkpoints"
@@ -250,10 +250,12 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _check_schedule(steps, log_every, save_every, episodes):
-    for name, value, least in (("steps", steps, 0), ("log_every", log_every, 1), ("episodes", episodes, 2)):
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int, episodes: int) -> None:
+    """Raises a `ValueError` for numbers that `fit` cannot take."""
+    least = {"steps": (steps, 0), "batch_size": (batch_size, 1), "log_every": (log_every, 1), "episodes": (episodes, 2)}
+    for name, (value, lowest) in least.items():
+        if value < lowest:
+            raise ValueError(f"{name} is {value}; it must be at least {lowest}.")
     if save_every < 1 or save_every % log_every:
         raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
 

@@ -1,0 +1,46 @@
+"""The drawn characters are hard enough to be worth learning, and new every time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import data
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return jax.jit(jax.vmap(data.glyphs(ways=5, shots=1, queries=15)))(jax.random.split(jax.random.key(0), 200))
+
+
+def test_the_nearest_raw_pixel_centroid_is_right_about_half_the_time(tasks):
+    support, query = (np.asarray(part.inputs).reshape(200, -1, 784) for part in tasks[:2])
+    distances = (query**2).sum(-1)[:, :, None] - 2 * query @ support.swapaxes(1, 2) + (support**2).sum(-1)[:, None]
+    accuracy = (distances.argmin(-1) == np.asarray(tasks.query.targets).argmax(-1)).mean()
+    assert 0.35 < accuracy < 0.75
+
+
+def test_images_are_ink_on_paper(tasks):
+    ink = np.asarray(tasks.query.inputs)
+    assert ink.shape == (200, 75, 28, 28, 1)
+    assert ink.min() == 0
+    assert ink.max() == 1
+    assert 0.03 < ink.mean() < 0.3
+    assert (ink.sum((2, 3, 4)) > 5).mean() > 0.99  # hardly a sheet is empty
+
+
+def test_no_two_drawings_and_no_two_characters_are_the_same(tasks):
+    drawings = np.asarray(tasks.query.inputs).reshape(-1, 784)
+    assert len(np.unique(drawings, axis=0)) > 0.99 * len(drawings)
+
+
+def test_the_same_key_draws_the_same_task():
+    sample = data.glyphs(ways=2, shots=1, queries=1)
+    jax.tree.map(np.testing.assert_array_equal, sample(jax.random.key(3)), sample(jax.random.key(3)))
+    assert not jnp.array_equal(sample(jax.random.key(3)).support.inputs, sample(jax.random.key(4)).support.inputs)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ways", 1), ("shots", 0), ("queries", 0)])
+def test_refuses_a_task_that_cannot_be(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        data.glyphs(**{name: value})

@@ -1,0 +1,103 @@
+"""Omniglot: real drawings where they are there, the splits and the errors everywhere."""
+
+import json
+import subprocess
+import sys
+import warnings
+from importlib import resources
+
+import numpy as np
+import pytest
+
+from jmeta import data
+
+# TFDS and its dependencies warn on import and leave files for the garbage collector to close.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="session")
+def test_split(omniglot_files):
+    return data.omniglot("test", data_dir=omniglot_files / "tfds")
+
+
+def test_the_splits_are_1028_172_and_423_different_characters():
+    listed = json.loads(resources.files("jmeta.data").joinpath("omniglot_splits.json").read_text())
+    characters = {
+        split: {(a, n) for alphabets in parts.values() for a, ns in alphabets.items() for n in ns}
+        for split, parts in listed.items()
+    }
+    assert {split: len(of) for split, of in characters.items()} == {"train": 1028, "val": 172, "test": 423}
+    assert len(set.union(*characters.values())) == 1623
+
+
+def test_turned_characters_are_classes_of_their_own(test_split):
+    assert len(test_split) == 1692
+    assert (test_split.counts == 20).all()
+    assert test_split.inputs.shape == (33840, 28, 28, 1)
+    of = {name: i for i, name in enumerate(test_split.names)}
+    alphabet, number, _ = test_split.names[0]
+    upright, turned = (
+        np.asarray(test_split.inputs[test_split.starts[of[alphabet, number, degrees]] :][:20]) for degrees in (0, 90)
+    )
+    np.testing.assert_array_equal(turned, np.rot90(upright, axes=(1, 2)))
+
+
+def test_ink_is_bright_and_scarce(test_split):
+    assert test_split.inputs.dtype == np.uint8
+    assert 10 < np.asarray(test_split.inputs).mean() < 40
+
+
+def test_lakes_parts_are_not_turned(omniglot_files):
+    table = data.omniglot("evaluation", data_dir=omniglot_files / "tfds")
+    assert len(table) == 659
+    assert len(table.inputs) == 13180
+
+
+@pytest.mark.long
+def test_all_32460_drawings_are_the_same_from_the_archives(omniglot_files, tmp_path):
+    for split, number in (("background", 19280), ("evaluation", 13180)):
+        prepared = data.omniglot(split, data_dir=tmp_path, archives=omniglot_files / "archives")
+        existing = data.omniglot(split, data_dir=omniglot_files / "tfds")
+        assert prepared.names == existing.names
+        assert len(existing.inputs) == number
+        np.testing.assert_array_equal(prepared.inputs, existing.inputs)
+
+
+def test_tensorflow_is_never_imported(omniglot_files):
+    program = (
+        "import sys; from jmeta import data;"
+        f"data.omniglot('evaluation', data_dir={str(omniglot_files / 'tfds')!r});"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("split", "options", "message"),
+    [("testing", {}, "split is 'testing'; it must be one of train, val, test"), ("test", {"rotations": (45,)}, "45")],
+)
+def test_refuses_splits_and_rotations_there_are_not(split, options, message):
+    with pytest.raises(ValueError, match=message):
+        data.omniglot(split, **options)
+
+
+def test_a_missing_archive_is_named_with_where_it_was_looked_for(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(FileNotFoundError, match=f"images_background.zip.*not found in {tmp_path}/none"):
+        data.omniglot("test", data_dir=tmp_path, archives=tmp_path / "none")
+
+
+def test_a_failed_download_says_what_gets_the_data(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(FileNotFoundError, match="run: jmeta data prepare omniglot") as caught,
+    ):
+        data.omniglot("test", data_dir=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "no network" in str(caught.value)

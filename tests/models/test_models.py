@@ -1,0 +1,129 @@
+"""The built-in networks and the adapters."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jmeta import models
+from jmeta.models.layers import NORMS
+from jmeta.types import Normalisation
+
+KEY = jax.random.key(0)
+
+
+def built(model, inputs):
+    params, state = jax.jit(model.init)(KEY, inputs)
+    return params, state, jax.jit(model.apply, static_argnames="train")
+
+
+@pytest.mark.parametrize("size", [(28, 28, 1), (9, 6, 3)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_conv4_takes_images_of_any_size_and_channels(size, strided):
+    images = jnp.ones((2, *size))
+    params, state, apply = built(models.conv4(outputs=5, width=4, strided=strided), images)
+    assert apply(params, state, images)[0].shape == (2, 5)
+
+
+def test_a_conv4_encoder_of_omniglot_images_has_64_features():
+    images = jnp.ones((1, 28, 28, 1))
+    params, state, apply = built(models.conv4(), images)
+    assert apply(params, state, images)[0].shape == (1, 64)
+
+
+def test_resnet12_is_metaoptnets():
+    images = jnp.ones((1, 16, 16, 3))
+    params, _ = jax.eval_shape(models.resnet12().init, KEY, images)
+    kernels = [leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]
+    assert len(kernels) == 16  # three convolutions and a shortcut in each of four blocks
+    assert {shape[-1] for shape in kernels} == {64, 160, 320, 640}
+    outputs, _ = jax.eval_shape(models.resnet12(outputs=5).apply, *_with_head(images), images)
+    assert outputs.shape == (1, 5)
+
+
+def _with_head(images):
+    return jax.eval_shape(models.resnet12(outputs=5).init, KEY, images)
+
+
+def test_resnet12_runs():
+    images = jax.random.normal(KEY, (2, 8, 8, 1))
+    params, state, apply = built(models.resnet12(widths=(2, 3, 4, 5)), images)
+    assert apply(params, state, images)[0].shape == (2, 5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_policy_is_named_in_the_state_and_normalises(norm):
+    inputs = 10 + 3 * jax.random.normal(KEY, (32, 6))
+    params, state, apply = built(models.mlp(hidden=(16,), outputs=None, norm=norm), inputs)
+    assert state["normalisation"] == Normalisation(norm)
+    features, _ = apply(params, state, inputs, train=True)
+    assert (float(features.std()) < 1) == (norm != "none")
+
+
+def test_running_statistics_approach_those_of_the_data_and_are_used_in_test(x64):
+    inputs = 5 + 2 * jax.random.normal(KEY, (64, 3))
+    params, state, apply = built(models.mlp(hidden=(4,), outputs=None, norm="running"), inputs)
+    for _ in range(200):
+        trained, state = apply(params, state, inputs, train=True)
+    tested, after = apply(params, state, inputs)
+    np.testing.assert_allclose(tested, trained, atol=1e-6)
+    alone, _ = apply(params, state, inputs[:1])
+    np.testing.assert_allclose(alone, tested[:1], atol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_padding_does_not_reach_batch_statistics(x64, norm):
+    images = jax.random.normal(KEY, (3, 8, 8, 1))
+    params, state, apply = built(models.conv4(width=4, norm=norm), images)
+    padded = jnp.concatenate([images, jnp.full((2, 8, 8, 1), 9.0)])
+    mask = jnp.array([1.0, 1, 1, 0, 0])
+    outputs, after = apply(params, state, padded, train=True, mask=mask)
+    expected, expected_after = apply(params, state, images, train=True)
+    np.testing.assert_allclose(outputs[:3], expected, atol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after, expected_after)
+
+
+@pytest.mark.parametrize("factory", [models.mlp, models.conv4, models.resnet12])
+def test_an_unknown_norm_is_refused(factory):
+    with pytest.raises(ValueError, match="norm is 'instance'; it must be one of batch, running"):
+        factory(norm="instance")
+
+
+def test_a_linen_module_with_dropout_gets_its_key():
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return nn.Dropout(0.5, deterministic=not train)(x)
+
+    model = models.from_linen(Dropped())
+    params, state = model.init(KEY, jnp.ones((2, 50)))
+    assert (model.apply(params, state, jnp.ones((2, 50)))[0] == 1).all()
+    assert (model.apply(params, state, jnp.ones((2, 50)), train=True, key=KEY)[0] == 0).any()
+
+
+class NNXNetwork(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(4, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(nnx.relu(self.norm(self.hidden(x))))
+
+
+def test_an_nnx_module_is_a_pure_function():
+    model = models.from_nnx(NNXNetwork)
+    inputs = jax.random.normal(KEY, (16, 4))
+    params, state = model.init(KEY, inputs)
+    loss = jax.jit(lambda p, s: (lambda y, s: (y.sum(), s))(*model.apply(p, s, inputs, train=True, key=KEY)))
+    gradient, after = jax.grad(loss, has_aux=True)(params, state)
+    assert jax.tree.structure(gradient) == jax.tree.structure(params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after["norm"], state["norm"])
+    assert all(jax.tree.leaves(moved))
+    tested, unchanged = model.apply(params, after, inputs)
+    assert unchanged is after
+    np.testing.assert_array_equal(tested, model.apply(params, after, inputs)[0])

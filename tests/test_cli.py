@@ -1,0 +1,200 @@
+"""The command line, as a user meets it: every command in a process of its own, or nearly so."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jmeta import checkpoints, cli
+from jmeta.metrics import read_metrics
+
+SINUSOID = [
+    *("train", "--data", "sinusoid", "--shots", "5", "--queries", "5", "--batch-size", "2"),
+    *("--inner-rate", "0.01", "--log-every", "5", "--save-every", "20", "--episodes", "5"),
+]
+
+
+def jmeta(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "jmeta", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def succeeded(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run on sinusoids, begun and ended by the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    out = succeeded(jmeta(*SINUSOID, "--steps", 400, "--out", folder))
+    assert out == f"trained for 400 meta-steps; evaluate with: jmeta evaluate {folder}\n"
+    return folder
+
+
+def test_a_run_killed_again_and_again_ends_with_the_parameters_of_one_that_was_not(run_folder, tmp_path):
+    folder = tmp_path / "killed"
+    process = jmeta(*SINUSOID, "--steps", 400, "--out", folder)
+    for at in (30, 150):
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = read_metrics(folder)
+            if lines and lines[-1]["step"] >= at:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        process = jmeta("train", "--resume", folder)
+    succeeded(process)
+    _, killed = cli.load(folder)
+    _, whole = cli.load(run_folder)
+    assert killed.step == whole.step == 400
+    jax.tree.map(np.testing.assert_array_equal, (killed.params, killed.opt_state), (whole.params, whole.opt_state))
+    np.testing.assert_array_equal(jax.random.key_data(killed.key), jax.random.key_data(whole.key))
+    assert [line["step"] for line in read_metrics(folder)] == [line["step"] for line in read_metrics(run_folder)]
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(run_folder, tmp_path):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", run_folder, folder], check=True)
+    newest = folder / "checkpoints" / "400"
+    half = folder / "checkpoints" / "420.orbax-checkpoint-tmp"
+    subprocess.run(["cp", "-r", newest, half], check=True)
+    for file in half.rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    assert checkpoints.latest_step(folder / "checkpoints") == 400
+    assert cli.load(folder)[1].step == 400
+
+
+def test_a_run_can_be_made_longer(run_folder, tmp_path, capsys):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", run_folder, folder], check=True)
+    assert cli.main(["train", "--resume", str(folder), "--steps", "420"]) == 0
+    assert "trained for 420 meta-steps" in capsys.readouterr().out
+
+
+def test_evaluate_prints_one_line_and_writes_the_whole_report(run_folder, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    assert cli.main(["evaluate", str(run_folder), "--episodes", "20", "--out", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("mean squared error ")
+    assert printed.endswith("(95 % CI, 20 episodes)\n")
+    report = json.loads(path.read_text())
+    assert (report["episodes"], report["shots"]) == (20, 5)
+
+
+def test_shots_may_differ_in_evaluation(run_folder, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    assert cli.main(["evaluate", str(run_folder), "--shots", "7", "--episodes", "5", "--out", str(path)]) == 0
+    assert json.loads(path.read_text())["shots"] == 7
+
+
+@pytest.fixture(scope="module")
+def protonet_folder(tmp_path_factory):
+    """A prototypical network on glyphs, hardly trained."""
+    folder = tmp_path_factory.mktemp("runs") / "protonet"
+    options = "train --learner protonet --model mlp --ways 3 --queries 2 --batch-size 1 --steps 2 --log-every 1"
+    assert cli.main([*options.split(), "--save-every", "1", "--episodes", "2", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_metric_learner_is_evaluated_at_other_ways(protonet_folder, tmp_path):
+    path = tmp_path / "report.json"
+    arguments = f"evaluate {protonet_folder} --ways 7 --shots 2 --episodes 5 --out {path}"
+    assert cli.main(arguments.split()) == 0
+    report = json.loads(path.read_text())
+    assert (report["ways"], report["shots"]) == (7, 2)
+
+
+def test_a_run_is_evaluated_on_other_data_of_its_shape(protonet_folder, omniglot_files, capsys):
+    arguments = f"evaluate {protonet_folder} --data omniglot --data-dir {omniglot_files / 'tfds'} --episodes 5"
+    assert cli.main(arguments.split()) == 0
+    assert "5 episodes" in capsys.readouterr().out
+
+
+def test_lists_name_every_learner_and_source(capsys):
+    assert cli.main(["learners"]) == 0
+    assert cli.main(["data", "list"]) == 0
+    printed = capsys.readouterr().out
+    for name in (*cli.LEARNERS, *cli.SOURCES):
+        assert f"\n{name} " in f"\n{printed}"
+    assert "Finn et al., 2017" in printed
+
+
+def test_help_documents_every_field():
+    out = succeeded(jmeta("train", "--help"))
+    for field in ("--learner", "--ways", "--inner-steps", "--save-every", "--batch-size", "--data-dir"):
+        assert field in out
+    assert "Classes in a task." in out
+
+
+MISTAKES = {
+    "train --learner mamml --out {new}": "learner 'mamml' is unknown; did you mean 'maml'?",
+    "train --data omniglott --out {new}": "data 'omniglott' is unknown; did you mean 'omniglot'?",
+    "train --model conv5 --out {new}": "model 'conv5' is unknown; did you mean 'conv4'?",
+    "train --out {new} --ways 1": "ways is 1; it must be at least 2",
+    "train --out {new} --shots 0": "shots is 0",
+    "train --out {new} --steps -5": "steps is -5",
+    "train --out {new} --ways five": "Error parsing --ways: invalid literal for int() with base 10: 'five'",
+    "train --out {new} --leaner maml": "Unrecognized options: --leaner",
+    "train --learner protonet --data sinusoid --out {new}": "protonet classifies",
+    "train --learner protonet --inner-rate 0.1 --out {new}": "inner_rate was given, but protonet has no such option",
+    "train": "train needs --out",
+    "train --out {run}": "already holds a run; go on with: jmeta train --resume {run}",
+    "train --resume {run} --ways 6": "only --steps may be given",
+    "train --resume {new}": "there is no run in {new}",
+    "evaluate {new}": "there is no run in {new}",
+    "evaluate {run} --episodes 1": "episodes is 1",
+    "evaluate {run} --data glyphs": "was trained on inputs of shape (1,), but glyphs has inputs of shape (28, 28, 1)",
+    "data prepare omniglot --archives {new} --data-dir {new}": "images_background.zip",
+    "": "Expected one of",
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # TFDS warns on import
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line_with_exit_code_2(mistake, run_folder, tmp_path, capsys):
+    names = {"new": tmp_path / "new", "run": run_folder}
+    assert cli.main(mistake.format(**names).split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("jmeta: ")
+    assert err.count("\n") == 1
+    assert MISTAKES[mistake].format(**names) in err
+
+
+def test_a_mistake_leaves_no_folder_behind(tmp_path):
+    assert cli.main(["train", "--ways", "1", "--out", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_another_learner_is_refused(run_folder, tmp_path, capsys):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", run_folder, folder], check=True)
+    path = folder / "run.json"
+    path.write_text(path.read_text().replace('"model": null', '"model": "conv4"').replace('"sinusoid"', '"glyphs"'))
+    assert cli.main(["evaluate", str(folder)]) == 2
+    assert "is of another learner, model or optimizer" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_process_of_its_own_has_no_traceback():
+    process = jmeta("train", "--learner", "prototypical", "--out", "/nowhere")
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "did you mean 'protonet'" in err

@@ -1,0 +1,119 @@
+"""Evaluation: the figures, the protocol it states, and that it changes nothing."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jmeta
+from jmeta import data, learners, losses, models
+from jmeta.types import Learner, Model
+
+TABLE = data.class_table(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.repeat(np.arange(6), 10))
+IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
+
+
+def evaluated(model, sample, **options):
+    learner = learners.protonet(model)
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    return jmeta.evaluate(learner, state, sample, key=jax.random.key(2), **{"episodes": 40} | options)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return evaluated(IDENTITY, data.episodes(TABLE, ways=3, shots=2, queries=4))
+
+
+def test_mean_and_interval_are_those_of_the_episodes(report):
+    values = report.per_episode["accuracy"].astype(float)
+    assert values.shape == (40,)
+    np.testing.assert_allclose(report.accuracy, values.mean())
+    np.testing.assert_allclose(report.ci95, 1.96 * values.std(ddof=1) / np.sqrt(40), rtol=1e-4)
+
+
+def test_an_episode_is_adapted_to_and_predicted(report):
+    key = jax.random.split(jax.random.split(jax.random.key(2), 40)[7])[0]
+    task = data.episodes(TABLE, ways=3, shots=2, queries=4)(key)
+    learner = learners.protonet(IDENTITY)
+    outputs = learner.predict({}, (), learner.adapt({}, (), task.support), task.query.inputs)
+    correct = np.asarray(outputs.argmax(-1) == task.query.targets.argmax(-1))
+    np.testing.assert_allclose(report.per_episode["accuracy"][7], correct.mean(), rtol=1e-6)
+
+
+def test_the_report_states_its_protocol(report):
+    assert (report.episodes, report.ways, report.shots, report.queries) == (40, 3, 2, 4)
+    assert str(report) == f"accuracy {100 * report.accuracy:.1f} ± {100 * report.ci95:.1f} % (95 % CI, 40 episodes)"
+    whole = json.loads(report.to_json())
+    assert whole["accuracy"] == report.accuracy
+    assert len(whole["per_episode"]["loss"]) == 40
+    with pytest.raises(AttributeError):
+        report.accuracy = 1.0
+
+
+def test_two_learners_see_the_same_episodes_and_chunking_changes_nothing():
+    sample = data.episodes(TABLE, ways=3, shots=2, queries=4)
+    runs = [evaluated(IDENTITY, sample, tasks_per_chunk=chunk) for chunk in (1, 7, 40)]
+    for run in runs[1:]:
+        np.testing.assert_allclose(run.per_episode["loss"], runs[0].per_episode["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "transductive"), [("batch", True), ("running", False), ("group", False), ("none", False)]
+)
+def test_the_normalisation_policy_and_transduction_are_stated(norm, transductive):
+    report = evaluated(
+        models.mlp(hidden=(8,), outputs=None, norm=norm), data.episodes(TABLE, ways=3, shots=1, queries=3)
+    )
+    assert report.normalisation == (norm,)
+    assert report.transductive is transductive
+
+
+def test_variable_ways_and_shots_are_stated_as_ranges():
+    report = evaluated(IDENTITY, data.episodes(TABLE, ways=(2, 4), shots=(1, 3), queries=2))
+    assert (report.ways, report.shots, report.queries) == ((2, 4), (1, 3), 2)
+
+
+def test_regression_has_no_accuracy_and_an_interval_of_its_error():
+    learner = learners.maml(models.mlp(), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+    sample = data.sinusoid(shots=5, queries=7)
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    report = jmeta.evaluate(learner, state, sample, key=jax.random.key(2), episodes=20)
+    assert (report.accuracy, report.ci95, report.ways, report.shots, report.queries) == (None, None, None, 5, 7)
+    np.testing.assert_allclose(report.loss, report.per_episode["loss"].mean(), rtol=1e-6)
+    assert report.loss_ci95 > 0
+    assert str(report).startswith("mean squared error ")
+
+
+def test_a_second_evaluation_does_not_trace_again():
+    traces = []
+
+    def predict(params, state, adapted, inputs):
+        traces.append(1)
+        return inputs[:, :3]
+
+    protonet = learners.protonet(IDENTITY)
+    learner = Learner(protonet.init, protonet.adapt, predict, protonet.loss)
+    sample = data.episodes(TABLE, ways=3, shots=1, queries=2)
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    for seed in (1, 2):
+        jmeta.evaluate(learner, state, sample, key=jax.random.key(seed), episodes=4)
+        traces.append("done")
+    assert traces[-1] == traces[-2] == "done"
+
+
+def test_nothing_is_written_to_the_state():
+    sample = data.episodes(TABLE, ways=3, shots=1, queries=3)
+    learner = learners.protonet(models.mlp(hidden=(8,), outputs=None, norm="running"))
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    before = jax.tree.map(jnp.copy, state.state)
+    jmeta.evaluate(learner, state, sample, key=jax.random.key(2), episodes=4)
+    jax.tree.map(np.testing.assert_array_equal, state.state, before)
+
+
+@pytest.mark.parametrize(("name", "value"), [("episodes", 1), ("tasks_per_chunk", 0)])
+def test_refuses_an_evaluation_that_cannot_be(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        evaluated(IDENTITY, data.episodes(TABLE, ways=3, shots=1, queries=3), **{name: value})

@@ -1,0 +1,90 @@
+"""Imports run one way, and importing the package stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jmeta
+
+ROOT = Path(jmeta.__file__).parent
+
+# What each layer may import of jmeta, as prefixes; a layer may import itself but for learners.
+ALLOWED = {
+    "types": (),
+    "losses": ("types",),
+    "functional": ("types", "functional"),
+    "models": ("types", "functional", "models"),
+    "learners": ("types", "losses", "functional"),
+    "data": ("types", "data"),
+    "metrics": (),
+    "checkpoints": ("types",),
+    "evaluation": ("types", "losses"),
+    "training": ("types", "losses", "evaluation", "checkpoints", "metrics"),
+}
+# The face, the command line and its demonstration may import all.
+FREE = {"__init__", "__main__", "cli", "demo"}
+# Flax stays in models; the standard library and JAX are all that types may know.
+FORBIDDEN = {"types": ("flax", "optax", "numpy"), "functional": ("flax",), "learners": ("flax",), "data": ("flax",)}
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(path):
+    """Every module named in an import statement of a file, `from jmeta import x` as jmeta.x."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "jmeta":
+            yield from (f"jmeta.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def layer(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    if layer(path) in FREE:
+        return
+    allowed = ALLOWED[layer(path)]
+    if path.name == "__init__.py":
+        allowed = (*allowed, layer(path))  # a package's face re-exports its files
+    for name in imported(path):
+        if name.startswith("jmeta"):
+            assert name.split(".")[1] in allowed, f"{path} imports {name}"
+        assert name.split(".")[0] not in FORBIDDEN.get(layer(path), ()), f"{path} imports {name}"
+
+
+def test_each_learner_is_a_file_with_a_factory_of_its_name():
+    files = {path.stem for path in (ROOT / "learners").glob("*.py")} - {"__init__"}
+    assert files == set(jmeta.learners.__all__)
+    for name in files:
+        assert getattr(jmeta.learners, name).__module__ == f"jmeta.learners.{name}"
+
+
+def seconds_to_import(program):
+    program = f"import time; start = time.perf_counter(); {program}; print(time.perf_counter() - start)"
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True) for _ in range(5)]
+    return min(float(run.stdout) for run in runs)
+
+
+def test_importing_jmeta_costs_little_more_than_its_dependencies():
+    assert seconds_to_import("import jmeta") < 1.5 * seconds_to_import("import jax, flax, optax")
+
+
+def test_importing_jmeta_needs_no_extra():
+    heavy = {"tensorflow_datasets", "matplotlib", "PIL", "array_record", "tensorflow", "orbax", "tyro"}
+    program = f"import sys, jmeta; sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_public_name_is_documented():
+    for module in (jmeta, jmeta.learners, jmeta.models, jmeta.data, jmeta.functional):
+        for name in module.__all__:
+            assert getattr(module, name).__doc__, name

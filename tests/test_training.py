@@ -1,0 +1,194 @@
+"""Meta-steps, loops and `fit`."""
+
+import os
+import signal
+import threading
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jmeta
+from jmeta import checkpoints, data, learners, losses, models
+from jmeta.metrics import read_metrics
+
+SAMPLE = data.sinusoid(shots=5, queries=5)
+OPTIMIZER = optax.adam(1e-3)
+
+
+def learner():
+    return learners.maml(models.mlp(hidden=(8,)), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+
+
+def batch(tasks=8):
+    return jax.vmap(SAMPLE)(jax.random.split(jax.random.key(1), tasks))
+
+
+def begin(subject):
+    return jmeta.init_state(subject, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 8, 100])
+def test_every_chunking_gives_the_same_step(x64, chunk):
+    subject = learner()
+    state, tasks = begin(subject), batch()
+    whole, metrics = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=8))(state, tasks)
+    parts, others = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=chunk))(state, tasks)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), (whole.params, metrics), (parts.params, others)
+    )
+
+
+def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
+    subject, optimizer = learner(), optax.sgd(0.1)
+    state, tasks = begin(subject)._replace(opt_state=optimizer.init({})), batch(3)
+    after, _ = jmeta.make_train_step(subject, optimizer)(state, tasks)
+    gradients = [
+        jax.grad(lambda p, i=i: subject.loss(p, state.state, jax.tree.map(lambda leaf: leaf[i], tasks))[0])(
+            state.params
+        )
+        for i in range(3)
+    ]
+    expected = jax.tree.map(lambda p, *g: p - 0.1 * sum(g) / 3, state.params, *gradients)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.params, expected)
+    assert after.step == 1
+
+
+def test_running_statistics_are_the_mean_over_tasks(x64):
+    subject = learners.protonet(models.mlp(hidden=(4,), outputs=None, norm="running"))
+    sample = data.glyphs(ways=2, shots=1, queries=1)
+    tasks = jax.vmap(sample)(jax.random.split(jax.random.key(1), 4))
+    state = jmeta.init_state(subject, OPTIMIZER, jax.random.key(0), sample(jax.random.key(1)))
+    states = [
+        subject.loss(state.params, state.state, jax.tree.map(lambda leaf, i=i: leaf[i], tasks))[1][0] for i in range(4)
+    ]
+    after, _ = jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=3)(state, tasks)
+    expected = jax.tree.map(lambda *leaves: sum(leaves) / 4, *states)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.state, expected)
+
+
+def test_a_step_compiles_once():
+    chex.clear_trace_counter()
+    subject = learner()
+    step = jax.jit(chex.assert_max_traces(jmeta.make_train_step(subject, OPTIMIZER), n=1), donate_argnums=0)
+    state = begin(subject)
+    for seed in range(3):
+        tasks = jax.vmap(SAMPLE)(jax.random.split(jax.random.key(seed), 4))
+        state, _ = step(state, tasks)
+    assert state.step == 3
+
+
+def test_a_loop_is_the_steps_one_after_another():
+    subject = learner()
+    step = jmeta.make_train_step(subject, OPTIMIZER)
+    looped, metrics = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=4, steps=3))(begin(subject))
+    once = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=4, steps=1))
+    state = begin(subject)
+    for _ in range(3):
+        state, _ = once(state)
+    assert metrics["loss"].shape == (3,)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), looped.params, state.params)
+
+
+def fitted(out=None, steps=60, **options):
+    options = {"log_every": 10, "save_every": 20, "validation": SAMPLE, "episodes": 10} | options
+    return jmeta.fit(learner(), OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=steps, batch_size=2, out=out, **options)
+
+
+def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(tmp_path):
+    fitted(tmp_path / "parts", steps=20)
+    parts, whole = fitted(tmp_path / "parts"), fitted(tmp_path / "whole")
+    assert_same(parts.params, whole.params)
+    assert_same(jax.random.key_data(parts.key), jax.random.key_data(whole.key))
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+def test_metrics_are_written_as_lines_and_for_tensorboard(tmp_path):
+    fitted(tmp_path)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert {"loss", "gradient_norm"} <= lines[0].keys()
+    assert [line["step"] for line in lines if "validation_loss" in line] == [20, 40, 60]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_line_cut_short_by_a_kill_is_written_again(tmp_path):
+    fitted(tmp_path, steps=20)
+    whole = read_metrics(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "loss": 1}\n{"step": 40, "lo')
+    fitted(tmp_path, steps=20)
+    assert read_metrics(tmp_path) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
+    def interrupt():
+        while len(read_metrics(tmp_path)) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    before = signal.getsignal(number)
+    state = fitted(tmp_path, steps=10**7, save_every=10**6, validation=None)
+    thread.join()
+    assert 0 < state.step < 10**7
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == state.step
+    assert signal.getsignal(number) is before
+
+
+def test_a_loss_that_turns_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path):
+    fitted(tmp_path, steps=20)
+
+    def poisoned(key):
+        task = SAMPLE(key)
+        return task._replace(query=task.query._replace(targets=task.query.targets * jnp.nan))
+
+    with pytest.raises(
+        FloatingPointError, match=rf"meta-step 21; the last good checkpoint is {tmp_path}/checkpoints/20"
+    ):
+        jmeta.fit(
+            learner(), OPTIMIZER, poisoned, key=jax.random.key(0), steps=40, batch_size=2, out=tmp_path, save_every=20
+        )
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 20
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path):
+    fitted(tmp_path, steps=20, config={"seed": 0})
+    with pytest.raises(ValueError, match="already holds another run: its seed is 0, not 1"):
+        fitted(tmp_path, config={"seed": 1})
+
+
+def test_fit_is_quiet_when_not_on_a_terminal(capsys):
+    fitted(steps=20)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "steps is -1"),
+        ({"save_every": 15}, "save_every is 15; it must be a multiple of log_every, 10"),
+        ({"log_every": 0}, "log_every is 0"),
+        ({"tasks_per_chunk": 0}, "tasks_per_chunk is 0"),
+        ({"episodes": 1}, "episodes is 1"),
+    ],
+)
+def test_refuses_a_schedule_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(**options)
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("steps", -1)])
+def test_refuses_a_loop_that_cannot_be(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        jmeta.make_train_loop(None, SAMPLE, **{"batch_size": 1, "steps": 1} | {name: value})
