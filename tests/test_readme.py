@@ -1,0 +1,60 @@
+"""Every code block of README.md runs, shortened only in how long it trains."""
+
+import re
+import shlex
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from benchmarks.tables import with_tables
+from jmeta import cli, demo
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+SHORTER = {r"steps=\d+": "steps=2", r"episodes=\d+": "episodes=4"}
+SHORTER_COMMANDS = {r"--steps \d+": "--steps 10", r"--episodes \d+": "--episodes 4", r"--ways 60": "--ways 6"}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def shortened(text, by):
+    for pattern, replacement in by.items():
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+@pytest.mark.filterwarnings("ignore")  # a user's own code may promote ranks and types
+def test_the_python_blocks_run_one_after_another(capsys):
+    names = {}
+    for block in blocks("python"):
+        exec(shortened(block, SHORTER), names)
+    printed = capsys.readouterr().out
+    assert re.search(r"accuracy [\d.]+ ± [\d.]+ % \(95 % CI, 4 episodes\)", printed)
+    assert "('batch',) True" in printed
+
+
+@pytest.mark.filterwarnings("ignore")  # TFDS warns on import
+def test_the_commands_run_one_after_another(tmp_path, monkeypatch, omniglot_files, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("jmeta ")]
+    assert len(commands) == 9
+    for command in commands:
+        command = shortened(command, SHORTER_COMMANDS).replace("ARCHIVES", str(omniglot_files / "archives"))
+        assert cli.main(shlex.split(command)[1:]) == 0, command + "\n" + capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # matplotlib's dependencies warn
+def test_the_demo_prints_both_accuracies_and_draws_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "STEPS", 2)
+    assert cli.main(["demo", "--out", str(tmp_path / "demo.png")]) == 0
+    printed = capsys.readouterr().out
+    for moment in ("before", "after"):
+        assert re.search(rf"{moment} meta-training: +accuracy [\d.]+ ± [\d.]+ %", printed)
+    assert matplotlib.image.imread(tmp_path / "demo.png").shape[:2] == (525, 1350)
+
+
+def test_the_tables_are_those_of_the_committed_results():
+    assert with_tables(README) == README
