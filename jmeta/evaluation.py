@@ -16,7 +16,7 @@ from jmeta import losses
 from jmeta.types import Array, Learner, Normalisation, PyTree, takes_mask, Task, TrainState
 
 # Bytes of the largest array of one task up to which tasks are vmapped together on a
-# CPU, where beyond the cache one at a time is faster (design, section 5).
+# CPU, where beyond the cache one at a time is faster (docs/decisions/0004-chunks.md).
 CPU_CHUNK_BYTES = 2**20
 
 

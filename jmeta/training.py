@@ -18,7 +18,7 @@ from jax import lax
 from tqdm import tqdm
 
 from jmeta import checkpoints
-from jmeta.evaluation import default_chunk, evaluate
+from jmeta.evaluation import default_chunk, evaluate, Report
 from jmeta.metrics import MetricsLog
 from jmeta.types import Array, Learner, PyTree, Task, TrainState
 
@@ -91,16 +91,16 @@ def make_train_step(
     def train_step(train_state, tasks):
         params, state, opt_state, key, step = train_state
         number = len(jax.tree.leaves(tasks)[0])
-        key, *keys = jax.random.split(key, number + 1)
+        keys = jax.random.split(key, number + 1)
         chunk = tasks_per_chunk or default_chunk(lambda task: learner.loss(params, state, task), tasks)
         differentiate = jax.grad(total, has_aux=True)
         sums = _sum_over_chunks(
-            lambda batch: differentiate(params, state, *batch), (tasks, jnp.stack(keys)), min(chunk, number)
+            lambda batch: differentiate(params, state, *batch), (tasks, keys[1:]), min(chunk, number)
         )
         gradients, (state, metrics) = jax.tree.map(lambda leaf: leaf / number, sums)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
-        return TrainState(optax.apply_updates(params, updates), state, opt_state, key, step + 1), metrics
+        return TrainState(optax.apply_updates(params, updates), state, opt_state, keys[0], step + 1), metrics
 
     return train_step
 
@@ -191,41 +191,73 @@ def fit(
     if folder is not None and checkpoints.latest_step(folder) is not None:
         _check_same_run(folder, config)
         state = checkpoints.restore(folder, state)
-    # As an argument the sampler's table is not compiled into the loop.
-    sampler = sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
-    train_step = make_train_step(learner, optimizer, tasks_per_chunk=tasks_per_chunk)
+    dispatch = _make_dispatch(make_train_step(learner, optimizer, tasks_per_chunk=tasks_per_chunk), sample, batch_size)
 
-    @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
-    def dispatch(state, sampler, number):
-        return make_train_loop(train_step, sampler, batch_size=batch_size, steps=number)(state)
-
-    with contextlib.ExitStack() as stack:
-        stopping = stack.enter_context(_stop_signals())
-        done = int(state.step)
-        log = None if out is None else stack.enter_context(MetricsLog(out, step=done))
-        bar = stack.enter_context(tqdm(total=steps, initial=done, unit="step", disable=None))
+    done = int(state.step)
+    with _stop_signals() as stopping, _Reporter(out, steps, done, batch_size) as reporter:
         while done < steps and not stopping.is_set():
-            start = time.perf_counter()
-            state, metrics = dispatch(state, sampler, min(log_every, steps - done))
-            metrics = jax.tree.map(np.asarray, metrics)
+            state, metrics = dispatch(state, min(log_every, steps - done))
             _check_finite(metrics, done, folder)
-            number = len(metrics["loss"])
-            done += number
-            values = {name: float(array.mean()) for name, array in metrics.items()}
-            rate = number * batch_size / (time.perf_counter() - start)
-            is_last = done == steps or stopping.is_set()
-            if validation is not None and (done % save_every == 0 or is_last):
+            done += len(metrics["loss"])
+            is_due = done % save_every == 0 or done == steps or stopping.is_set()
+            report = None
+            if validation is not None and is_due:
                 report = evaluate(learner, state, validation, key=validation_key, episodes=episodes)
-                values |= {"validation_loss": report.loss}
-                values |= {} if report.accuracy is None else {"validation_accuracy": report.accuracy}
-                bar.write(f"step {done}: validation {report}") if not bar.disable else None
-            if log is not None:
-                log.write(done, values)
-            if folder is not None and (done % save_every == 0 or is_last):
+            reporter.write(done, metrics, report)
+            if folder is not None and is_due:
                 checkpoints.save(folder, state, config=config)
-            bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | {"tasks/s": f"{rate:.3g}"})
-            bar.update(number)
     return state
+
+
+def _make_dispatch(train_step, sample, batch_size):
+    """`(state, steps) -> (state, metrics)`, compiled; the sampler's table is an argument, not a constant."""
+    sampler = sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
+
+    @functools.partial(jax.jit, static_argnames="steps", donate_argnames="state")
+    def loop(state, sampler, steps):
+        return make_train_loop(train_step, sampler, batch_size=batch_size, steps=steps)(state)
+
+    def dispatch(state, steps):
+        state, metrics = loop(state, sampler, steps)
+        return state, jax.tree.map(np.asarray, metrics)
+
+    return dispatch
+
+
+class _Reporter:
+    """Tells of a run's progress: a bar on a terminal, and metrics in the run's folder."""
+
+    def __init__(self, out, steps, done, batch_size):
+        self._log = None if out is None else MetricsLog(out, step=done)
+        self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
+        self._done, self._batch_size, self._time = done, batch_size, time.perf_counter()
+
+    def write(self, done: int, metrics: dict[str, np.ndarray], report: Report | None) -> None:
+        values = {name: float(array.mean()) for name, array in metrics.items()}
+        if report is not None:
+            values["validation_loss"] = report.loss
+            if report.accuracy is not None:
+                values["validation_accuracy"] = report.accuracy
+            if not self._bar.disable:
+                self._bar.write(f"step {done}: validation {report}")
+        if self._log is not None:
+            self._log.write(done, values)
+        self._advance(done, values)
+
+    def _advance(self, done, values):
+        now = time.perf_counter()
+        rate = (done - self._done) * self._batch_size / (now - self._time)
+        self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | {"tasks/s": f"{rate:.3g}"})
+        self._bar.update(done - self._done)
+        self._done, self._time = done, now
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+        if self._log is not None:
+            self._log.close()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jmeta.types import Array
 
-# Measured on two x86 cores (design, section 5): below these sizes one matrix of
+# Measured on two x86 cores (docs/decisions/0003-convolution.md): below these sizes one matrix of
 # columns beats `lax.conv`; above them the columns of the kernel gradient are made
 # in blocks of images small enough to stay in the cache.
 SMALL_BATCH = 16

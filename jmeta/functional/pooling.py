@@ -13,7 +13,7 @@ def max_pool(x: Array) -> Array:
     """Maximum over windows of 2 x 2 pixels, two apart, without padding.
 
     The maximum of four strided slices, with a rule of its own: the gradient of
-    `lax.reduce_window` costs 26 times as much on a CPU (design, section 5). On
+    `lax.reduce_window` costs 26 times as much on a CPU (docs/decisions/0003-convolution.md). On
     a tie the first pixel in row order takes the gradient, as there.
 
     Args:
