@@ -16,7 +16,7 @@ import optax
 import jmeta
 from benchmarks.omniglot import machine, RESULTS
 from jmeta import data, learners, losses, models
-from jmeta.evaluation import _largest_array
+from jmeta.evaluation import largest_array
 
 TASKS, REPEATS = 16, 5
 REGRESSION = {"inner_optimizer": optax.sgd(0.01), "loss_fn": losses.squared_error}
@@ -39,7 +39,7 @@ def main() -> None:
         state = jmeta.init_state(learner, optimizer, jax.random.key(0), sample(jax.random.key(1)))
         tasks = jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(2), TASKS))
         one = jax.tree.map(lambda leaf: leaf[0], tasks)
-        largest = _largest_array(jax.make_jaxpr(learner.loss)(state.params, state.state, one).jaxpr)
+        largest = largest_array(learner.loss, state.params, state.state, one)
         steps = {
             chunk: jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=chunk))
             for chunk in (1, 2, 4, 8, 16)

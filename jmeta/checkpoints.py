@@ -5,6 +5,7 @@ whole, so that a half-written one is never taken for a checkpoint.
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, A
     import orbax.checkpoint as ocp  # a fifth of a second that `import jmeta` does not need
 
     items = {"state": ocp.args.StandardSave(_flat(state)), "config": ocp.args.JsonSave(config or {})}
-    with _manager(directory) as manager:
+    with _manager(directory, create=True) as manager:
         manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
         manager.wait_until_finished()
 
@@ -69,6 +70,21 @@ def restore_config(directory: str | os.PathLike) -> dict[str, Any]:
         return manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
 
+def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> None:
+    """Raises a `ValueError` unless the newest checkpoint was saved with the values of `config`.
+
+    Args:
+        directory: of the run's checkpoints.
+        config: as given to `save`, or a part of it.
+    """
+    saved = restore_config(directory)
+    for name, value in json.loads(json.dumps(config)).items():  # as it came back: tuples are lists
+        if name not in saved or saved[name] != value:
+            raise ValueError(
+                f"the checkpoints in {directory} are of another run: its {name} is {saved.get(name)!r}, not {value!r}."
+            )
+
+
 def latest_step(directory: str | os.PathLike) -> int | None:
     """The step of the newest whole checkpoint, or None."""
     if not Path(directory).is_dir():
@@ -84,10 +100,12 @@ def _newest(manager, directory):
 
 
 @contextlib.contextmanager
-def _manager(directory: str | os.PathLike) -> Iterator[Any]:
+def _manager(directory: str | os.PathLike, *, create: bool = False) -> Iterator[Any]:
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=False)
+    if not create and not Path(directory).is_dir():
+        raise FileNotFoundError(f"there is no checkpoint in {directory}: the folder does not exist.")
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=create, enable_async_checkpointing=False)
     with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:
         yield manager
 
@@ -99,7 +117,7 @@ def _flat(state: TrainState) -> dict[str, np.ndarray]:
 
 
 def _check_alike(directory, saved, expected):
-    shapes = [{name: leaf.shape for name, leaf in leaves.items()} for leaves in (saved, expected)]
+    shapes = [{name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in of.items()} for of in (saved, expected)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         found, wanted = (of.get(name, "absent") for of in shapes)
         if found != wanted:

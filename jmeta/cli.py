@@ -7,6 +7,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -212,10 +213,15 @@ def build_learner(configuration: Configuration) -> Learner:
     """The learner of a configuration.
 
     Raises:
-        ValueError: for an unknown name, or an option that the learner or the model does not have.
+        ValueError: for an unknown name, an option that the learner or the model does not have, or a rate that is
+            not positive.
     """
     source = _named("data", configuration.data, SOURCES)
     factory = _named("learner", configuration.learner, LEARNERS)
+    for name in ("learning_rate", "inner_rate"):
+        rate = getattr(configuration, name)
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"{name} is {rate}; it must be a positive number.")
     options: dict[str, Any] = {
         "inner_steps": configuration.inner_steps,
         "test_steps": configuration.test_steps,
@@ -273,10 +279,11 @@ def train(command: Train) -> None:
     """`jmeta train`."""
     folder, run = _begun(command) if command.resume is None else _resumed(command, command.resume)
     configuration = run.configuration
+    check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
     learner = build_learner(configuration)
     sampler = SOURCES[configuration.data].sampler
     tasks, validation = (sampler(configuration.protocol, split, configuration.data_dir) for split in ("train", "val"))
-    check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
+    jax.eval_shape(lambda key: learner.init(key, tasks(key)), jax.random.key(0))
     # Only now: a mistake must not leave a folder behind.
     folder.mkdir(parents=True, exist_ok=True)
     _write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
@@ -304,7 +311,7 @@ def _begun(command: Train) -> tuple[Path, Run]:
     """A new run."""
     if command.out is None:
         raise ValueError("train needs --out, the folder of a new run, or --resume, that of one to go on with.")
-    if (command.out / "run.json").exists():
+    if checkpoints.latest_step(command.out / "checkpoints") is not None or (command.out / "run.json").exists():
         raise ValueError(f"{command.out} already holds a run; go on with: jmeta train --resume {command.out}")
     steps = 2000 if command.steps is None else command.steps
     return command.out, Run(command.configuration, steps, command.save_every, command.log_every, command.episodes)
@@ -343,6 +350,8 @@ def evaluate_run(command: Evaluate) -> None:
     protocol = dataclasses.replace(configuration.protocol, **{k: v for k, v in given.items() if v is not None})
     name = command.data or configuration.data
     source = _named("data", name, SOURCES)
+    if command.out is not None and not command.out.parent.is_dir():
+        raise ValueError(f"--out {command.out} is in a folder that does not exist.")
     learner, state = load(command.run)
     sample = source.sampler(protocol, "test", command.data_dir or configuration.data_dir)
     trained, tested = (_input_shape(of) for of in (_stand_in(configuration), sample))
@@ -364,6 +373,7 @@ def load(run: Path) -> tuple[Learner, TrainState]:
         ValueError: if the checkpoint is of another learner.
     """
     configuration = _read_run(run).configuration
+    checkpoints.check_config(run / "checkpoints", dataclasses.asdict(configuration))
     learner = build_learner(configuration)
     key = jax.random.key(configuration.seed)
     like = init_state(learner, optax.adam(configuration.learning_rate), key, _stand_in(configuration)(key))
@@ -422,13 +432,18 @@ def main(arguments: list[str] | None = None) -> int:
     """The entry point: exit code 2 and one line for a user's mistake, 1 for a run that diverged."""
     try:
         run(_parsed(arguments))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"jmeta: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        return _told(error, 2)
     except FloatingPointError as error:
-        print(f"jmeta: {error}", file=sys.stderr)
-        return 1
+        return _told(error, 1)
+    except KeyboardInterrupt:
+        return _told("interrupted", 130)
     return 0
+
+
+def _told(message: object, code: int) -> int:
+    print(f"jmeta: {message}", file=sys.stderr)
+    return code
 
 
 def _parsed(arguments: list[str] | None) -> Any:

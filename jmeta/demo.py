@@ -1,5 +1,6 @@
 """The demonstration behind `make demo`: accuracy before and after meta-training, and a picture of both."""
 
+import importlib.util
 import os
 
 import jax
@@ -8,7 +9,7 @@ import optax
 
 from jmeta import data, learners, models
 from jmeta.evaluation import evaluate
-from jmeta.training import fit, init_state
+from jmeta.training import fit
 
 STEPS = 600
 BINS = (np.arange(27) - 0.5) / 25  # a bin for each accuracy that 25 queries can have
@@ -21,19 +22,17 @@ def run(out: str | os.PathLike) -> None:
         out: file for the picture; its ending says the format.
 
     Raises:
-        FileNotFoundError: if matplotlib, the extra `plot`, is missing.
+        ModuleNotFoundError: if matplotlib, the extra `plot`, is missing.
     """
-    try:
-        import matplotlib.figure
-    except ModuleNotFoundError as error:
-        raise FileNotFoundError(
-            "the demo draws with matplotlib, which is missing; run: pip install 'jmeta[plot]'"
-        ) from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("the demo draws with matplotlib, which is missing; pip install 'jmeta[plot]'")
+    import matplotlib.figure
+
     sample = data.glyphs(ways=5, shots=1, queries=5)
     learner = learners.maml(models.conv4(outputs=5, width=32, strided=True))
     optimizer = optax.adam(2e-3)
     key, test_key = jax.random.split(jax.random.key(0))
-    before = init_state(learner, optimizer, key, sample(key))
+    before = fit(learner, optimizer, sample, key=key, steps=0, batch_size=16)
     reports = [evaluate(learner, before, sample, key=test_key)]
     print(f"before meta-training: {reports[0]}", flush=True)
     after = fit(learner, optimizer, sample, key=key, steps=STEPS, batch_size=16)

@@ -15,9 +15,10 @@ from jax.extend.core import subjaxprs
 from jmeta import losses
 from jmeta.types import Array, Learner, Normalisation, PyTree, takes_mask, Task, TrainState
 
-# Bytes of the largest array of one task up to which tasks are vmapped together on a
-# CPU, where beyond the cache one at a time is faster (docs/decisions/0004-chunks.md).
-CPU_CHUNK_BYTES = 2**20
+# Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
+# cache one at a time is faster (docs/decisions/0004-chunks.md); elsewhere it bounds the memory.
+CHUNK_BYTES = {"cpu": 2**20}
+ACCELERATOR_CHUNK_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def evaluate(
         A `Report`; the mean and its normal 95 % interval are over episodes.
 
     Raises:
-        ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, or a
-            learner whose outputs are not as wide as the targets.
+        ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, a
+            learner whose outputs are not as wide as the targets, or an episode
+            with queries of a class that has no support example.
 
     Example:
         >>> import optax, jmeta
@@ -104,11 +106,17 @@ def evaluate(
     for name, value, least in (("episodes", episodes, 2), ("tasks_per_chunk", tasks_per_chunk, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}.")
-    # As a pytree the sampler passes its table as an argument, and no copy of it is compiled in.
-    sampler = sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
     run = _evaluator(learner, tasks_per_chunk)
-    found, transductive = run(sampler, state.params, state.state, jax.random.split(key, episodes))
-    return _report(jax.tree.map(np.asarray, found), bool(transductive), _policies(state.state))
+    found, transductive = run(as_argument(sample), state.params, state.state, jax.random.split(key, episodes))
+    found = jax.tree.map(np.asarray, found)
+    if "orphans" in found and found["orphans"].any():
+        raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
+    return _report(found, bool(transductive), _policies(state.state))
+
+
+def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
+    """The sampler as a pytree: passed to a compiled function, its table is an argument and not a constant."""
+    return sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
 
 
 @functools.lru_cache(maxsize=16)
@@ -122,7 +130,8 @@ def _evaluator(learner: Learner, tasks_per_chunk: int | None) -> Callable:
             return _episode(learner, params, state, task, adapt_key)
 
         chunk = tasks_per_chunk or default_chunk(episode, keys)
-        return lax.map(episode, keys, batch_size=chunk), _is_transductive(learner, params, state, sample(keys[0]))
+        first = sample(jax.random.split(keys[0])[0])
+        return lax.map(episode, keys, batch_size=chunk), _is_transductive(learner, params, state, first)
 
     return jax.jit(run)
 
@@ -131,8 +140,7 @@ def _episode(learner, params, state, task, key):
     """What is measured in one episode."""
     query = task.query
     adapted = learner.adapt(params, state, task.support, key=key)
-    extra = {"mask": query.mask} if takes_mask(learner.predict) else {}
-    outputs = learner.predict(params, state, adapted, query.inputs, **extra)
+    outputs = _predictions(learner, params, state, adapted, query)
     labelled = (outputs, query.targets, query.mask)
     if not _classifies(learner, params, state, task):
         sizes = {"shots": task.support.mask.sum(), "queries": query.mask.sum()}
@@ -142,7 +150,9 @@ def _episode(learner, params, state, task, key):
 
 
 def _classifies(learner, params, state, task):
-    _, (_, metrics) = jax.eval_shape(learner.loss, params, state, task)
+    if task.class_ids is not None:
+        return True
+    _, (_, metrics) = jax.eval_shape(functools.partial(learner.loss, key=jax.random.key(0)), params, state, task)
     return "accuracy" in metrics
 
 
@@ -154,16 +164,23 @@ def _protocol(task):
         name: jnp.stack([jnp.where(present, counts, jnp.inf).min(), counts.max()])
         for name, counts in (("shots", shots), ("queries", queries))
     }
-    return {"ways": present.sum()} | extremes
+    return {"ways": present.sum(), "orphans": (~present & (queries > 0)).any()} | extremes
 
 
 def _is_transductive(learner, params, state, task):
-    """Whether the first query's prediction changes when all others are blanked."""
+    """Whether the first query's prediction changes, by more than rounding, when all others are blanked."""
     adapted = learner.adapt(params, state, task.support, key=jax.random.key(0))
     inputs = task.query.inputs
-    one = learner.predict(params, state, adapted, inputs)[0]
-    other = learner.predict(params, state, adapted, inputs.at[1:].set(0))[0]
-    return ~jnp.allclose(one, other, rtol=1e-3, atol=1e-3)
+    outputs, others = (
+        _predictions(learner, params, state, adapted, task.query._replace(inputs=changed))
+        for changed in (inputs, inputs.at[1:].set(0))
+    )
+    return jnp.abs(outputs[0] - others[0]).max() > 1e-4 * jnp.abs(outputs[0]).max()
+
+
+def _predictions(learner, params, state, adapted, query):
+    extra = {"mask": query.mask} if takes_mask(learner.predict) else {}
+    return learner.predict(params, state, adapted, query.inputs, **extra)
 
 
 def _report(found: dict[str, np.ndarray], transductive: bool, policies: tuple[str, ...]) -> Report:
@@ -202,24 +219,26 @@ def _policies(state: PyTree) -> tuple[str, ...]:
 def default_chunk(function: Callable, batch: PyTree) -> int:
     """How many elements of a batch to vmap `function` over at a time.
 
-    On an accelerator all. On a CPU as many as keep the largest array that the
-    function makes within `CPU_CHUNK_BYTES`, and divide the batch.
+    As many as keep the largest array that the function makes, times their
+    number, within the backend's bound, and divide the batch.
 
     Args:
         function: of one element of the batch.
         batch: a pytree with a leading axis on every leaf.
     """
     number = len(jax.tree.leaves(batch)[0])
-    if jax.default_backend() != "cpu":
-        return number
     element = jax.eval_shape(lambda batch: jax.tree.map(lambda leaf: leaf[0], batch), batch)
-    largest = _largest_array(jax.make_jaxpr(function)(element).jaxpr)
-    most = max(1, min(number, CPU_CHUNK_BYTES // largest))
+    bound = CHUNK_BYTES.get(jax.default_backend(), ACCELERATOR_CHUNK_BYTES)
+    most = max(1, min(number, bound // largest_array(function, element)))
     return max(chunk for chunk in range(1, most + 1) if number % chunk == 0)
 
 
-def _largest_array(jaxpr) -> int:
-    """Bytes of the largest array that a computation makes on its way."""
-    shaped = [var.aval for eqn in jaxpr.eqns for var in eqn.outvars if hasattr(var.aval, "dtype")]
-    sizes = [aval.size * aval.dtype.itemsize for aval in shaped]
-    return max([1, *sizes, *map(_largest_array, subjaxprs(jaxpr))])
+def largest_array(function: Callable, *arguments: PyTree) -> int:
+    """Bytes of the largest array that a function makes on its way; it is traced, not run."""
+
+    def largest(jaxpr):
+        made = [var.aval for eqn in jaxpr.eqns for var in eqn.outvars if hasattr(var.aval, "dtype")]
+        numbers = [aval for aval in made if jnp.issubdtype(aval.dtype, jnp.number)]
+        return max([1, *(aval.size * aval.dtype.itemsize for aval in numbers), *map(largest, subjaxprs(jaxpr))])
+
+    return largest(jax.make_jaxpr(function)(*arguments).jaxpr)

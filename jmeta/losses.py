@@ -5,6 +5,7 @@ with `classification` is reported with its accuracy, and classes that have no
 example in the support set get no probability.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,21 @@ Z95 = 1.959963984540054
 
 
 def classification(loss_fn: Callable) -> Callable:
-    """Marks a loss as one over classes: its targets are one-hot."""
-    loss_fn.classification = True  # type: ignore[attr-defined]
-    return loss_fn
+    """The loss, marked as one over classes: its targets are one-hot.
+
+    Example:
+        >>> @classification
+        ... def hinge(outputs, targets, mask):
+        ...     margins = 1 - (2 * targets - 1) * outputs
+        ...     return masked_mean(jnp.maximum(margins, 0).sum(-1), mask)
+    """
+
+    @functools.wraps(loss_fn)
+    def marked(outputs: Array, targets: Array, mask: Array) -> Array:
+        return loss_fn(outputs, targets, mask)
+
+    marked.classification = True  # type: ignore[attr-defined]
+    return marked
 
 
 def objective(loss_fn: Callable) -> Objective:

@@ -18,7 +18,7 @@ from jax import lax
 from tqdm import tqdm
 
 from jmeta import checkpoints
-from jmeta.evaluation import default_chunk, evaluate, Report
+from jmeta.evaluation import as_argument, default_chunk, evaluate, Report
 from jmeta.metrics import MetricsLog
 from jmeta.types import Array, Learner, PyTree, Task, TrainState
 
@@ -43,8 +43,8 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
         >>> print(init_state(learner, optax.adam(1e-3), jax.random.key(1), task).step)
         0
     """
-    check_task(task)
-    init_key, key = jax.random.split(key)
+    _check_task(task)
+    init_key, key = jax.random.split(_typed(key))
     params, state = jax.jit(learner.init)(init_key, task)
     return TrainState(params, state, optimizer.init(params), key, jnp.int32(0))
 
@@ -92,17 +92,22 @@ def make_train_step(
         params, state, opt_state, key, step = train_state
         number = len(jax.tree.leaves(tasks)[0])
         keys = jax.random.split(key, number + 1)
-        chunk = tasks_per_chunk or default_chunk(lambda task: learner.loss(params, state, task), tasks)
+        chunk = tasks_per_chunk or default_chunk(lambda task: learner.loss(params, state, task, key=key), tasks)
         differentiate = jax.grad(total, has_aux=True)
         sums = _sum_over_chunks(
             lambda batch: differentiate(params, state, *batch), (tasks, keys[1:]), min(chunk, number)
         )
-        gradients, (state, metrics) = jax.tree.map(lambda leaf: leaf / number, sums)
+        gradients, (state, metrics) = jax.tree.map(functools.partial(_mean, number=number), sums)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         return TrainState(optax.apply_updates(params, updates), state, opt_state, keys[0], step + 1), metrics
 
     return train_step
+
+
+def _mean(total, *, number):
+    """The mean of `number` summands; integers, a count in a model's state say, are the same in every task."""
+    return total / number if jnp.issubdtype(total.dtype, jnp.inexact) else total // number
 
 
 def make_train_loop(
@@ -182,44 +187,55 @@ def fit(
         ValueError: for numbers below 1, `save_every` not a multiple of
             `log_every`, or another run in `out`.
         FloatingPointError: when a loss or a meta-gradient is no longer finite;
-            it names the step and the last good checkpoint, which is kept.
+            it names the step and the last good checkpoint, which is kept; the
+            metrics before it are written.
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
-    init_key, validation_key = jax.random.split(key)
+    config = {**(config or {}), "key": jax.random.key_data(_typed(key)).tolist(), "batch_size": batch_size}
+    init_key, validation_key = jax.random.split(_typed(key))
     state = init_state(learner, optimizer, init_key, sample(validation_key))
     folder = None if out is None else Path(out) / "checkpoints"
     if folder is not None and checkpoints.latest_step(folder) is not None:
-        _check_same_run(folder, config)
+        checkpoints.check_config(folder, config)
         state = checkpoints.restore(folder, state)
     dispatch = _make_dispatch(make_train_step(learner, optimizer, tasks_per_chunk=tasks_per_chunk), sample, batch_size)
 
-    done = int(state.step)
+    done = saved = int(state.step)
     with _stop_signals() as stopping, _Reporter(out, steps, done, batch_size) as reporter:
         while done < steps and not stopping.is_set():
-            state, metrics = dispatch(state, min(log_every, steps - done))
-            _check_finite(metrics, done, folder)
-            done += len(metrics["loss"])
-            is_due = done % save_every == 0 or done == steps or stopping.is_set()
+            # Up to the next line of metrics, wherever the run was stopped before.
+            state, metrics, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
+            good = _finite_steps(metrics, state)
+            is_diverged = good < len(metrics["loss"])
+            done += good
+            is_due = not is_diverged and (done % save_every == 0 or done == steps)
             report = None
             if validation is not None and is_due:
                 report = evaluate(learner, state, validation, key=validation_key, episodes=episodes)
-            reporter.write(done, metrics, report)
+            reporter.write(done, {name: values[:good] for name, values in metrics.items()}, report, seconds)
+            if is_diverged:
+                raise FloatingPointError(_diverged(done + 1, folder))
             if folder is not None and is_due:
                 checkpoints.save(folder, state, config=config)
+                saved = done
+        if folder is not None and saved < done:
+            checkpoints.save(folder, state, config=config)
     return state
 
 
 def _make_dispatch(train_step, sample, batch_size):
-    """`(state, steps) -> (state, metrics)`, compiled; the sampler's table is an argument, not a constant."""
-    sampler = sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
+    """`(state, steps) -> (state, metrics, seconds)`, compiled."""
+    sampler = as_argument(sample)
 
     @functools.partial(jax.jit, static_argnames="steps", donate_argnames="state")
     def loop(state, sampler, steps):
         return make_train_loop(train_step, sampler, batch_size=batch_size, steps=steps)(state)
 
     def dispatch(state, steps):
+        start = time.perf_counter()
         state, metrics = loop(state, sampler, steps)
-        return state, jax.tree.map(np.asarray, metrics)
+        metrics = jax.tree.map(np.asarray, metrics)  # waits for the device
+        return state, metrics, time.perf_counter() - start
 
     return dispatch
 
@@ -230,9 +246,13 @@ class _Reporter:
     def __init__(self, out, steps, done, batch_size):
         self._log = None if out is None else MetricsLog(out, step=done)
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
-        self._done, self._batch_size, self._time = done, batch_size, time.perf_counter()
+        self._batch_size = batch_size
 
-    def write(self, done: int, metrics: dict[str, np.ndarray], report: Report | None) -> None:
+    def write(self, done: int, metrics: dict[str, np.ndarray], report: Report | None, seconds: float) -> None:
+        """Tells of the steps up to `done`, that took `seconds`, and of the validation after them."""
+        number = len(metrics["loss"])
+        if number == 0:
+            return
         values = {name: float(array.mean()) for name, array in metrics.items()}
         if report is not None:
             values["validation_loss"] = report.loss
@@ -242,14 +262,9 @@ class _Reporter:
                 self._bar.write(f"step {done}: validation {report}")
         if self._log is not None:
             self._log.write(done, values)
-        self._advance(done, values)
-
-    def _advance(self, done, values):
-        now = time.perf_counter()
-        rate = (done - self._done) * self._batch_size / (now - self._time)
-        self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | {"tasks/s": f"{rate:.3g}"})
-        self._bar.update(done - self._done)
-        self._done, self._time = done, now
+        rate = {"tasks/s": f"{number * self._batch_size / seconds:.3g}"}
+        self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | rate)
+        self._bar.update(number)
 
     def __enter__(self):
         return self
@@ -292,27 +307,17 @@ def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int,
         raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
 
 
-def _check_same_run(folder, config):
-    saved = checkpoints.restore_config(folder)
-    differing = sorted(name for name in saved | (config or {}) if saved.get(name) != (config or {}).get(name))
-    if differing:
-        name = differing[0]
-        raise ValueError(
-            f"{folder.parent} already holds another run: its {name} is {saved.get(name)!r}, "
-            f"not {(config or {}).get(name)!r}; choose another folder."
-        )
-
-
-def _check_finite(metrics, done, folder):
+def _finite_steps(metrics: dict[str, np.ndarray], state: TrainState) -> int:
+    """How many meta-steps of a dispatch went well; the last one only if it left finite parameters."""
     bad = ~np.isfinite(metrics["loss"] + metrics["gradient_norm"])
-    if not bad.any():
-        return
+    bad[-1] |= not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.state)))
+    return int(bad.argmax()) if bad.any() else len(bad)
+
+
+def _diverged(step: int, folder: Path | None) -> str:
     saved = None if folder is None else checkpoints.latest_step(folder)
-    kept = (
-        "no checkpoint was saved before it" if saved is None else f"the last good checkpoint is {folder / str(saved)}"
-    )
-    step = done + int(bad.argmax()) + 1
-    raise FloatingPointError(f"the loss or the meta-gradient is not finite at meta-step {step}; {kept}.")
+    kept = "no checkpoint was saved before it" if saved is None else f"the last good checkpoint is {folder}/{saved}"
+    return f"the loss, the meta-gradient or a parameter is not finite at meta-step {step}; {kept}."
 
 
 def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
@@ -336,9 +341,22 @@ def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     return sums
 
 
-def check_task(task: Task) -> None:
-    """Raises a `ValueError` if a class has queries and no support example."""
-    support, query = ((part.targets * part.mask[:, None]).sum(0) for part in (task.support, task.query))
-    if task.class_ids is not None:
-        for index in jnp.flatnonzero((support == 0) & (query > 0)):
-            raise ValueError(f"class {index} of the task has queries but no support example; each class needs one.")
+def _typed(key: Array) -> Array:
+    """The key as a typed one, `jax.random.key`, which a checkpoint restores; raw ones are wrapped."""
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
+def _check_task(task: Task) -> None:
+    """Raises a `ValueError` if a class of a task has queries and no support example."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
+        return
+    if not all(_is_one_hot(part) for part in (task.support, task.query)):
+        return
+    support, query = (np.asarray(part.targets * part.mask[:, None]).sum(0) for part in (task.support, task.query))
+    for index in np.flatnonzero((support == 0) & (query > 0)):
+        raise ValueError(f"class {index} of the task has queries but no support example; each class needs one.")
+
+
+def _is_one_hot(examples) -> bool:
+    real = np.asarray(examples.targets)[np.asarray(examples.mask) > 0]
+    return bool(np.isin(real, (0, 1)).all() and (real.sum(1) == 1).all())

@@ -53,7 +53,28 @@ def test_the_report_states_its_protocol(report):
         report.accuracy = 1.0
 
 
-def test_two_learners_see_the_same_episodes_and_chunking_changes_nothing():
+def test_two_learners_see_the_same_episodes():
+    seen = []
+
+    def watching(learner):
+        def adapt(params, state, support, *, key=None):
+            jax.debug.callback(lambda inputs: seen.append(np.sort(inputs.ravel())), support.inputs)
+            return learner.adapt(params, state, support, key=key)
+
+        return learner._replace(adapt=adapt)
+
+    sample = data.episodes(TABLE, ways=3, shots=2, queries=4)
+    subjects = learners.protonet(IDENTITY), learners.maml(models.mlp(hidden=(), outputs=3))
+    for subject in map(watching, subjects):
+        state = jmeta.init_state(subject, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+        jmeta.evaluate(subject, state, sample, key=jax.random.key(2), episodes=4)
+        jax.effects_barrier()
+    one, other = (sorted(map(tuple, half)) for half in (seen[: len(seen) // 2], seen[len(seen) // 2 :]))
+    assert one == other
+    assert len(set(one)) == 4
+
+
+def test_chunking_changes_nothing():
     sample = data.episodes(TABLE, ways=3, shots=2, queries=4)
     runs = [evaluated(IDENTITY, sample, tasks_per_chunk=chunk) for chunk in (1, 7, 40)]
     for run in runs[1:]:
@@ -69,6 +90,19 @@ def test_the_normalisation_policy_and_transduction_are_stated(norm, transductive
     )
     assert report.normalisation == (norm,)
     assert report.transductive is transductive
+
+
+def test_queries_of_a_class_without_support_are_an_error():
+    sample = data.episodes(TABLE, ways=3, shots=1, queries=3)
+    learner = learners.protonet(IDENTITY)
+
+    def orphaned(key):
+        task = sample(key)
+        return task._replace(support=task.support._replace(mask=task.support.mask.at[0].set(0)))
+
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    with pytest.raises(ValueError, match="episode 0 has queries of a class without a support example"):
+        jmeta.evaluate(learner, state, orphaned, key=jax.random.key(2), episodes=4)
 
 
 def test_variable_ways_and_shots_are_stated_as_ranges():
@@ -96,9 +130,10 @@ def test_a_second_evaluation_does_not_trace_again():
 
     protonet = learners.protonet(IDENTITY)
     learner = Learner(protonet.init, protonet.adapt, predict, protonet.loss)
-    sample = data.episodes(TABLE, ways=3, shots=1, queries=2)
-    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    state = None
     for seed in (1, 2):
+        sample = data.episodes(TABLE, ways=3, shots=1, queries=2)  # another sampler of the same episodes
+        state = state or jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
         jmeta.evaluate(learner, state, sample, key=jax.random.key(seed), episodes=4)
         traces.append("done")
     assert traces[-1] == traces[-2] == "done"

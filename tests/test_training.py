@@ -6,11 +6,13 @@ import threading
 import time
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jmeta
 from jmeta import checkpoints, data, learners, losses, models
@@ -162,10 +164,76 @@ def test_a_loss_that_turns_nan_stops_with_the_step_and_the_last_good_checkpoint(
     assert checkpoints.latest_step(tmp_path / "checkpoints") == 20
 
 
+def test_parameters_that_turn_infinite_are_not_saved(tmp_path):
+    options = {"key": jax.random.key(0), "steps": 4, "batch_size": 2, "out": tmp_path, "log_every": 1, "save_every": 1}
+    with pytest.raises(FloatingPointError, match="meta-step 1; no checkpoint was saved before it"):
+        jmeta.fit(learner(), optax.sgd(np.inf), SAMPLE, **options)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") is None
+
+
 def test_another_run_in_the_folder_is_refused(tmp_path):
     fitted(tmp_path, steps=20, config={"seed": 0})
-    with pytest.raises(ValueError, match="already holds another run: its seed is 0, not 1"):
+    with pytest.raises(ValueError, match="are of another run: its seed is 0, not 1"):
         fitted(tmp_path, config={"seed": 1})
+
+
+def test_another_key_in_the_folder_is_refused(tmp_path):
+    fitted(tmp_path, steps=20)
+    with pytest.raises(ValueError, match="are of another run: its key is"):
+        jmeta.fit(learner(), OPTIMIZER, SAMPLE, key=jax.random.key(1), steps=40, batch_size=2, out=tmp_path)
+
+
+def test_a_config_of_tuples_is_its_own_after_json(tmp_path):
+    fitted(tmp_path, steps=20, config={"hidden": (8,)})
+    assert fitted(tmp_path, steps=40, config={"hidden": (8,)}).step == 40
+
+
+def test_a_run_made_longer_from_an_odd_step_is_saved_and_validated_on_time(tmp_path):
+    fitted(tmp_path, steps=25)
+    fitted(tmp_path, steps=65)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20, 25, 30, 40, 50, 60, 65]
+    assert [line["step"] for line in read_metrics(tmp_path) if "validation_loss" in line] == [20, 25, 40, 60, 65]
+
+
+def test_a_raw_key_is_resumed_like_a_typed_one(tmp_path):
+    def run(key, steps):
+        return jmeta.fit(learner(), OPTIMIZER, SAMPLE, key=key, steps=steps, batch_size=2, out=tmp_path)
+
+    run(jax.random.PRNGKey(0), 10)
+    assert run(jax.random.key(0), 20).step == 20
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(8)(x))
+        return nn.Dense(1)(x)
+
+
+class NNXDropped(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden, self.out = nnx.Linear(1, 8, rngs=rngs), nnx.Linear(8, 1, rngs=rngs)
+        self.norm, self.dropout = nnx.BatchNorm(8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(self.norm(self.hidden(x))))
+
+
+@pytest.mark.parametrize("model", [models.from_linen(Dropped()), models.from_nnx(NNXDropped)])
+def test_a_model_with_random_streams_is_trained_saved_and_resumed(tmp_path, model):
+    subject = learners.maml(model, inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+    for steps in (2, 4):
+        state = jmeta.fit(
+            subject,
+            OPTIMIZER,
+            SAMPLE,
+            key=jax.random.key(0),
+            steps=steps,
+            batch_size=2,
+            out=tmp_path,
+            validation=SAMPLE,
+        )
+    assert state.step == 4
 
 
 def test_fit_is_quiet_when_not_on_a_terminal(capsys):

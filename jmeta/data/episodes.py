@@ -1,6 +1,7 @@
 """The episode sampler: few-shot tasks drawn from a table, on the device."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -44,27 +45,39 @@ def episodes(
         >>> task.support.inputs.shape, task.query.targets.shape
         ((3, 2), (6, 3))
     """
-    ways_range, shots_range = _range("ways", ways, 2), _range("shots", shots, 1)
-    _range("queries", queries, 1)
-    _check_fits(table, ways_range[1], shots_range[1], queries)
-    widest, most = ways_range[1], shots_range[1]
-    largest = int(table.counts.max())
+    spec = _Spec(_range("ways", ways, 2), _range("shots", shots, 1), _integer("queries", queries, 1), _largest(table))
+    _check_fits(table, spec)
+    # The table is an argument of `_draw`, so that a compiled function may take it as one and hold no copy;
+    # two samplers of one spec compile once.
+    return jax.tree_util.Partial(_draw, spec, table)
 
-    def rows_of_class(table, key, index):
-        return table.starts[index] + _without_replacement(key, table.counts[index], largest, most + queries)
 
-    def draw(table, key):
-        ways_key, shots_key, class_key, example_key = jax.random.split(key, 4)
-        classes = _without_replacement(class_key, len(table), len(table), widest)
-        rows = jax.vmap(rows_of_class, (None, 0, 0))(table, jax.random.split(example_key, widest), classes)
-        is_way = jnp.arange(widest) < _between(ways_key, ways_range)
-        is_shot = jnp.arange(most) < _between(shots_key, shots_range)
-        support = _examples(table, rows[:, :most], is_way[:, None] & is_shot[None, :])
-        query = _examples(table, rows[:, most:], jnp.broadcast_to(is_way[:, None], (widest, queries)))
-        return Task(support, query, jnp.where(is_way, classes, -1))
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Spec:
+    """What of an episode decides its shapes; ranges are (low, high)."""
 
-    # The table is an argument of `draw`, so that a compiled function may take it as one and hold no copy.
-    return jax.tree_util.Partial(draw, table)
+    ways: tuple[int, int]
+    shots: tuple[int, int]
+    queries: int
+    largest: int  # examples of the largest class
+
+
+def _draw(spec: _Spec, table: ClassTable, key: Array) -> Task:
+    ways_key, shots_key, class_key, example_key = jax.random.split(key, 4)
+    widest, most = spec.ways[1], spec.shots[1]
+    classes = _without_replacement(class_key, len(table), len(table), widest)
+    rows = jax.vmap(_rows_of_class, (None, None, 0, 0))(spec, table, jax.random.split(example_key, widest), classes)
+    is_way = jnp.arange(widest) < _between(ways_key, spec.ways)
+    is_shot = jnp.arange(most) < _between(shots_key, spec.shots)
+    support = _examples(table, rows[:, :most], is_way[:, None] & is_shot[None, :])
+    query = _examples(table, rows[:, most:], jnp.broadcast_to(is_way[:, None], (widest, spec.queries)))
+    return Task(support, query, jnp.where(is_way, classes, -1))
+
+
+def _rows_of_class(spec, table, key, index):
+    number = spec.shots[1] + spec.queries
+    return table.starts[index] + _without_replacement(key, table.counts[index], spec.largest, number)
 
 
 def _examples(table, rows, mask):
@@ -94,19 +107,29 @@ def _between(key, bounds):
     return jax.random.randint(key, (), bounds[0], bounds[1] + 1)
 
 
+def _largest(table):
+    return int(table.counts.max())
+
+
+def _integer(name, value, least):
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value}; it must be a whole number, at least {least}.")
+    return value
+
+
 def _range(name, value, least):
-    low, high = value if isinstance(value, tuple) else (value, value)
-    if low < least or high < low:
-        raise ValueError(f"{name} is {value}; it must be at least {least}, and a range must go from low to high.")
-    return low, high
+    bounds = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(bounds) != 2 or not all(isinstance(bound, int) for bound in bounds) or not least <= bounds[0] <= bounds[1]:
+        raise ValueError(f"{name} is {value}; it must be a number, at least {least}, or a range (low, high) of such.")
+    return bounds
 
 
-def _check_fits(table, ways, shots, queries):
-    if ways > len(table):
-        raise ValueError(f"ways is {ways}, but the table has {len(table)} classes; ways must be at most that.")
-    smallest = int(table.counts.argmin())
-    if shots + queries > table.counts[smallest]:
+def _check_fits(table, spec):
+    if spec.ways[1] > len(table):
+        raise ValueError(f"ways is {spec.ways[1]}, but the table has {len(table)} classes; it must be at most that.")
+    smallest, shots = int(table.counts.argmin()), spec.shots[1]
+    if shots + spec.queries > table.counts[smallest]:
         raise ValueError(
-            f"shots + queries is {shots} + {queries} = {shots + queries}, but the smallest class, "
+            f"shots + queries is {shots} + {spec.queries} = {shots + spec.queries}, but the smallest class, "
             f"{table.names[smallest]!r}, has {table.counts[smallest]} examples; the sum must be at most that."
         )

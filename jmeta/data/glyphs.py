@@ -19,7 +19,7 @@ SHIFT = 0.05  # of the position, in image widths
 PEN = (0.03, 0.045)  # half-width of the pen, in image widths
 
 
-def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array], Task]:
+def glyphs(ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array], Task]:
     """A sampler of tasks over characters nobody has written.
 
     A class is a program of two to four strokes, each a quadratic Bézier curve
@@ -57,8 +57,11 @@ def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Arr
         return Examples(images.reshape(-1, SIZE, SIZE, 1), targets, jnp.ones(ways * per_class))
 
     def sample(key):
-        images = jax.vmap(draw)(jax.random.split(key, ways))
-        return Task(examples(images[:, :shots]), examples(images[:, shots:]))
+        keys = jax.random.split(key, ways)
+        images = jax.vmap(draw)(keys)
+        # No class comes twice, and a number drawn from its key tells it from the others.
+        class_ids = jax.vmap(lambda key: jax.random.randint(key, (), 0, jnp.iinfo(jnp.int32).max, jnp.int32))(keys)
+        return Task(examples(images[:, :shots]), examples(images[:, shots:]), class_ids)
 
     return sample
 

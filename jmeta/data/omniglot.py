@@ -40,7 +40,7 @@ def omniglot(
         data_dir: the folder of TFDS's data sets; None for `$TFDS_DATA_DIR`, or
             else ~/tensorflow_datasets.
         archives: a folder with the four official archives, to prepare from
-            instead of downloading them.
+            instead of downloading them; not read if there is a copy already.
         rotations: degrees by which characters are turned, each a class of its
             own. None for 0, 90, 180, 270 on the splits of Vinyals et al. (as
             Snell et al., 2017: 4112/688/1692 classes), and 0 on Lake's.
@@ -52,6 +52,7 @@ def omniglot(
         ValueError: for an unknown split or a rotation that is not a multiple of 90.
         FileNotFoundError: if the data is not there and cannot be had; it names
             what is missing, where it was looked for, and what gets it.
+        ModuleNotFoundError: without the extra `tfds`.
     """
     if rotations is None:
         rotations = (0, 90, 180, 270) if split in VINYALS_SPLITS else (0,)
@@ -78,35 +79,39 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
             and verifies their checksums.
 
     Raises:
-        FileNotFoundError: if the extra `tfds` or an archive is missing, or the download fails.
+        FileNotFoundError: if an archive is missing, or the download fails.
+        ModuleNotFoundError: without the extra `tfds`.
     """
     data_dir = _data_dir(data_dir)
     _require_tfds()
-    import tensorflow_datasets as tfds
-
     from jmeta.data.omniglot_builder import ARCHIVES, OmniglotDrawings, URL
 
     builder = OmniglotDrawings(data_dir=data_dir, file_format="array_record")
-    if archives is not None:
-        builder.archives = Path(archives)
-        missing = [name for name in ARCHIVES.values() if not (builder.archives / name).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{', '.join(missing)} not found in {builder.archives}; they are to be had from {URL}."
-            )
+    if archives is None:
+        _download_and_prepare(builder, data_dir, URL + ARCHIVES["train"])
+        return builder
+    builder.archives = Path(archives)
+    missing = [name for name in ARCHIVES.values() if not (builder.archives / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{', '.join(missing)} not found in {builder.archives}; they are to be had from {URL}.")
+    builder.download_and_prepare()
+    return builder
+
+
+def _download_and_prepare(builder, data_dir, url):
+    import tensorflow_datasets as tfds
+
     config = tfds.download.DownloadConfig(force_checksums_validation=True)
     try:
-        if archives is None:
-            # TFDS tries for minutes before it gives up: without a network, say so at once.
-            urllib.request.urlopen(urllib.request.Request(URL + ARCHIVES["train"], method="HEAD"), timeout=10).close()
+        # TFDS tries for minutes before it gives up: without a network, say so at once.
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
         builder.download_and_prepare(download_config=config)
     except Exception as error:  # whatever a network does; the cause is kept
         raise FileNotFoundError(
-            f"Omniglot is not in {data_dir} and could not be downloaded from {URL} "
+            f"Omniglot is not in {data_dir} and could not be downloaded from {url.rpartition('/')[0]}/ "
             f"({type(error).__name__}: {error}). With the four archives in a folder, "
             f"run: {COMMAND} --data-dir {data_dir} --archives FOLDER"
         ) from error
-    return builder
 
 
 def _characters(split):
@@ -125,20 +130,20 @@ def _data_dir(data_dir):
 
 def _require_tfds():
     if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise FileNotFoundError(
-            "Omniglot is read by TensorFlow Datasets, which is missing; run: pip install 'jmeta[tfds]'"
+        raise ModuleNotFoundError(
+            "Omniglot is read by TensorFlow Datasets, which is missing; pip install 'jmeta[tfds]'"
         )
 
 
 def _find(data_dir):
-    """The builder of a prepared copy in `data_dir`, or None."""
-    found = [*data_dir.glob("omniglot/*/dataset_info.json"), *data_dir.glob("omniglot_drawings/*/dataset_info.json")]
-    if not found:
-        return None
-    _require_tfds()
-    import tensorflow_datasets as tfds
+    """The builder of a prepared copy in `data_dir` that can be read without TensorFlow, or None."""
+    for path in sorted(data_dir.glob("omniglot*/*/dataset_info.json"), reverse=True):
+        if json.loads(path.read_text()).get("fileFormat") == "array_record":
+            _require_tfds()
+            import tensorflow_datasets as tfds
 
-    return tfds.builder_from_directory(found[0].parent)
+            return tfds.builder_from_directory(path.parent)
+    return None
 
 
 def _drawings(builder, split) -> Iterator[tuple[str, int, np.ndarray]]:

@@ -14,6 +14,8 @@ for its shape. On the CPU that matters: the gradient of
 huge window, and a vmapped one has a kernel per task; XLA's CPU loop bodies run
 both naively.
 
+Strided convolutions and those of one pixel are matrix products outright.
+
 Both primitives carry a leading axis of tasks T: inputs [T, B, H, W, C], kernels
 [T, h, w, C, O]. An operand that does not differ between tasks is folded into an
 axis of the other instead.
@@ -43,7 +45,7 @@ def conv(x: Array, w: Array, *, stride: int = 1) -> Array:
 
     Args:
         x: [B, H, W, C] images.
-        w: [h, w, C, O] kernel, h and w odd; the dtype of `x`.
+        w: [h, w, C, O] kernel, h and w odd; dtypes promote as in a product.
         stride: pixels between outputs, the same in both directions.
 
     Returns:
@@ -51,14 +53,16 @@ def conv(x: Array, w: Array, *, stride: int = 1) -> Array:
         `lax.conv_general_dilated(x, w, (stride, stride), "SAME")` in NHWC, HWIO.
 
     Raises:
-        ValueError: for a kernel of even size, channels that do not match, or a
-            stride below 1.
+        ValueError: for images or a kernel that do not have four axes, a kernel
+            of even size, channels that do not match, or a stride below 1.
 
     Example:
         >>> conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))).shape
         (1, 4, 4, 5)
     """
     _check(x, w, stride)
+    dtype = jnp.promote_types(x.dtype, w.dtype)
+    x, w = x.astype(dtype), w.astype(dtype)
     if w.shape[:2] == (1, 1):
         return lax.dot_general(x[:, ::stride, ::stride], w[0, 0], (((3,), (0,)), ((), ())))
     if stride > 1:
@@ -67,6 +71,8 @@ def conv(x: Array, w: Array, *, stride: int = 1) -> Array:
 
 
 def _check(x, w, stride):
+    if x.ndim != 4 or w.ndim != 4:
+        raise ValueError(f"x has shape {x.shape} and w {w.shape}; they must be [B, H, W, C] and [h, w, C, O].")
     if stride < 1:
         raise ValueError(f"stride is {stride}; it must be at least 1.")
     if w.shape[0] % 2 == 0 or w.shape[1] % 2 == 0:

@@ -51,7 +51,7 @@ def fast_weight_learner(model: Model, objective: Objective, *, train_loop: Calla
 
     def init(key, task):
         params, state = model.init(key, task.support.inputs)
-        jax.eval_shape(loss, params, state, task)  # a wrong output width is told here, before anything compiles
+        jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
         return params, state
 
     def adapt(params, state, support, *, key=None):
@@ -61,9 +61,10 @@ def fast_weight_learner(model: Model, objective: Objective, *, train_loop: Calla
         return outputs_of(adapted.params, state, inputs, mask, adapted.present)[0]
 
     def loss(params, state, task, *, key=None):
-        fast, present = descend(train_loop, params, state, task.support, train=True, key=key)
+        support_key, query_key = (None, None) if key is None else jax.random.split(key)
+        fast, present = descend(train_loop, params, state, task.support, train=True, key=support_key)
         query = task.query
-        outputs, state = outputs_of(fast, state, query.inputs, query.mask, present, train=True, key=key)
+        outputs, state = outputs_of(fast, state, query.inputs, query.mask, present, train=True, key=query_key)
         labelled = (outputs, query.targets, query.mask)
         return objective.loss(*labelled), (state, objective.metrics(*labelled))
 

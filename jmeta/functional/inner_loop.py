@@ -1,5 +1,6 @@
 """The inner loop: gradient descent on a support set, differentiable in where it starts."""
 
+import functools
 from collections.abc import Callable
 from typing import get_args, Literal
 
@@ -52,10 +53,25 @@ def inner_loop(
     return fast
 
 
-def check_inner_loop(steps: int, test_steps: int | None, meta_gradient: str) -> None:
-    """Raises a `ValueError` for arguments that no inner loop can have."""
-    for name, value in (("inner_steps", steps), ("test_steps", test_steps)):
-        if value is not None and value < 0:
+def train_and_test_loops(
+    optimizer: optax.GradientTransformation, *, inner_steps: int, test_steps: int | None, meta_gradient: MetaGradient
+) -> tuple[Callable, Callable]:
+    """The inner loop of meta-training and that of `adapt`, each `(objective, params) -> fast params`.
+
+    Args:
+        optimizer: any optax transformation.
+        inner_steps: in meta-training.
+        test_steps: in `adapt`; None for as many.
+        meta_gradient: as for `inner_loop`.
+
+    Raises:
+        ValueError: for a negative number of steps or an unknown `meta_gradient`.
+    """
+    test_steps = inner_steps if test_steps is None else test_steps
+    for name, value in (("inner_steps", inner_steps), ("test_steps", test_steps)):
+        if value < 0:
             raise ValueError(f"{name} is {value}; it must be 0 or more.")
     if meta_gradient not in get_args(MetaGradient):
         raise ValueError(f"meta_gradient is {meta_gradient!r}; it must be one of {get_args(MetaGradient)}.")
+    loop = functools.partial(inner_loop, optimizer=optimizer, meta_gradient=meta_gradient)
+    return functools.partial(loop, steps=inner_steps), functools.partial(loop, steps=test_steps)

@@ -1,13 +1,12 @@
 """First-order MAML (Finn et al., 2017, section 5.2)."""
 
-import functools
 from collections.abc import Callable
 
 import optax
 
 from jmeta import losses
 from jmeta.functional.fast_weights import fast_weight_learner
-from jmeta.functional.inner_loop import check_inner_loop, inner_loop
+from jmeta.functional.inner_loop import train_and_test_loops
 from jmeta.types import Learner, Model
 
 
@@ -39,11 +38,7 @@ def fomaml(
         ValueError: for a negative number of steps; from `init`, if the model's
             output width is not the number of ways.
     """
-    check_inner_loop(inner_steps, test_steps, "first_order")
-    loop = functools.partial(inner_loop, optimizer=inner_optimizer, meta_gradient="first_order")
-    return fast_weight_learner(
-        model,
-        losses.objective(loss_fn),
-        train_loop=functools.partial(loop, steps=inner_steps),
-        test_loop=functools.partial(loop, steps=inner_steps if test_steps is None else test_steps),
+    train_loop, test_loop = train_and_test_loops(
+        inner_optimizer, inner_steps=inner_steps, test_steps=test_steps, meta_gradient="first_order"
     )
+    return fast_weight_learner(model, losses.objective(loss_fn), train_loop=train_loop, test_loop=test_loop)

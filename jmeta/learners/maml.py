@@ -1,13 +1,12 @@
 """MAML: Model-Agnostic Meta-Learning (Finn et al., 2017)."""
 
-import functools
 from collections.abc import Callable
 
 import optax
 
 from jmeta import losses
 from jmeta.functional.fast_weights import fast_weight_learner
-from jmeta.functional.inner_loop import check_inner_loop, inner_loop, MetaGradient
+from jmeta.functional.inner_loop import MetaGradient, train_and_test_loops
 from jmeta.types import Learner, Model
 
 
@@ -34,7 +33,8 @@ def maml(
         meta_gradient: `"second_order"` is exact; `"first_order"` takes inner
             gradients for constants (FOMAML).
         loss_fn: `losses.cross_entropy`, `losses.squared_error` or your own
-            `(outputs [K, N], targets [K, N], mask [K]) -> scalar`.
+            `(outputs [K, N], targets [K, N], mask [K]) -> scalar`; mark one over
+            classes with `losses.classification`.
 
     Returns:
         A `Learner`; `adapt` gives `FastWeights`.
@@ -53,11 +53,7 @@ def maml(
         >>> learner.predict(params, state, adapted, task.query.inputs).shape
         (10, 1)
     """
-    check_inner_loop(inner_steps, test_steps, meta_gradient)
-    loop = functools.partial(inner_loop, optimizer=inner_optimizer, meta_gradient=meta_gradient)
-    return fast_weight_learner(
-        model,
-        losses.objective(loss_fn),
-        train_loop=functools.partial(loop, steps=inner_steps),
-        test_loop=functools.partial(loop, steps=inner_steps if test_steps is None else test_steps),
+    train_loop, test_loop = train_and_test_loops(
+        inner_optimizer, inner_steps=inner_steps, test_steps=test_steps, meta_gradient=meta_gradient
     )
+    return fast_weight_learner(model, losses.objective(loss_fn), train_loop=train_loop, test_loop=test_loop)

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -58,8 +59,9 @@ def from_nnx(constructor: Callable) -> Model:
 
     Args:
         constructor: `(nnx.Rngs) -> nnx.Module`. `nnx.Param`s become the
-            parameters and all other variables the state. The module is put in
-            training or evaluation mode (`nnx.Module.train`, `.eval`) by `train`.
+            parameters; other variables the state, but for random streams, which
+            are seeded by the `key` of each call. The module is put in training
+            or evaluation mode (`nnx.Module.train`, `.eval`) by `train`.
 
     Example:
         >>> from flax import nnx
@@ -70,22 +72,41 @@ def from_nnx(constructor: Callable) -> Model:
     """
     from flax import nnx  # a sixth of the time that `import jmeta` may take
 
+    def parts(module) -> Any:
+        """Definition, parameters, random streams, and the rest."""
+        return nnx.split(module, nnx.Param, nnx.RngState, ...)
+
     @functools.cache
-    def definition():
+    def skeleton():
+        """The module's definition, and the shapes of its random streams."""
         with jax.ensure_compile_time_eval():
-            return nnx.split(nnx.eval_shape(lambda: constructor(nnx.Rngs(0))), nnx.Param, ...)[0]
+            module = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
+            definition, _, streams, _ = parts(module)
+            return definition, streams
 
     def init(key, inputs):
         del inputs  # an NNX module knows its sizes
-        _, params, state = nnx.split(constructor(nnx.Rngs(key)), nnx.Param, ...)
+        _, params, _, state = parts(constructor(nnx.Rngs(key)))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
     def apply(params, state, inputs, *, train=False, key=None):
-        module = nnx.merge(definition(), nnx.State(params), nnx.State(state), copy=True)
+        definition, streams = skeleton()
+        fresh = jax.tree.map(_unseeded, streams)
+        module = nnx.merge(definition, nnx.State(params), fresh, nnx.State(state), copy=True)
         module.train() if train else module.eval()
         if key is not None:
             nnx.reseed(module, default=key, dropout=key)
         outputs = module(inputs)
-        return outputs, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param))) if train else state
+        if not train:
+            return outputs, state
+        _, _, _, state = parts(module)
+        return outputs, nnx.to_pure_dict(state)
 
     return Model(init, apply)
+
+
+def _unseeded(leaf):
+    """What a random stream holds before it is seeded: a key, or the count of keys drawn from it."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    return jax.numpy.zeros(leaf.shape, leaf.dtype)

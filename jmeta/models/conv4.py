@@ -4,7 +4,7 @@ import flax.linen as nn
 
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_norm, Conv, dense, Normalise
+from jmeta.models.layers import check_images, check_norm, check_widths, Conv, dense, Normalise
 from jmeta.types import Array, Model
 
 
@@ -24,9 +24,11 @@ def conv4(*, outputs: int | None = None, width: int = 64, norm: str = "batch", s
         at maps one pixel high or wide.
 
     Raises:
-        ValueError: for an unknown `norm`.
+        ValueError: for an unknown `norm` or a width below 1; from `init` and `apply`,
+            for inputs that are not images.
     """
     check_norm(norm)
+    check_widths(outputs, width)
     return from_linen(Conv4(outputs, width, norm, strided))
 
 
@@ -41,6 +43,7 @@ class Conv4(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Features or outputs of images [K, H, W, C]."""
+        check_images(x)
         for _ in range(4):
             x = Conv(self.width, stride=2 if self.strided else 1, use_bias=self.norm == "none")(x)
             x = nn.relu(Normalise(self.norm)(x, train=train, mask=mask))

@@ -19,6 +19,19 @@ def check_norm(norm: str) -> None:
         raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(NORMS)}.")
 
 
+def check_widths(*widths: int | None) -> None:
+    """Raises a `ValueError` unless every width that is given is at least 1."""
+    for width in widths:
+        if width is not None and width < 1:
+            raise ValueError(f"a layer's width is {width}; it must be at least 1.")
+
+
+def check_images(x: Array) -> None:
+    """Raises a `ValueError` unless `x` is images [K, H, W, C]."""
+    if x.ndim != 4:
+        raise ValueError(f"inputs have shape {x.shape}; a convolutional network needs images [K, H, W, C].")
+
+
 def dense(features: int, *, use_bias: bool = True) -> nn.Dense:
     """Flax's fully connected layer, with parameters in double precision where JAX is."""
     return nn.Dense(features, use_bias=use_bias, param_dtype=jnp.result_type(float))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_norm, dense, Normalise
+from jmeta.models.layers import check_norm, check_widths, dense, Normalise
 from jmeta.types import Array, Model
 
 
@@ -22,9 +22,10 @@ def mlp(*, hidden: Sequence[int] = (40, 40), outputs: int | None = 1, norm: str 
         A `Model` from inputs [K, ...], flattened, to [K, outputs].
 
     Raises:
-        ValueError: for an unknown `norm`.
+        ValueError: for an unknown `norm` or a width below 1.
     """
     check_norm(norm)
+    check_widths(outputs, *hidden)
     return from_linen(MLP(tuple(hidden), outputs, norm))
 
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_norm, Conv, dense, Normalise
+from jmeta.models.layers import check_images, check_norm, check_widths, Conv, dense, Normalise
 from jmeta.types import Array, Model
 
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
@@ -27,9 +27,11 @@ def resnet12(*, outputs: int | None = None, widths: Sequence[int] = (64, 160, 32
         A `Model` from images [K, H, W, C] to [K, outputs], or to features [K, widths[-1]].
 
     Raises:
-        ValueError: for an unknown `norm`.
+        ValueError: for an unknown `norm` or a width below 1; from `init` and `apply`,
+            for inputs that are not images.
     """
     check_norm(norm)
+    check_widths(outputs, *widths)
     return from_linen(ResNet12(outputs, tuple(widths), norm))
 
 
@@ -43,6 +45,7 @@ class ResNet12(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Features or outputs of images [K, H, W, C]."""
+        check_images(x)
         for width in self.widths:
             x = self._block(x, width, train, mask)
         x = x.mean((1, 2))

@@ -88,8 +88,10 @@ def test_images_stay_bytes_in_the_table_and_are_floats_in_an_episode():
     ("options", "message"),
     [
         ({"ways": 6}, "ways is 6, but the table has 5 classes"),
-        ({"ways": 1}, "ways is 1; it must be at least 2"),
-        ({"shots": 0}, "shots is 0; it must be at least 1"),
+        ({"ways": 1}, "ways is 1; it must be a number, at least 2"),
+        ({"ways": 2.5}, "ways is 2.5"),
+        ({"shots": 0}, "shots is 0; it must be a number, at least 1"),
+        ({"queries": (1, 2)}, r"queries is \(1, 2\); it must be a whole number"),
         ({"queries": 0}, "queries is 0"),
         ({"shots": (3, 2)}, r"shots is \(3, 2\)"),
         ({"shots": 2, "queries": 3}, "shots . queries is 2 . 3 = 5, but the smallest class, 1, has 4 examples"),

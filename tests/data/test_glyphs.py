@@ -32,6 +32,9 @@ def test_images_are_ink_on_paper(tasks):
 def test_no_two_drawings_and_no_two_characters_are_the_same(tasks):
     drawings = np.asarray(tasks.query.inputs).reshape(-1, 784)
     assert len(np.unique(drawings, axis=0)) > 0.99 * len(drawings)
+    assert len(np.unique(tasks.class_ids)) == 1000
+    means = np.asarray(tasks.query.inputs).reshape(1000, 15, 784).mean(1)
+    assert len(np.unique(means, axis=0)) == 1000
 
 
 def test_the_same_key_draws_the_same_task():

@@ -53,7 +53,6 @@ def test_lakes_parts_are_not_turned(omniglot_files):
     assert len(table.inputs) == 13180
 
 
-@pytest.mark.long
 def test_all_32460_drawings_are_the_same_from_the_archives(omniglot_files, tmp_path):
     for split, number in (("background", 19280), ("evaluation", 13180)):
         prepared = data.omniglot(split, data_dir=tmp_path, archives=omniglot_files / "archives")

@@ -90,12 +90,18 @@ def test_every_form_of_the_kernel_gradient_is_the_same(x64):
     assert_equal(forms[0], forms[2])
 
 
+def test_integer_images_are_promoted():
+    images = jnp.arange(16).reshape(1, 4, 4, 1)
+    assert conv(images, jnp.ones((3, 3, 1, 1)))[0, 0, 0, 0] == 0 + 1 + 4 + 5
+
+
 @pytest.mark.parametrize(
     ("w", "stride", "message"),
     [
         ((2, 3, 2, 4), 1, "kernel of 2 x 3"),
         ((3, 3, 5, 4), 1, "x has 2 channels"),
         ((3, 3, 2, 4), 0, "stride is 0"),
+        ((3, 3, 2), 1, "must be"),
     ],
 )
 def test_refuses_what_it_cannot_do(w, stride, message):
