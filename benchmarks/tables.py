@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the results in benchmarks/results.
+"""Writes the tables of README.md and docs/ from the results in benchmarks/results.
 
 python -m benchmarks.tables
 """
@@ -41,7 +41,19 @@ def _device(machine):
     return f"{machine['cores']} CPU cores" if machine["platform"] == "cpu" else machine["device"]
 
 
-TABLES = {"omniglot": omniglot}
+def chunks() -> str:
+    """Tasks per second of a meta-step by how many tasks are vmapped at a time."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "chunks-cpu.json").read_text())
+    sizes = list(result["rows"][0]["tasks_per_second"])
+    rows = [f"| MAML, 1 inner step | largest array | {' | '.join(sizes)} |", "|---" * (len(sizes) + 2) + "|"]
+    for row in result["rows"]:
+        rates = " | ".join(f"{rate:,.0f}" for rate in row["tasks_per_second"].values())
+        rows.append(f"| {row['workload']} | {row['largest_array_bytes'] / 2**20:.2f} MiB | {rates} |")
+    return "\n".join(rows)
+
+
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "decisions" / "0004-chunks.md")
+TABLES = {"chunks": chunks, "omniglot": omniglot}
 
 
 def with_tables(text: str) -> str:
@@ -54,5 +66,5 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text()))
+    for document in DOCUMENTS:
+        document.write_text(with_tables(document.read_text()))

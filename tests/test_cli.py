@@ -153,7 +153,7 @@ MISTAKES = {
     "train --out {new} --ways five": "Error parsing --ways: invalid literal for int() with base 10: 'five'",
     "train --out {new} --leaner maml": "Unrecognized options: --leaner",
     "train --learner protonet --data sinusoid --out {new}": "protonet classifies",
-    "train --data sinusoid --model conv4 --out {new}": "inputs have shape (5, 1); a convolutional network needs images",
+    "train --data sinusoid --model conv4 --out {new}": "inputs have shape (1, 1); a convolutional network needs images",
     "train --model conv4 --width 0 --out {new}": "a layer's width is 0",
     "train --learning-rate nan --out {new}": "learning_rate is nan; it must be a positive number",
     "train --out {run}/run.json": "run.json",
