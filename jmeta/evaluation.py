@@ -97,7 +97,7 @@ def evaluate(
     Example:
         >>> import optax, jmeta
         >>> from jmeta import data, learners, models
-        >>> sample, learner = data.glyphs(), learners.protonet(models.conv4(width=8))
+        >>> sample, learner = data.glyphs(), learners.protonet(models.mlp(outputs=None, norm="batch"))
         >>> state = jmeta.init_state(learner, optax.sgd(0.0), jax.random.key(0), sample(jax.random.key(1)))
         >>> report = evaluate(learner, state, sample, key=jax.random.key(2), episodes=4)
         >>> report.episodes, report.ways, report.shots, report.normalisation

@@ -39,7 +39,7 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
     Example:
         >>> from jmeta import data, learners, models
         >>> task = data.glyphs()(jax.random.key(0))
-        >>> learner = learners.protonet(models.conv4(width=8))
+        >>> learner = learners.protonet(models.mlp(outputs=None))
         >>> print(init_state(learner, optax.adam(1e-3), jax.random.key(1), task).step)
         0
     """
@@ -73,7 +73,7 @@ def make_train_step(
     Example:
         >>> from jmeta import data, learners, models
         >>> sample, optimizer = data.glyphs(), optax.adam(1e-3)
-        >>> learner = learners.protonet(models.conv4(width=8))
+        >>> learner = learners.protonet(models.mlp(outputs=None))
         >>> state = init_state(learner, optimizer, jax.random.key(0), sample(jax.random.key(1)))
         >>> tasks = jax.vmap(sample)(jax.random.split(jax.random.key(2), 4))
         >>> state, metrics = jax.jit(make_train_step(learner, optimizer))(state, tasks)

@@ -53,11 +53,11 @@ def protonet(model: Model, *, distance: str = "euclidean") -> Learner:
     Example:
         >>> import jax
         >>> from jmeta import data, models
-        >>> learner = protonet(models.conv4(width=8))
+        >>> learner = protonet(models.mlp(outputs=None))
         >>> task = data.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
         >>> params, state = learner.init(jax.random.key(1), task)
         >>> learner.adapt(params, state, task.support).points.shape
-        (5, 8)
+        (5, 40)
     """
     if distance not in SIMILARITIES:
         raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(SIMILARITIES)}.")

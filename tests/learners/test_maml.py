@@ -22,7 +22,7 @@ def sinusoid_problem(**options):
 
 
 def image_problem(**options):
-    learner = learners.maml(models.conv4(outputs=3, width=3), inner_optimizer=optax.sgd(0.05), inner_steps=2, **options)
+    learner = learners.maml(models.conv4(outputs=3, width=3), inner_optimizer=optax.sgd(0.05), inner_steps=1, **options)
     images = jax.random.normal(jax.random.key(0), (15, 9, 9, 1))
     table = data.class_table(np.asarray(images), np.repeat(np.arange(3), 5))
     return learner, data.episodes(table, ways=3, shots=2, queries=2)(jax.random.key(1))
