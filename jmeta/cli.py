@@ -376,7 +376,7 @@ def load(run: Path) -> tuple[Learner, TrainState]:
     checkpoints.check_config(run / "checkpoints", dataclasses.asdict(configuration))
     learner = build_learner(configuration)
     key = jax.random.key(configuration.seed)
-    like = init_state(learner, optax.adam(configuration.learning_rate), key, _stand_in(configuration)(key))
+    like = init_state(learner, optax.adam(configuration.learning_rate), key, jax.jit(_stand_in(configuration))(key))
     return learner, checkpoints.restore(run / "checkpoints", like)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend.core import subjaxprs
 
 from jmeta import losses
@@ -106,12 +105,18 @@ def evaluate(
     for name, value, least in (("episodes", episodes, 2), ("tasks_per_chunk", tasks_per_chunk, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}.")
-    run = _evaluator(learner, tasks_per_chunk)
-    found, transductive = run(as_argument(sample), state.params, state.state, jax.random.split(key, episodes))
-    found = jax.tree.map(np.asarray, found)
+    arguments = as_argument(sample), state.params, state.state
+    chunk = min(tasks_per_chunk or _episodes_at_once(learner, arguments, episodes), episodes)
+    keys = jax.random.split(key, episodes)
+    # The last chunk is filled up with the first episodes, so that one compiled function does for all.
+    chunks = keys[np.arange(-(-episodes // chunk) * chunk).reshape(-1, chunk) % episodes]
+    run = _evaluator(learner)
+    parts = [run(*arguments, keys, False) for keys in chunks]
+    found = {name: np.concatenate([part[name] for part in parts])[:episodes] for name in parts[0]}
     if "orphans" in found and found["orphans"].any():
         raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
-    return _report(found, bool(transductive), _policies(state.state))
+    alone = np.asarray(run(*arguments, chunks[0], True)["first"][0])
+    return _report(found, _differ(found["first"][0], alone), _policies(state.state))
 
 
 def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
@@ -120,32 +125,42 @@ def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
 
 
 @functools.lru_cache(maxsize=16)
-def _evaluator(learner: Learner, tasks_per_chunk: int | None) -> Callable:
-    """The compiled evaluation of a learner, kept so that a second call does not compile again."""
+def _evaluator(learner: Learner) -> Callable:
+    """The compiled evaluation of a chunk of episodes, kept so that a second call does not compile again."""
 
-    def run(sample, params, state, keys):
-        def episode(key):
-            sample_key, adapt_key = jax.random.split(key)
-            task = sample(sample_key)
-            return _episode(learner, params, state, task, adapt_key)
-
-        chunk = tasks_per_chunk or default_chunk(episode, keys)
-        first = sample(jax.random.split(keys[0])[0])
-        return lax.map(episode, keys, batch_size=chunk), _is_transductive(learner, params, state, first)
+    def run(sample, params, state, keys, is_blanked):
+        return jax.vmap(lambda key: _episode(learner, sample, params, state, key, is_blanked))(keys)
 
     return jax.jit(run)
 
 
-def _episode(learner, params, state, task, key):
-    """What is measured in one episode."""
-    query = task.query
-    adapted = learner.adapt(params, state, task.support, key=key)
-    outputs = _predictions(learner, params, state, adapted, query)
+def _episodes_at_once(learner: Learner, arguments: PyTree, episodes: int) -> int:
+    leaves, structure = jax.tree.flatten(arguments)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    return _episodes_at_once_of_shapes(learner, structure, shapes, episodes)
+
+
+@functools.lru_cache(maxsize=64)
+def _episodes_at_once_of_shapes(learner, structure, shapes, episodes):
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = jax.tree.unflatten(structure, shapes)
+    return default_chunk(episodes, functools.partial(_episode, learner), *arguments, key, False)
+
+
+def _episode(learner, sample, params, state, key, is_blanked):
+    """What is measured in one episode; `is_blanked`, all its queries but the first are blanked."""
+    sample_key, adapt_key = jax.random.split(key)
+    task = sample(sample_key)
+    query, inputs = task.query, task.query.inputs
+    inputs = jnp.where(is_blanked, inputs.at[1:].set(0), inputs)
+    adapted = learner.adapt(params, state, task.support, key=adapt_key)
+    extra = {"mask": query.mask} if takes_mask(learner.predict) else {}
+    outputs = learner.predict(params, state, adapted, inputs, **extra)
     labelled = (outputs, query.targets, query.mask)
     if not _classifies(learner, params, state, task):
         sizes = {"shots": task.support.mask.sum(), "queries": query.mask.sum()}
-        return {"loss": losses.squared_error(*labelled)} | sizes
-    found = {"loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
+        return {"first": outputs[0], "loss": losses.squared_error(*labelled)} | sizes
+    found = {"first": outputs[0], "loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
     return found | _protocol(task)
 
 
@@ -167,20 +182,9 @@ def _protocol(task):
     return {"ways": present.sum(), "orphans": (~present & (queries > 0)).any()} | extremes
 
 
-def _is_transductive(learner, params, state, task):
-    """Whether the first query's prediction changes, by more than rounding, when all others are blanked."""
-    adapted = learner.adapt(params, state, task.support, key=jax.random.key(0))
-    inputs = task.query.inputs
-    outputs, others = (
-        _predictions(learner, params, state, adapted, task.query._replace(inputs=changed))
-        for changed in (inputs, inputs.at[1:].set(0))
-    )
-    return jnp.abs(outputs[0] - others[0]).max() > 1e-4 * jnp.abs(outputs[0]).max()
-
-
-def _predictions(learner, params, state, adapted, query):
-    extra = {"mask": query.mask} if takes_mask(learner.predict) else {}
-    return learner.predict(params, state, adapted, query.inputs, **extra)
+def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
+    """Whether a prediction changed by more than rounding."""
+    return bool(np.abs(outputs - others).max() > 1e-4 * np.abs(outputs).max())
 
 
 def _report(found: dict[str, np.ndarray], transductive: bool, policies: tuple[str, ...]) -> Report:
@@ -216,20 +220,19 @@ def _policies(state: PyTree) -> tuple[str, ...]:
     return tuple(sorted({node.policy for node in nodes if isinstance(node, Normalisation)}))
 
 
-def default_chunk(function: Callable, batch: PyTree) -> int:
-    """How many elements of a batch to vmap `function` over at a time.
+def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:
+    """How many of `number` tasks to vmap a function over at a time.
 
     As many as keep the largest array that the function makes, times their
-    number, within the backend's bound, and divide the batch.
+    number, within the backend's bound, and divide `number`.
 
     Args:
-        function: of one element of the batch.
-        batch: a pytree with a leading axis on every leaf.
+        number: of tasks.
+        function: of one task.
+        arguments: what it is called with, or their shapes.
     """
-    number = len(jax.tree.leaves(batch)[0])
-    element = jax.eval_shape(lambda batch: jax.tree.map(lambda leaf: leaf[0], batch), batch)
     bound = CHUNK_BYTES.get(jax.default_backend(), ACCELERATOR_CHUNK_BYTES)
-    most = max(1, min(number, bound // largest_array(function, element)))
+    most = max(1, min(number, bound // largest_array(function, *arguments)))
     return max(chunk for chunk in range(1, most + 1) if number % chunk == 0)
 
 

@@ -92,7 +92,8 @@ def make_train_step(
         params, state, opt_state, key, step = train_state
         number = len(jax.tree.leaves(tasks)[0])
         keys = jax.random.split(key, number + 1)
-        chunk = tasks_per_chunk or default_chunk(lambda task: learner.loss(params, state, task, key=key), tasks)
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
+        chunk = tasks_per_chunk or default_chunk(number, lambda task: learner.loss(params, state, task, key=key), one)
         differentiate = jax.grad(total, has_aux=True)
         sums = _sum_over_chunks(
             lambda batch: differentiate(params, state, *batch), (tasks, keys[1:]), min(chunk, number)
@@ -193,7 +194,8 @@ def fit(
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     config = {**(config or {}), "key": jax.random.key_data(_typed(key)).tolist(), "batch_size": batch_size}
     init_key, validation_key = jax.random.split(_typed(key))
-    state = init_state(learner, optimizer, init_key, sample(validation_key))
+    task = jax.jit(lambda sample, key: sample(key))(as_argument(sample), validation_key)
+    state = init_state(learner, optimizer, init_key, task)
     folder = None if out is None else Path(out) / "checkpoints"
     if folder is not None and checkpoints.latest_step(folder) is not None:
         checkpoints.check_config(folder, config)
