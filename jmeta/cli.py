@@ -19,6 +19,7 @@ import tyro
 
 from jmeta import checkpoints, data, demo, learners, losses, models
 from jmeta.evaluation import evaluate
+from jmeta.metrics import write_whole
 from jmeta.training import check_schedule, fit, init_state
 from jmeta.types import Array, Learner, Model, Task, TrainState
 
@@ -286,7 +287,7 @@ def train(command: Train) -> None:
     jax.eval_shape(lambda key: learner.init(key, tasks(key)), jax.random.key(0))
     # Only now: a mistake must not leave a folder behind.
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
+    write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
     state = fit(
         learner,
         optax.adam(configuration.learning_rate),
@@ -336,13 +337,6 @@ def _read_run(folder: Path) -> Run:
     return Run(Configuration(**configuration | {"protocol": Protocol(**configuration["protocol"])}), **saved)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
-
-
 def evaluate_run(command: Evaluate) -> None:
     """`jmeta evaluate`."""
     configuration = _read_run(command.run).configuration
@@ -362,7 +356,7 @@ def evaluate_run(command: Evaluate) -> None:
     report = evaluate(learner, state, sample, key=jax.random.key(command.seed), episodes=command.episodes)
     print(report)
     if command.out is not None:
-        _write_whole(command.out, report.to_json(indent=1) + "\n")
+        write_whole(command.out, report.to_json(indent=1) + "\n")
 
 
 def load(run: Path) -> tuple[Learner, TrainState]:

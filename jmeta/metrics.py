@@ -37,6 +37,13 @@ class MetricsLog:
         self._events.close()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
 def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl`, oldest first; a last line that a kill cut short is left out."""
     path = Path(directory) / "metrics.jsonl"
@@ -46,6 +53,4 @@ def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
 
 def _keep_until(path, step):
     lines = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= step]
-    whole = path.with_suffix(".tmp")
-    whole.write_text("".join(lines))
-    whole.replace(path)
+    write_whole(path, "".join(lines))

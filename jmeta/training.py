@@ -59,8 +59,8 @@ def make_train_step(
         optimizer: the outer optimizer.
         tasks_per_chunk: how many tasks are vmapped at a time, the gradients of
             the chunks being added up. The result is the same to rounding; time
-            and memory are not. None vmaps all on an accelerator; on a CPU as
-            many as keep their arrays in the cache, often one.
+            and memory are not. None takes as many as keep their arrays within
+            the backend's bound: the cache on a CPU, where that is often one.
 
     Returns:
         `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate
