@@ -37,9 +37,14 @@ def classification(loss_fn: Callable) -> Callable:
     return marked
 
 
+def is_classification(loss_fn: Callable) -> bool:
+    """Whether the loss is marked as one over classes."""
+    return getattr(loss_fn, "classification", False)
+
+
 def objective(loss_fn: Callable) -> Objective:
     """A loss with what belongs to it: classification reports accuracy and knows absent classes."""
-    if getattr(loss_fn, "classification", False):
+    if is_classification(loss_fn):
         return Objective(loss_fn, lambda *labelled: {"accuracy": accuracy(*labelled)}, _present_classes)
     return Objective(loss_fn, lambda *labelled: {}, lambda support: None)
 

@@ -11,6 +11,7 @@ import pytest
 
 import jmeta
 from jmeta import checkpoints, learners, losses, models
+from jmeta.functional.partition import in_layer, path_name
 from jmeta.types import apply_model, Examples, Model, Task
 
 WAYS = 3
@@ -32,6 +33,10 @@ def conv4(outputs):
     return models.conv4(outputs=outputs, width=4)
 
 
+def mlp(**options):
+    return models.mlp(**{"outputs": WAYS, "norm": "layer"} | options)
+
+
 class Case(NamedTuple):
     learner: jmeta.Learner
     shape: tuple  # of one input
@@ -39,12 +44,21 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "maml": Case(learners.maml(conv4(WAYS), inner_steps=2, inner_optimizer=optax.sgd(0.1)), (8, 8, 1), "Dense_0"),
-    "maml, first order": Case(
-        learners.maml(models.mlp(outputs=WAYS, norm="running"), meta_gradient="first_order"), (5,), "Dense_2"
+    "maml": Case(learners.maml(conv4(WAYS), inner_steps=2, inner_optimizer=optax.sgd(0.1)), (8, 8, 1), "head"),
+    "maml, first order": Case(learners.maml(mlp(norm="running"), meta_gradient="first_order"), (5,), "head"),
+    "maml, truncated": Case(
+        learners.maml(plain_model(), inner_steps=3, meta_gradient="truncated", last_steps=2), (5,), "w"
     ),
-    "maml, plain model": Case(learners.maml(plain_model()), (5,), "w"),
-    "fomaml": Case(learners.fomaml(models.mlp(outputs=WAYS, norm="layer")), (5,), "Dense_2"),
+    "fomaml": Case(learners.fomaml(mlp()), (5,), "head"),
+    "anil": Case(learners.anil(mlp()), (5,), "head"),
+    "boil": Case(learners.boil(mlp()), (5,), "head"),
+    "meta_sgd": Case(learners.meta_sgd(plain_model()), (5,), "w"),
+    "meta_curvature": Case(learners.meta_curvature(mlp()), (5,), "head"),
+    "reptile": Case(learners.reptile(mlp(), inner_batch=None, test_steps=3), (5,), "head"),
+    "imaml": Case(learners.imaml(plain_model(), inner_steps=4), (5,), "w"),
+    "cavia": Case(learners.cavia(mlp(context=3)), (5,), "head"),
+    "mamlpp": Case(learners.mamlpp(mlp(norm="running"), inner_steps=2, test_steps=4), (5,), "head"),
+    "proto_maml": Case(learners.proto_maml(conv4(None), inner_steps=2), (8, 8, 1)),
     "protonet": Case(learners.protonet(conv4(None)), (8, 8, 1)),
     "protonet, plain model": Case(learners.protonet(plain_model()), (5,)),
     "protonet, cosine": Case(
@@ -142,9 +156,10 @@ def test_permuted_labels_permute_the_outputs(subject):
 
 def permuted_head(subject, order):
     """The parameters with the columns of the output layer, if there is one, in the order of the labels."""
+    is_head = in_layer(subject.case.head)
 
     def permute(path, leaf):
-        return leaf[..., order] if path[0].key == subject.case.head else leaf
+        return leaf[..., order] if is_head(path_name(path)) and leaf.shape[-1:] == (WAYS,) else leaf
 
     return jax.tree_util.tree_map_with_path(permute, subject.params)
 

@@ -1,19 +1,37 @@
-"""Learners whose adaptation is gradient descent: what is specific to a task is its fast weights."""
+"""Learners whose adaptation is descent: what is specific to a task is its fast weights."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
+import jax.numpy as jnp
+import optax
 
 from jmeta.functional.classes import exclude_absent
-from jmeta.types import apply_model, Array, Learner, Model, Objective, PyTree
+from jmeta.functional.inner_loop import check_options, inner_loop, MetaGradientOptions
+from jmeta.functional.inner_rule import as_rule, InnerRule
+from jmeta.functional.partition import check_part, join, part
+from jmeta.types import apply_model, Array, Examples, Learner, Model, Objective, PyTree
+
+
+class MetaParams(NamedTuple):
+    """What gradient-based learners meta-learn.
+
+    Attributes:
+        model: the model's parameters, where the inner loop starts.
+        rule: the inner rule's own parameters; empty for an optax transformation.
+    """
+
+    model: PyTree
+    rule: PyTree
 
 
 class FastWeights(NamedTuple):
     """What gradient-based learners adapt.
 
     Attributes:
-        params: the model's parameters after the inner loop.
+        params: those of the model's parameters that the inner loop moved, where
+            it left them; None in the place of each of the others.
         present: [N] which classes the support set has, or None for regression.
     """
 
@@ -21,51 +39,154 @@ class FastWeights(NamedTuple):
     present: Array | None
 
 
-def fast_weight_learner(model: Model, objective: Objective, *, train_loop: Callable, test_loop: Callable) -> Learner:
-    """The learner that descends on the support loss and is judged on the query loss.
+class Descent(NamedTuple):
+    """A model that descends on a set; the parts of a gradient-based learner.
+
+    Attributes:
+        init: `(key, task) -> (params, state)`, with `MetaParams`.
+        run: `(params, state, examples, *, steps, train=False, key=None) -> FastWeights`.
+        outputs: `(params, state, adapted, inputs, *, mask=None, train=False, key=None)
+            -> (outputs, state)`, of the model with the fast weights in place.
+    """
+
+    init: Callable
+    run: Callable
+    outputs: Callable
+
+
+def descent(
+    model: Model,
+    objective: Objective,
+    *,
+    rule: InnerRule | optax.GradientTransformation,
+    moves: Callable[[str], bool] | None = None,
+    start: Callable | None = None,
+    inner_batch: int | None = None,
+    **options: Unpack[MetaGradientOptions],
+) -> Descent:
+    """The inner loop on a model's loss over a set of examples.
 
     Args:
         model: any network; its output width is the number of ways.
-        objective: the loss of the inner and the outer loop.
-        train_loop: `(support_loss, params) -> fast params`, the inner loop inside `loss`.
-        test_loop: the inner loop of `adapt`.
+        objective: its loss.
+        rule: of the inner loop.
+        moves: `(path) -> bool`, which of the model's parameters the inner loop
+            moves, by paths such as `"head/kernel"`; None for all.
+        start: `(model params, state, examples, *, train, key) -> params`, where
+            the inner loop starts; None for the model's parameters themselves.
+        inner_batch: examples of an inner step, drawn without replacement until
+            all were seen; None for all in each step.
+        options: how the meta-gradient is taken.
+
+    Raises:
+        ValueError: for options that no inner loop can do, or minibatches under
+            `"implicit"`.
+    """
+    check_options(**options)
+    if inner_batch is not None and inner_batch < 1:
+        raise ValueError(f"inner_batch is {inner_batch}; it must be at least 1, or None for all examples.")
+    if inner_batch is not None and options.get("meta_gradient") == "implicit":
+        raise ValueError(f"inner_batch is {inner_batch}; an implicit meta-gradient needs None, all examples each step.")
+    start = start or (lambda params, state, examples, **context: params)
+
+    def begin(params, state, examples, **context):
+        """Where the parameters that move start, and the others."""
+        at = start(params, state, examples, **context)
+        return (at, None) if moves is None else part(at, moves)
+
+    def init(key, task):
+        params, state = model.init(key, task.support.inputs)
+        moving, fixed = begin(params, state, task.support, train=False, key=None)
+        if moves is not None:
+            check_part(moving, params)
+            check_part(fixed, params)
+        return MetaParams(params, as_rule(rule).init(moving)), state
+
+    def run(params, state, examples, *, steps, train=False, key=None):
+        start_key, order_key, step_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        present = objective.present(examples)
+        moving, fixed = begin(params.model, state, examples, train=train, key=start_key)
+
+        def set_loss(moving, data):
+            rows, key = data
+            some = examples if rows is None else Examples(*(leaf[rows] for leaf in examples))
+            whole = moving if moves is None else join(moving, fixed)
+            outputs, _ = apply_model(model, whole, state, some.inputs, mask=some.mask, train=train, key=key)
+            return objective.loss(exclude_absent(outputs, present), some.targets, some.mask)
+
+        rows = None if inner_batch is None else minibatches(examples.mask, steps, inner_batch, order_key)
+        keys = None if step_key is None else jax.random.split(step_key, steps)
+        fast = inner_loop(
+            set_loss, moving, rule=rule, steps=steps, rule_params=params.rule, data=(rows, keys), **options
+        )
+        return FastWeights(fast, present)
+
+    def outputs(params, state, adapted, inputs, *, mask=None, train=False, key=None):
+        whole = adapted.params if moves is None else join(adapted.params, part(params.model, moves)[1])
+        values, state = apply_model(model, whole, state, inputs, mask=mask, train=train, key=key)
+        return exclude_absent(values, adapted.present), state
+
+    return Descent(init, run, outputs)
+
+
+def fast_weight_learner(descent: Descent, objective: Objective, *, inner_steps: int, test_steps: int | None) -> Learner:
+    """The learner that descends on the support set and is judged on the query set.
+
+    Args:
+        descent: the model and its inner loop.
+        objective: the loss of the outer loop.
+        inner_steps: in `loss`, that is in meta-training.
+        test_steps: in `adapt`; None for as many.
 
     Returns:
         A `Learner` whose `init` raises a `ValueError` if the model's output width
         is not that of the targets. Running statistics are updated by the query
         set under the fast weights.
+
+    Raises:
+        ValueError: for a negative number of steps.
     """
-
-    def outputs_of(params, state, inputs, mask, present, **kwargs):
-        outputs, state = apply_model(model, params, state, inputs, mask=mask, **kwargs)
-        return exclude_absent(outputs, present), state
-
-    def descend(loop, params, state, support, **kwargs):
-        present = objective.present(support)
-
-        def support_loss(fast):
-            outputs, _ = outputs_of(fast, state, support.inputs, support.mask, present, **kwargs)
-            return objective.loss(outputs, support.targets, support.mask)
-
-        return FastWeights(loop(support_loss, params), present)
+    test_steps = inner_steps if test_steps is None else test_steps
+    check_options(inner_steps=inner_steps, test_steps=test_steps)
 
     def init(key, task):
-        params, state = model.init(key, task.support.inputs)
+        params, state = descent.init(key, task)
         jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
         return params, state
 
     def adapt(params, state, support, *, key=None):
-        return descend(test_loop, params, state, support, key=key)
+        return descent.run(params, state, support, steps=test_steps, key=key)
 
     def predict(params, state, adapted, inputs, *, mask=None):
-        return outputs_of(adapted.params, state, inputs, mask, adapted.present)[0]
+        return descent.outputs(params, state, adapted, inputs, mask=mask)[0]
 
     def loss(params, state, task, *, key=None):
         support_key, query_key = (None, None) if key is None else jax.random.split(key)
-        fast, present = descend(train_loop, params, state, task.support, train=True, key=support_key)
+        adapted = descent.run(params, state, task.support, steps=inner_steps, train=True, key=support_key)
         query = task.query
-        outputs, state = outputs_of(fast, state, query.inputs, query.mask, present, train=True, key=query_key)
+        outputs, state = descent.outputs(
+            params, state, adapted, query.inputs, mask=query.mask, train=True, key=query_key
+        )
         labelled = (outputs, query.targets, query.mask)
         return objective.loss(*labelled), (state, objective.metrics(*labelled))
 
     return Learner(init, adapt, predict, loss)
+
+
+def minibatches(mask: Array, steps: int, size: int, key: Array | None) -> Array:
+    """Rows [steps, size] of the examples each step sees: one random order of the real ones, again and again.
+
+    Args:
+        mask: [K], 1 for a real example.
+        steps: how many minibatches.
+        size: rows of each.
+        key: of the order; None for that in which they come.
+
+    Example:
+        >>> minibatches(jnp.array([1, 0, 1, 1]), steps=2, size=2, key=None).tolist()
+        [[0, 2], [3, 0]]
+    """
+    rank = jnp.arange(mask.size) / mask.size if key is None else jax.random.uniform(key, mask.shape)
+    order = jnp.argsort(jnp.where(mask > 0, rank, 2))
+    position = jnp.arange(steps * size) % jnp.maximum((mask > 0).sum(), 1)
+    return order[position].reshape(steps, size)

@@ -1,77 +1,192 @@
-"""The inner loop: gradient descent on a support set, differentiable in where it starts."""
+"""The inner loop: descent on a support set, and the ways to differentiate through it."""
 
-import functools
 from collections.abc import Callable
-from typing import get_args, Literal
+from typing import get_args, Literal, TypedDict
 
 import jax
 import optax
 from jax import lax
 
+from jmeta.functional.implicit import implicit_minimum, proximal_objective
+from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerRule
+from jmeta.functional.mixed import mixed_gradient
 from jmeta.types import PyTree
 
-MetaGradient = Literal["second_order", "first_order"]
+MetaGradient = Literal["second_order", "first_order", "implicit", "truncated"]
+Differentiation = Literal["mixed", "reverse"]
+
+
+class MetaGradientOptions(TypedDict, total=False):
+    """How the meta-gradient is taken: keywords of `inner_loop`, and of the learners on it.
+
+    Attributes:
+        meta_gradient: `"second_order"`, exact, through the whole loop (default);
+            `"first_order"`, inner gradients are constants; `"truncated"`, those
+            before the last `last_steps` are; `"implicit"`, at the minimum of the
+            inner objective, which needs `proximal` above 0.
+        differentiation: of exact steps. `"mixed"` (default): the backward pass of
+            an inner gradient is one forward-over-reverse Hessian-vector product
+            (Kemaev et al., 2025); `"reverse"`: it is reverse over reverse.
+        checkpoint: whether the backward pass computes each exact step again
+            instead of storing it (default False).
+        last_steps: how many steps are exact under `"truncated"` (default 1).
+        proximal: weight of lambda / 2 |params - start|^2 in the inner objective
+            (Rajeswaran et al., 2019; default 0).
+        cg_steps: most steps of conjugate gradient under `"implicit"` (default 5).
+    """
+
+    meta_gradient: MetaGradient
+    differentiation: Differentiation
+    checkpoint: bool
+    last_steps: int
+    proximal: float
+    cg_steps: int
 
 
 def inner_loop(
     objective: Callable,
     params: PyTree,
     *,
-    optimizer: optax.GradientTransformation,
+    rule: InnerRule | optax.GradientTransformation,
     steps: int,
+    rule_params: PyTree = (),
+    data: PyTree = None,
     meta_gradient: MetaGradient = "second_order",
+    differentiation: Differentiation = "mixed",
+    checkpoint: bool = False,
+    last_steps: int = 1,
+    proximal: float = 0.0,
+    cg_steps: int = 5,
 ) -> PyTree:
-    """Takes `steps` optimizer steps on `objective` from `params`.
+    """Takes `steps` steps on `objective` from `params`.
+
+    Exact meta-gradients reach all that `objective` depends on, be it an argument
+    or a value it closes over: initial parameters, the rule's parameters, data.
 
     Args:
-        objective: `(params) -> scalar`, the loss on the support set.
+        objective: `(params, data of the step) -> scalar`, the support loss.
         params: where to start.
-        optimizer: any optax transformation; its state starts afresh.
+        rule: how a gradient becomes an update; an optax transformation is a rule
+            with nothing to learn. Its memory starts afresh.
         steps: how many, 0 or more.
-        meta_gradient: `"second_order"` differentiates through the whole loop;
-            `"first_order"` takes inner gradients for constants.
+        rule_params: the rule's meta-learned parameters, from `rule.init`.
+        data: what each step sees, a tree with a leading axis [steps] (indices of
+            minibatches, keys); None if there is no such thing.
+        meta_gradient: see `MetaGradientOptions`, as for the arguments below.
+        differentiation: of exact steps, `"mixed"` or `"reverse"`.
+        checkpoint: whether exact steps are computed again in the backward pass.
+        last_steps: how many steps are exact under `"truncated"`.
+        proximal: weight of the proximal term.
+        cg_steps: most steps of conjugate gradient under `"implicit"`.
 
     Returns:
-        The fast weights, of the structure of `params`.
+        The fast parameters, of the structure of `params`.
+
+    Raises:
+        ValueError: for what `check_options` refuses; for a rule that has no
+            derivative at a gradient of zero (Adam with `eps_root=0`) where one is
+            taken; under `"implicit"` for a rule with parameters of its own, on
+            which the minimum does not depend.
 
     Example:
-        >>> halve = inner_loop(lambda w: w**2 / 2, 8.0, optimizer=optax.sgd(0.5), steps=2)
+        >>> halve = inner_loop(lambda w, _: w**2 / 2, 8.0, rule=optax.sgd(0.5), steps=2)
         >>> print(halve)
         2.0
     """
-    gradient = jax.grad(objective)
+    check_options(
+        meta_gradient, differentiation, steps=steps, last_steps=last_steps, proximal=proximal, cg_steps=cg_steps
+    )
+    if meta_gradient == "implicit":
+        if jax.tree.leaves(rule_params):
+            raise ValueError("the minimum does not depend on the rule's parameters; take a rule without, as optax.sgd.")
 
-    def step(carry, _):
-        fast, opt_state = carry
-        gradients = gradient(fast)
-        if meta_gradient == "first_order":
-            gradients = lax.stop_gradient(gradients)
-        updates, opt_state = optimizer.update(gradients, opt_state, fast)
-        return (optax.apply_updates(fast, updates), opt_state), None
+        def minimise(objective, start, data):
+            step = descent_step(constant_gradient(proximal_objective(objective, start, proximal)), rule)
+            return _scan(step, _begin(rule, (), start), data, steps)[0]
 
-    (fast, _), _ = lax.scan(step, (params, optimizer.init(params)), None, length=steps)
-    return fast
+        return implicit_minimum(objective, params, minimise=minimise, data=data, proximal=proximal, cg_steps=cg_steps)
+    if proximal:
+        objective = proximal_objective(objective, params, proximal)
+    exact = {"second_order": steps, "first_order": 0, "truncated": min(last_steps, steps)}[meta_gradient]
+    early, late = (
+        jax.tree.map(take, data) for take in (lambda leaf: leaf[: steps - exact], lambda leaf: leaf[steps - exact :])
+    )
+    carry = _begin(rule, rule_params, params)
+    carry = _scan(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
+    if exact:
+        check_at_zero(rule, params)
+        step = descent_step(GRADIENTS[differentiation](objective), rule, rule_params)
+        carry = _scan(jax.checkpoint(step, prevent_cse=False) if checkpoint else step, carry, late, exact)
+    return carry[0]
 
 
-def train_and_test_loops(
-    optimizer: optax.GradientTransformation, *, inner_steps: int, test_steps: int | None, meta_gradient: MetaGradient
-) -> tuple[Callable, Callable]:
-    """The inner loop of meta-training and that of `adapt`, each `(objective, params) -> fast params`.
+def descent_step(
+    gradient: Callable, rule: InnerRule | optax.GradientTransformation, rule_params: PyTree = ()
+) -> Callable:
+    """One inner step, `((params, memory), data) -> (params, memory)`.
 
     Args:
-        optimizer: any optax transformation.
-        inner_steps: in meta-training.
-        test_steps: in `adapt`; None for as many.
+        gradient: `(params, data) -> gradient`; `jax.grad`, `mixed_gradient` or
+            `constant_gradient` of an objective.
+        rule: how the gradient becomes an update.
+        rule_params: its meta-learned parameters.
+    """
+    rule = as_rule(rule)
+
+    def step(carry, data):
+        params, memory = carry
+        updates, memory = rule.update(gradient(params, data), memory, params, rule_params)
+        return optax.apply_updates(params, updates), memory
+
+    return step
+
+
+def constant_gradient(objective: Callable) -> Callable:
+    """`jax.grad(objective)`, taken for a constant by whoever differentiates it."""
+    return lambda params, data: lax.stop_gradient(jax.grad(objective)(params, data))
+
+
+# The gradients of exact steps.
+GRADIENTS: dict[str, Callable] = {"mixed": mixed_gradient, "reverse": jax.grad}
+
+
+def check_options(
+    meta_gradient: str = "second_order",
+    differentiation: str = "mixed",
+    *,
+    checkpoint: bool = False,
+    proximal: float = 0.0,
+    **counts: int,
+) -> None:
+    """Refuses what no inner loop can do.
+
+    Args:
         meta_gradient: as for `inner_loop`.
+        differentiation: as for `inner_loop`.
+        checkpoint: as for `inner_loop`.
+        proximal: as for `inner_loop`.
+        counts: any numbers of steps, by name.
 
     Raises:
-        ValueError: for a negative number of steps or an unknown `meta_gradient`.
+        ValueError: for an unknown mode, a negative number, or an implicit
+            meta-gradient without a proximal term.
     """
-    test_steps = inner_steps if test_steps is None else test_steps
-    for name, value in (("inner_steps", inner_steps), ("test_steps", test_steps)):
-        if value < 0:
+    modes = {"meta_gradient": (meta_gradient, MetaGradient), "differentiation": (differentiation, Differentiation)}
+    for name, (mode, known) in modes.items():
+        if mode not in get_args(known):
+            raise ValueError(f"{name} is {mode!r}; it must be one of {get_args(known)}.")
+    for name, value in {**counts, "proximal": proximal}.items():
+        if not value >= 0:
             raise ValueError(f"{name} is {value}; it must be 0 or more.")
-    if meta_gradient not in get_args(MetaGradient):
-        raise ValueError(f"meta_gradient is {meta_gradient!r}; it must be one of {get_args(MetaGradient)}.")
-    loop = functools.partial(inner_loop, optimizer=optimizer, meta_gradient=meta_gradient)
-    return functools.partial(loop, steps=inner_steps), functools.partial(loop, steps=test_steps)
+    if meta_gradient == "implicit" and not proximal > 0:
+        raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
+
+
+def _begin(rule, rule_params, params):
+    return params, as_rule(rule).start(rule_params, params)
+
+
+def _scan(step, carry, data, steps):
+    if steps == 0:
+        return carry
+    return lax.scan(lambda carry, data: (step(carry, data), None), carry, data, length=steps)[0]

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import optax
 
 from jmeta import losses
-from jmeta.functional.fast_weights import fast_weight_learner
-from jmeta.functional.inner_loop import train_and_test_loops
+from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.types import Learner, Model
 
 
@@ -16,6 +15,7 @@ def fomaml(
     inner_optimizer: optax.GradientTransformation = optax.sgd(0.4),
     inner_steps: int = 1,
     test_steps: int | None = None,
+    inner_batch: int | None = None,
     loss_fn: Callable = losses.cross_entropy,
 ) -> Learner:
     """MAML whose meta-gradient is the query gradient at the fast weights.
@@ -29,16 +29,16 @@ def fomaml(
         inner_optimizer: any optax transformation.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
+        inner_batch: support examples of an inner step; None for all.
         loss_fn: as for `maml`.
 
     Returns:
-        A `Learner`; `adapt` gives `FastWeights`.
+        A `Learner`; its parameters are `MetaParams`, and `adapt` gives `FastWeights`.
 
     Raises:
-        ValueError: for a negative number of steps; from `init`, if the model's
-            output width is not the number of ways.
+        ValueError: for numbers out of range; from `init`, if the model's output
+            width is not the number of ways.
     """
-    train_loop, test_loop = train_and_test_loops(
-        inner_optimizer, inner_steps=inner_steps, test_steps=test_steps, meta_gradient="first_order"
-    )
-    return fast_weight_learner(model, losses.objective(loss_fn), train_loop=train_loop, test_loop=test_loop)
+    objective = losses.objective(loss_fn)
+    inner = descent(model, objective, rule=inner_optimizer, inner_batch=inner_batch, meta_gradient="first_order")
+    return fast_weight_learner(inner, objective, inner_steps=inner_steps, test_steps=test_steps)

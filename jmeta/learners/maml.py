@@ -1,12 +1,13 @@
 """MAML: Model-Agnostic Meta-Learning (Finn et al., 2017)."""
 
 from collections.abc import Callable
+from typing import Unpack
 
 import optax
 
 from jmeta import losses
-from jmeta.functional.fast_weights import fast_weight_learner
-from jmeta.functional.inner_loop import MetaGradient, train_and_test_loops
+from jmeta.functional.fast_weights import descent, fast_weight_learner
+from jmeta.functional.inner_loop import MetaGradientOptions
 from jmeta.types import Learner, Model
 
 
@@ -16,8 +17,9 @@ def maml(
     inner_optimizer: optax.GradientTransformation = optax.sgd(0.4),
     inner_steps: int = 1,
     test_steps: int | None = None,
-    meta_gradient: MetaGradient = "second_order",
+    inner_batch: int | None = None,
     loss_fn: Callable = losses.cross_entropy,
+    **options: Unpack[MetaGradientOptions],
 ) -> Learner:
     """Learns an initialisation from which a few gradient steps solve a task.
 
@@ -27,21 +29,23 @@ def maml(
 
     Args:
         model: any network; its output width is the number of ways.
-        inner_optimizer: any optax transformation.
+        inner_optimizer: any optax transformation or `functional.InnerRule`.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        meta_gradient: `"second_order"` is exact; `"first_order"` takes inner
-            gradients for constants (FOMAML).
+        inner_batch: support examples of an inner step; None for all.
         loss_fn: `losses.cross_entropy`, `losses.squared_error` or your own
             `(outputs [K, N], targets [K, N], mask [K]) -> scalar`; mark one over
             classes with `losses.classification`.
+        options: how the meta-gradient is taken, as `meta_gradient="truncated"`;
+            see `functional.MetaGradientOptions`.
 
     Returns:
-        A `Learner`; `adapt` gives `FastWeights`.
+        A `Learner`; its parameters are `MetaParams`, and `adapt` gives `FastWeights`.
 
     Raises:
-        ValueError: for a negative number of steps or an unknown `meta_gradient`;
-            from `init`, if the model's output width is not the number of ways.
+        ValueError: for numbers out of range or an unknown mode; from `init`, if
+            the model's output width is not the number of ways, or the inner
+            optimizer has no derivative at a gradient of zero (see `inner_loop`).
 
     Example:
         >>> import jax
@@ -53,7 +57,6 @@ def maml(
         >>> learner.predict(params, state, adapted, task.query.inputs).shape
         (10, 1)
     """
-    train_loop, test_loop = train_and_test_loops(
-        inner_optimizer, inner_steps=inner_steps, test_steps=test_steps, meta_gradient=meta_gradient
-    )
-    return fast_weight_learner(model, losses.objective(loss_fn), train_loop=train_loop, test_loop=test_loop)
+    objective = losses.objective(loss_fn)
+    inner = descent(model, objective, rule=inner_optimizer, inner_batch=inner_batch, **options)
+    return fast_weight_learner(inner, objective, inner_steps=inner_steps, test_steps=test_steps)

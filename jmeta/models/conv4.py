@@ -4,11 +4,13 @@ import flax.linen as nn
 
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_images, check_norm, check_widths, Conv, dense, Normalise
+from jmeta.models.layers import check_context, check_images, check_norm, check_widths, Conv, dense, Modulate, Normalise
 from jmeta.types import Array, Model
 
 
-def conv4(*, outputs: int | None = None, width: int = 64, norm: str = "batch", strided: bool = False) -> Model:
+def conv4(
+    *, outputs: int | None = None, width: int = 64, norm: str = "batch", strided: bool = False, context: int = 0
+) -> Model:
     """Four blocks of 3 x 3 convolution, normalisation, ReLU and halving (Vinyals et al., 2016).
 
     Args:
@@ -17,6 +19,8 @@ def conv4(*, outputs: int | None = None, width: int = 64, norm: str = "batch", s
         norm: normalisation policy, see `models.layers.Normalise`.
         strided: halve by a stride of 2 and average the last feature map, as
             MAML does on Omniglot, instead of by 2 x 2 max-pooling.
+        context: how many parameters modulate the third block, for `cavia`, as in
+            its paper.
 
     Returns:
         A `Model` from images [K, H, W, C] of any size to [K, outputs], or to
@@ -24,12 +28,13 @@ def conv4(*, outputs: int | None = None, width: int = 64, norm: str = "batch", s
         at maps one pixel high or wide.
 
     Raises:
-        ValueError: for an unknown `norm` or a width below 1; from `init` and `apply`,
+        ValueError: for an unknown `norm`, a width below 1 or a context below 0; from `init` and `apply`,
             for inputs that are not images.
     """
     check_norm(norm)
     check_widths(outputs, width)
-    return from_linen(Conv4(outputs, width, norm, strided))
+    check_context(context)
+    return from_linen(Conv4(outputs, width, norm, strided, context))
 
 
 class Conv4(nn.Module):
@@ -39,14 +44,16 @@ class Conv4(nn.Module):
     width: int
     norm: str
     strided: bool
+    context: int = 0
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Features or outputs of images [K, H, W, C]."""
         check_images(x)
-        for _ in range(4):
+        for block in range(4):
             x = Conv(self.width, stride=2 if self.strided else 1, use_bias=self.norm == "none")(x)
-            x = nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
+            x = Normalise(self.norm)(x, train=train, mask=mask)
+            x = nn.relu(Modulate(self.context)(x) if self.context and block == 2 else x)
             x = x if self.strided or min(x.shape[1:3]) < 2 else max_pool(x)
         x = x.mean((1, 2)) if self.strided else x.reshape(x.shape[0], -1)
-        return x if self.outputs is None else dense(self.outputs)(x)
+        return x if self.outputs is None else dense(self.outputs, name="head")(x)

@@ -26,15 +26,21 @@ def check_widths(*widths: int | None) -> None:
             raise ValueError(f"a layer's width is {width}; it must be at least 1.")
 
 
+def check_context(size: int) -> None:
+    """Raises a `ValueError` for a context of fewer than 0 numbers."""
+    if size < 0:
+        raise ValueError(f"context is {size}; it must be 0 or more numbers.")
+
+
 def check_images(x: Array) -> None:
     """Raises a `ValueError` unless `x` is images [K, H, W, C]."""
     if x.ndim != 4:
         raise ValueError(f"inputs have shape {x.shape}; a convolutional network needs images [K, H, W, C].")
 
 
-def dense(features: int, *, use_bias: bool = True) -> nn.Dense:
+def dense(features: int, *, use_bias: bool = True, name: str | None = None) -> nn.Dense:
     """Flax's fully connected layer, with parameters in double precision where JAX is."""
-    return nn.Dense(features, use_bias=use_bias, param_dtype=jnp.result_type(float))
+    return nn.Dense(features, use_bias=use_bias, param_dtype=jnp.result_type(float), name=name)
 
 
 class Conv(nn.Module):
@@ -109,6 +115,26 @@ class Normalise(nn.Module):
             for running, new in zip((mean, variance), current, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(new)
         return current
+
+
+class Modulate(nn.Module):
+    """Scales and shifts channels by a linear function of a context (FiLM; Perez et al., 2018).
+
+    The context is a parameter `context` [size], for a learner that adapts it; at
+    zero the scale is near one and the shift near zero.
+
+    Attributes:
+        size: numbers in the context.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Modulates `x` [K, ..., C]."""
+        context = self.param("context", nn.initializers.zeros, (self.size,))
+        scale, shift = jnp.split(dense(2 * x.shape[-1])(context), 2)
+        return x * _per_channel(1 + scale, x) + _per_channel(shift, x)
 
 
 def _moments(x: Array, mask: Array | None) -> tuple[Array, Array]:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_norm, check_widths, dense, Normalise
+from jmeta.models.layers import check_context, check_norm, check_widths, dense, Normalise
 from jmeta.types import Array, Model
 
 
-def mlp(*, hidden: Sequence[int] = (40, 40), outputs: int | None = 1, norm: str = "none") -> Model:
+def mlp(*, hidden: Sequence[int] = (40, 40), outputs: int | None = 1, norm: str = "none", context: int = 0) -> Model:
     """Fully connected layers with ReLU; 40-40 as on the sinusoids of Finn et al., 2017.
 
     Args:
@@ -17,16 +18,18 @@ def mlp(*, hidden: Sequence[int] = (40, 40), outputs: int | None = 1, norm: str 
         outputs: width of the linear output layer; None makes an encoder, whose
             features are the last hidden layer.
         norm: normalisation policy, see `models.layers.Normalise`.
+        context: how many parameters are appended to each input, for `cavia`.
 
     Returns:
         A `Model` from inputs [K, ...], flattened, to [K, outputs].
 
     Raises:
-        ValueError: for an unknown `norm` or a width below 1.
+        ValueError: for an unknown `norm`, a width below 1 or a context below 0.
     """
     check_norm(norm)
     check_widths(outputs, *hidden)
-    return from_linen(MLP(tuple(hidden), outputs, norm))
+    check_context(context)
+    return from_linen(MLP(tuple(hidden), outputs, norm, context))
 
 
 class MLP(nn.Module):
@@ -35,12 +38,16 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
     outputs: int | None
     norm: str
+    context: int = 0
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Features or outputs of inputs [K, ...]."""
         x = x.reshape(x.shape[0], -1)
+        if self.context:
+            context = self.param("context", nn.initializers.zeros, (self.context,))
+            x = jnp.concatenate([x, jnp.broadcast_to(context, (x.shape[0], self.context))], axis=1)
         for width in self.hidden:
             x = dense(width, use_bias=self.norm == "none")(x)
             x = nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
-        return x if self.outputs is None else dense(self.outputs)(x)
+        return x if self.outputs is None else dense(self.outputs, name="head")(x)

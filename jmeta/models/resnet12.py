@@ -49,7 +49,7 @@ class ResNet12(nn.Module):
         for width in self.widths:
             x = self._block(x, width, train, mask)
         x = x.mean((1, 2))
-        return x if self.outputs is None else dense(self.outputs)(x)
+        return x if self.outputs is None else dense(self.outputs, name="head")(x)
 
     def _block(self, x, width, train, mask):
         def conv_norm(y, size):

@@ -14,10 +14,10 @@ def test_one_step_on_linear_regression_equals_the_formula(x64):
     x, y, w, rate = rng.normal(size=(7, 3)), rng.normal(size=7), rng.normal(size=3), 0.1
 
     def adapted(w):
-        def objective(w):
+        def objective(w, _):
             return jnp.square(x @ w - y).sum() / 14
 
-        return inner_loop(objective, w, optimizer=optax.sgd(rate), steps=1)
+        return inner_loop(objective, w, rule=optax.sgd(rate), steps=1)
 
     np.testing.assert_allclose(adapted(w), w - rate * x.T @ (x @ w - y) / 7, atol=1e-14)
     np.testing.assert_allclose(jax.jacobian(adapted)(w), np.eye(3) - rate * x.T @ x / 7, atol=1e-14)
@@ -26,11 +26,11 @@ def test_one_step_on_linear_regression_equals_the_formula(x64):
 def test_a_first_order_loop_has_the_identity_for_its_jacobian(x64):
     def adapted(w):
         return inner_loop(
-            lambda w: jnp.square(w).sum(), w, optimizer=optax.sgd(0.1), steps=3, meta_gradient="first_order"
+            lambda w, _: jnp.square(w).sum(), w, rule=optax.sgd(0.1), steps=3, meta_gradient="first_order"
         )
 
     np.testing.assert_allclose(jax.jacobian(adapted)(jnp.ones(2)), np.eye(2), atol=1e-14)
 
 
 def test_no_steps_change_nothing():
-    assert inner_loop(lambda w: w**2, 3.0, optimizer=optax.sgd(0.1), steps=0) == 3.0
+    assert inner_loop(lambda w, _: w**2, 3.0, rule=optax.sgd(0.1), steps=0) == 3.0

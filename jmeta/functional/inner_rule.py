@@ -1,0 +1,89 @@
+"""Inner rules: how one inner step turns a gradient into an update."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jmeta.types import PyTree
+
+
+class InnerRule(NamedTuple):
+    """To the inner loop what an optax transformation is to training, with meta-learned parameters of its own.
+
+    Attributes:
+        init: `(params) -> rule_params`, what the outer loop learns of the rule.
+        start: `(rule_params, params) -> memory`, before the first inner step.
+        update: `(gradients, memory, params, rule_params) -> (updates, memory)`;
+            updates are added to the parameters.
+    """
+
+    init: Callable
+    start: Callable
+    update: Callable
+
+
+def as_rule(optimizer: optax.GradientTransformation | InnerRule) -> InnerRule:
+    """An optax transformation as a rule with nothing to learn; a rule is itself.
+
+    Example:
+        >>> rule = as_rule(optax.sgd(0.5))
+        >>> updates, _ = rule.update(2.0, rule.start((), 8.0), 8.0, rule.init(8.0))
+        >>> print(updates)
+        -1.0
+    """
+    if isinstance(optimizer, InnerRule):
+        return optimizer
+    return InnerRule(
+        init=lambda params: (),
+        start=lambda rule_params, params: optimizer.init(params),
+        update=lambda gradients, memory, params, rule_params: optimizer.update(gradients, memory, params),
+    )
+
+
+def check_rate(rate: float) -> None:
+    """Raises a `ValueError` for an inner rate that is not positive."""
+    if not rate > 0:
+        raise ValueError(f"inner_rate is {rate}; it must be above 0.")
+
+
+def check_at_zero(optimizer: optax.GradientTransformation | InnerRule, params: PyTree) -> None:
+    """Refuses a rule whose update has no derivative at a gradient of zero.
+
+    The root of a mean square, as in Adam, has none unless `eps_root` is above
+    zero, and one unit that is off in a whole support set makes a gradient zero.
+
+    Args:
+        optimizer: the rule or optax transformation.
+        params: of the structure it will update; their values do not matter.
+
+    Raises:
+        ValueError: if the derivative is not finite.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    kinds = tuple((jnp.ndim(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    if not _is_smooth_at_zero(optimizer, structure, kinds):
+        raise ValueError(
+            "the inner optimizer's update has no finite derivative at a gradient of zero, so that meta-gradients "
+            "through it become NaN; give it eps_root above 0, as in optax.adam(1e-3, eps_root=1e-8), or take "
+            'meta_gradient="first_order".'
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _is_smooth_at_zero(optimizer, structure, kinds) -> bool:
+    """Tried on parameters of one element each."""
+    rule = as_rule(optimizer)
+    with jax.ensure_compile_time_eval():
+        params = jax.tree.unflatten(structure, [jnp.ones((1,) * ndim, dtype) for ndim, dtype in kinds])
+
+        def total(gradients):
+            rule_params = rule.init(params)
+            updates, _ = rule.update(gradients, rule.start(rule_params, params), params, rule_params)
+            return sum(leaf.sum() for leaf in jax.tree.leaves(updates))
+
+        slopes = jax.jit(jax.grad(total))(jax.tree.map(jnp.zeros_like, params))
+        return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes))

@@ -1,0 +1,53 @@
+"""Parameters parted by their paths: what an inner loop moves and what it leaves."""
+
+from collections.abc import Callable
+
+import jax
+
+from jmeta.types import PyTree
+
+
+def path_name(path: tuple) -> str:
+    """A leaf's path as text, `"head/kernel"`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def part(params: PyTree, moves: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
+    """The parameters whose path is chosen, and the others, each with None where the other has a leaf.
+
+    Args:
+        params: any tree.
+        moves: `(path) -> bool`, of a path such as `"head/kernel"`.
+
+    Example:
+        >>> part({"body": 1.0, "head": 2.0}, lambda path: path == "head")
+        ({'body': None, 'head': 2.0}, {'body': 1.0, 'head': None})
+    """
+    chosen = jax.tree_util.tree_map_with_path(lambda path, _: bool(moves(path_name(path))), params)
+    moving = jax.tree.map(lambda flag, leaf: leaf if flag else None, chosen, params)
+    fixed = jax.tree.map(lambda flag, leaf: None if flag else leaf, chosen, params)
+    return moving, fixed
+
+
+def check_part(part: PyTree, params: PyTree) -> None:
+    """Raises a `ValueError` if a part of the parameters is empty."""
+    if not jax.tree.leaves(part):
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise ValueError(f"none of the model's parameters is chosen; their paths are {', '.join(names)}.")
+
+
+def join(moving: PyTree, fixed: PyTree) -> PyTree:
+    """The parameters of which `part` made these."""
+    return jax.tree.map(
+        lambda one, other: other if one is None else one, moving, fixed, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def in_layer(name: str) -> Callable[[str], bool]:
+    """The predicate of the parameters under a layer of this name, wherever it is.
+
+    Example:
+        >>> in_layer("head")("head/kernel"), in_layer("head")("heads/kernel")
+        (True, False)
+    """
+    return lambda path: name in path.split("/")

@@ -1,0 +1,58 @@
+"""BOIL: Body Only update in Inner Loop (Oh et al., 2021)."""
+
+from collections.abc import Callable
+from typing import Unpack
+
+import optax
+
+from jmeta import losses
+from jmeta.functional.fast_weights import descent, fast_weight_learner
+from jmeta.functional.inner_loop import MetaGradientOptions
+from jmeta.functional.partition import in_layer
+from jmeta.types import Learner, Model
+
+
+def boil(
+    model: Model,
+    *,
+    head: Callable[[str], bool] = in_layer("head"),
+    inner_optimizer: optax.GradientTransformation = optax.sgd(0.5),
+    inner_steps: int = 1,
+    test_steps: int | None = None,
+    inner_batch: int | None = None,
+    loss_fn: Callable = losses.cross_entropy,
+    **options: Unpack[MetaGradientOptions],
+) -> Learner:
+    """MAML whose inner loop moves everything but the last layer.
+
+    Oh et al., 2021, "BOIL: Towards Representation Change for Few-shot Learning".
+    Rate and steps are the paper's for a four-layer convolutional network.
+
+    Args:
+        model: any network; its output width is the number of ways.
+        head: `(path) -> bool`, which parameters stay, by paths such as
+            `"head/kernel"`; the default is right for `jmeta.models`.
+        inner_optimizer: as for `maml`.
+        inner_steps: gradient steps on the support set in meta-training.
+        test_steps: gradient steps in `adapt`; None for as many as in training.
+        inner_batch: support examples of an inner step; None for all.
+        loss_fn: as for `maml`.
+        options: how the meta-gradient is taken; see `functional.MetaGradientOptions`.
+
+    Returns:
+        A `Learner`; its parameters are `MetaParams`, and `adapt` gives
+        `FastWeights` of the body.
+
+    Raises:
+        ValueError: as for `maml`; from `init`, if `head` chooses no parameter or all.
+    """
+    objective = losses.objective(loss_fn)
+    inner = descent(
+        model,
+        objective,
+        rule=inner_optimizer,
+        moves=lambda path: not head(path),
+        inner_batch=inner_batch,
+        **options,
+    )
+    return fast_weight_learner(inner, objective, inner_steps=inner_steps, test_steps=test_steps)

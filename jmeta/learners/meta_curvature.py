@@ -1,0 +1,96 @@
+"""Meta-Curvature (Park & Oliva, 2019)."""
+
+import math
+from collections.abc import Callable
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+
+from jmeta import losses
+from jmeta.functional.fast_weights import descent, fast_weight_learner
+from jmeta.functional.inner_loop import MetaGradientOptions
+from jmeta.functional.inner_rule import check_rate, InnerRule
+from jmeta.types import Array, Learner, Model, PyTree
+
+
+def meta_curvature(
+    model: Model,
+    *,
+    inner_rate: float = 0.1,
+    inner_steps: int = 1,
+    test_steps: int | None = None,
+    inner_batch: int | None = None,
+    loss_fn: Callable = losses.cross_entropy,
+    **options: Unpack[MetaGradientOptions],
+) -> Learner:
+    """MAML that learns a preconditioner of the inner gradient, a matrix for each axis of a tensor.
+
+    Park & Oliva, 2019, "Meta-Curvature", in the form the paper calls MC2. A
+    kernel [H, W, C, F] has a matrix [H W, H W] over its window, [C, C] over
+    inputs and [F, F] over outputs; a dense kernel one for each of its two axes;
+    a vector one factor for each element. All start at the identity.
+
+    Args:
+        model: any network; its output width is the number of ways.
+        inner_rate: of the step along the preconditioned gradient.
+        inner_steps: gradient steps on the support set in meta-training.
+        test_steps: gradient steps in `adapt`; None for as many as in training.
+        inner_batch: support examples of an inner step; None for all.
+        loss_fn: as for `maml`.
+        options: how the meta-gradient is taken; see `functional.MetaGradientOptions`.
+
+    Returns:
+        A `Learner`; its parameters are `MetaParams`, of which `rule` holds the
+        matrices, and `adapt` gives `FastWeights`.
+
+    Raises:
+        ValueError: for numbers out of range, an unknown mode, or an implicit
+            meta-gradient, which matrices have not; from `init`, if the model's
+            output width is not the number of ways.
+    """
+    objective = losses.objective(loss_fn)
+    inner = descent(model, objective, rule=curvature(inner_rate), inner_batch=inner_batch, **options)
+    return fast_weight_learner(inner, objective, inner_steps=inner_steps, test_steps=test_steps)
+
+
+def curvature(rate: float) -> InnerRule:
+    """Gradient descent along a gradient multiplied by learned matrices, axis by axis.
+
+    Raises:
+        ValueError: for a rate that is not positive.
+    """
+    check_rate(rate)
+
+    def init(params):
+        return [identities(leaf) for leaf in jax.tree.leaves(params)]
+
+    def update(gradients, memory, params, matrices):
+        leaves, structure = jax.tree.flatten(gradients)
+        updates = [-rate * multiplied(*pair) for pair in zip(leaves, matrices, strict=True)]
+        return jax.tree.unflatten(structure, updates), memory
+
+    return InnerRule(init, lambda matrices, params: (), update)
+
+
+def identities(leaf: Array) -> PyTree:
+    """The matrices of a tensor, each the identity; of a vector or a scalar, factors of one."""
+    if leaf.ndim < 2:
+        return jnp.ones_like(leaf)
+    return [jnp.eye(size, dtype=leaf.dtype) for size in axes(leaf)]
+
+
+def multiplied(gradient: Array, matrices: PyTree) -> Array:
+    """The gradient multiplied along each of its axes."""
+    if gradient.ndim < 2:
+        return matrices * gradient
+    product = gradient.reshape(axes(gradient))
+    for axis, matrix in enumerate(matrices):
+        product = jnp.moveaxis(jnp.tensordot(matrix, product, axes=(1, axis)), 0, axis)
+    return product.reshape(gradient.shape)
+
+
+def axes(leaf: Array) -> tuple[int, ...]:
+    """The shape of a tensor with the axes of a window made one."""
+    *window, inputs, outputs = leaf.shape
+    return (math.prod(window), inputs, outputs) if window else (inputs, outputs)
