@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from jmeta import checkpoints
 from jmeta.evaluation import as_argument, default_chunk, evaluate, Report
 from jmeta.metrics import MetricsLog
 from jmeta.types import Array, Learner, PyTree, Task, TrainState
+
+# What a train step does with tasks whose loss or meta-gradient is not finite.
+Nonfinite = Literal["skip", "raise"]
 
 
 def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: Array, task: Task) -> TrainState:
@@ -50,9 +53,17 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
 
 
 def make_train_step(
-    learner: Learner, optimizer: optax.GradientTransformation, *, tasks_per_chunk: int | None = None
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    *,
+    tasks_per_chunk: int | None = None,
+    nonfinite: Nonfinite = "skip",
+    max_task_norm: float | None = None,
 ) -> Callable[[TrainState, Task], tuple[TrainState, dict[str, Array]]]:
     """One meta-step: the mean loss over tasks, its meta-gradient, one optimizer update.
+
+    An inner loop may diverge on one task of many. A task whose loss or
+    meta-gradient is not finite never reaches the parameters.
 
     Args:
         learner: what is trained.
@@ -61,14 +72,21 @@ def make_train_step(
             the chunks being added up. The result is the same to rounding; time
             and memory are not. None takes as many as keep their arrays within
             the backend's bound: the cache on a CPU, where that is often one.
+        nonfinite: `"skip"` leaves such tasks out of the mean; a step without a
+            finite task changes no parameter. `"raise"` gives the state back as it
+            was if there is one such task, for the caller to stop; `fit` raises.
+        max_task_norm: the meta-gradient of a task is scaled down to this length
+            before the mean; None for no bound.
 
     Returns:
         `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate
-        the state if you like. Metrics are means over tasks of the learner's,
-        the `"loss"`, and the `"gradient_norm"` of the meta-gradient.
+        the state if you like. Metrics are means over finite tasks of the
+        learner's and of the `"loss"`, the `"gradient_norm"` of the meta-gradient,
+        and the number of `"nonfinite_tasks"`.
 
     Raises:
-        ValueError: for fewer than 1 task per chunk.
+        ValueError: for fewer than 1 task per chunk, an unknown policy, or a bound
+            that is not positive.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -78,15 +96,20 @@ def make_train_step(
         >>> tasks = jax.vmap(sample)(jax.random.split(jax.random.key(2), 4))
         >>> state, metrics = jax.jit(make_train_step(learner, optimizer))(state, tasks)
         >>> sorted(metrics)
-        ['accuracy', 'gradient_norm', 'loss']
+        ['accuracy', 'gradient_norm', 'loss', 'nonfinite_tasks']
     """
-    if tasks_per_chunk is not None and tasks_per_chunk < 1:
-        raise ValueError(f"tasks_per_chunk is {tasks_per_chunk}; it must be at least 1, or None.")
+    _check_step(tasks_per_chunk, nonfinite, max_task_norm)
 
-    def total(params, state, tasks, keys):
-        """The sum over tasks of the loss, and of the new states and metrics."""
-        loss, (states, metrics) = jax.vmap(lambda task, key: learner.loss(params, state, task, key=key))(tasks, keys)
-        return loss.sum(), jax.tree.map(lambda leaf: leaf.sum(0), (states, {**metrics, "loss": loss}))
+    def contribution(params, state, task, key):
+        """What one task adds to the sums, zeros if it is not finite: gradient, state, metrics and itself."""
+        differentiate = jax.value_and_grad(learner.loss, has_aux=True)
+        (loss, (state, metrics)), gradient = differentiate(params, state, task, key=key)
+        norm = optax.tree.norm(gradient)
+        if max_task_norm is not None:
+            gradient = optax.tree.scale(jnp.minimum(1, max_task_norm / norm), gradient)
+        parts = gradient, state, {**metrics, "loss": loss}, jnp.int32(1)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, jnp.zeros_like(leaf)), parts)
 
     def train_step(train_state, tasks):
         params, state, opt_state, key, step = train_state
@@ -94,20 +117,26 @@ def make_train_step(
         keys = jax.random.split(key, number + 1)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
         chunk = tasks_per_chunk or default_chunk(number, lambda task: learner.loss(params, state, task, key=key), one)
-        differentiate = jax.grad(total, has_aux=True)
-        sums = _sum_over_chunks(
-            lambda batch: differentiate(params, state, *batch), (tasks, keys[1:]), min(chunk, number)
+        each = jax.vmap(functools.partial(contribution, params, state))
+        gradient, state, metrics, finite = _sum_over_chunks(
+            lambda batch: jax.tree.map(lambda leaf: leaf.sum(0), each(*batch)), (tasks, keys[1:]), min(chunk, number)
         )
-        gradients, (state, metrics) = jax.tree.map(functools.partial(_mean, number=number), sums)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
-        return TrainState(optax.apply_updates(params, updates), state, opt_state, keys[0], step + 1), metrics
+        gradient, state = jax.tree.map(functools.partial(_mean, number=jnp.maximum(finite, 1)), (gradient, state))
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        after = TrainState(optax.apply_updates(params, updates), state, opt_state, keys[0], step + 1)
+        if nonfinite == "raise":
+            is_taken, before = finite == number, train_state
+        else:
+            is_taken, before = finite > 0, train_state._replace(key=keys[0], step=step + 1)
+        metrics = {name: value / finite for name, value in metrics.items()}
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "nonfinite_tasks": number - finite}
+        return jax.tree.map(functools.partial(jnp.where, is_taken), after, before), metrics
 
     return train_step
 
 
 def _mean(total, *, number):
-    """The mean of `number` summands; integers, a count in a model's state say, are the same in every task."""
+    """The mean of summands; integers, a count in a model's state say, are the same in every task."""
     return total / number if jnp.issubdtype(total.dtype, jnp.inexact) else total // number
 
 
@@ -156,6 +185,8 @@ def fit(
     log_every: int = 10,
     save_every: int = 500,
     tasks_per_chunk: int | None = None,
+    nonfinite: Nonfinite = "skip",
+    max_task_norm: float | None = None,
 ) -> TrainState:
     """Meta-trains a learner: progress bar, validation, checkpoints, metrics, clean stop, exact resume.
 
@@ -180,6 +211,8 @@ def fit(
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
         tasks_per_chunk: as for `make_train_step`.
+        nonfinite: as for `make_train_step`.
+        max_task_norm: as for `make_train_step`.
 
     Returns:
         The last state; its `step` is below `steps` if a signal ended the run.
@@ -187,9 +220,11 @@ def fit(
     Raises:
         ValueError: for numbers below 1, `save_every` not a multiple of
             `log_every`, or another run in `out`.
-        FloatingPointError: when a loss or a meta-gradient is no longer finite;
-            it names the step and the last good checkpoint, which is kept; the
-            metrics before it are written.
+        FloatingPointError: when a parameter is no longer finite, or there was no
+            finite task from one line of metrics to the next; or, under
+            `nonfinite="raise"`, at the first task that is not finite, when the
+            state before it is saved. It names the step and the last good
+            checkpoint; the metrics before it are written.
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     config = {**(config or {}), "key": jax.random.key_data(_typed(key)).tolist(), "batch_size": batch_size}
@@ -200,14 +235,19 @@ def fit(
     if folder is not None and checkpoints.latest_step(folder) is not None:
         checkpoints.check_config(folder, config)
         state = checkpoints.restore(folder, state)
-    dispatch = _make_dispatch(make_train_step(learner, optimizer, tasks_per_chunk=tasks_per_chunk), sample, batch_size)
+    train_step = make_train_step(
+        learner, optimizer, tasks_per_chunk=tasks_per_chunk, nonfinite=nonfinite, max_task_norm=max_task_norm
+    )
+    # Under "raise" the state before a dispatch is kept, so that the good steps of it can be run again.
+    dispatch = _make_dispatch(train_step, sample, batch_size, donate=() if nonfinite == "raise" else ("state",))
 
     done = saved = int(state.step)
     with _stop_signals() as stopping, _Reporter(out, steps, done, batch_size) as reporter:
         while done < steps and not stopping.is_set():
             # Up to the next line of metrics, wherever the run was stopped before.
+            before = state
             state, metrics, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
-            good = _finite_steps(metrics, state)
+            good = _good_steps(metrics, state, nonfinite)
             is_diverged = good < len(metrics["loss"])
             done += good
             is_due = not is_diverged and (done % save_every == 0 or done == steps)
@@ -216,6 +256,8 @@ def fit(
                 report = evaluate(learner, state, validation, key=validation_key, episodes=episodes)
             reporter.write(done, {name: values[:good] for name, values in metrics.items()}, report, seconds)
             if is_diverged:
+                if folder is not None and nonfinite == "raise" and saved < done:
+                    checkpoints.save(folder, dispatch(before, good)[0], config=config)
                 raise FloatingPointError(_diverged(done + 1, folder))
             if folder is not None and is_due:
                 checkpoints.save(folder, state, config=config)
@@ -225,11 +267,11 @@ def fit(
     return state
 
 
-def _make_dispatch(train_step, sample, batch_size):
+def _make_dispatch(train_step, sample, batch_size, donate):
     """`(state, steps) -> (state, metrics, seconds)`, compiled."""
     sampler = as_argument(sample)
 
-    @functools.partial(jax.jit, static_argnames="steps", donate_argnames="state")
+    @functools.partial(jax.jit, static_argnames="steps", donate_argnames=donate)
     def loop(state, sampler, steps):
         return make_train_loop(train_step, sampler, batch_size=batch_size, steps=steps)(state)
 
@@ -255,7 +297,9 @@ class _Reporter:
         number = len(metrics["loss"])
         if number == 0:
             return
-        values = {name: float(array.mean()) for name, array in metrics.items()}
+        # A step without a finite task has no loss.
+        values = {name: float(np.nanmean(array)) for name, array in metrics.items()}
+        values["nonfinite_tasks"] = int(metrics["nonfinite_tasks"].sum())
         if report is not None:
             values["validation_loss"] = report.loss
             if report.accuracy is not None:
@@ -309,9 +353,13 @@ def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int,
         raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
 
 
-def _finite_steps(metrics: dict[str, np.ndarray], state: TrainState) -> int:
+def _good_steps(metrics: dict[str, np.ndarray], state: TrainState, nonfinite: Nonfinite) -> int:
     """How many meta-steps of a dispatch went well; the last one only if it left finite parameters."""
-    bad = ~np.isfinite(metrics["loss"] + metrics["gradient_norm"])
+    if nonfinite == "raise":
+        bad = metrics["nonfinite_tasks"] > 0
+    else:
+        # One step without a finite task may be bad luck; a whole dispatch is not.
+        bad = np.full(len(metrics["loss"]), np.isnan(metrics["loss"]).all())
     bad[-1] |= not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.state)))
     return int(bad.argmax()) if bad.any() else len(bad)
 
@@ -319,7 +367,17 @@ def _finite_steps(metrics: dict[str, np.ndarray], state: TrainState) -> int:
 def _diverged(step: int, folder: Path | None) -> str:
     saved = None if folder is None else checkpoints.latest_step(folder)
     kept = "no checkpoint was saved before it" if saved is None else f"the last good checkpoint is {folder}/{saved}"
-    return f"the loss, the meta-gradient or a parameter is not finite at meta-step {step}; {kept}."
+    return f"tasks' losses or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."
+
+
+def _check_step(tasks_per_chunk: int | None, nonfinite: str, max_task_norm: float | None) -> None:
+    """Raises a `ValueError` for what no train step can do."""
+    if tasks_per_chunk is not None and tasks_per_chunk < 1:
+        raise ValueError(f"tasks_per_chunk is {tasks_per_chunk}; it must be at least 1, or None.")
+    if nonfinite not in get_args(Nonfinite):
+        raise ValueError(f"nonfinite is {nonfinite!r}; it must be one of {get_args(Nonfinite)}.")
+    if max_task_norm is not None and not max_task_norm > 0:
+        raise ValueError(f"max_task_norm is {max_task_norm}; it must be above 0, or None.")
 
 
 def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:

@@ -1,5 +1,6 @@
 """The inner loop: descent on a support set, and the ways to differentiate through it."""
 
+import math
 from collections.abc import Callable
 from typing import get_args, Literal, TypedDict
 
@@ -27,8 +28,8 @@ class MetaGradientOptions(TypedDict, total=False):
         differentiation: of exact steps. `"mixed"` (default): the backward pass of
             an inner gradient is one forward-over-reverse Hessian-vector product
             (Kemaev et al., 2025); `"reverse"`: it is reverse over reverse.
-        checkpoint: whether the backward pass computes each exact step again
-            instead of storing it (default False).
+        checkpoint: whether the exact steps are stored in segments of the root of
+            their number, and computed again within each (default False).
         last_steps: how many steps are exact under `"truncated"` (default 1).
         proximal: weight of lambda / 2 |params - start|^2 in the inner objective
             (Rajeswaran et al., 2019; default 0).
@@ -74,7 +75,8 @@ def inner_loop(
             minibatches, keys); None if there is no such thing.
         meta_gradient: see `MetaGradientOptions`, as for the arguments below.
         differentiation: of exact steps, `"mixed"` or `"reverse"`.
-        checkpoint: whether exact steps are computed again in the backward pass.
+        checkpoint: whether exact steps are computed again in the backward pass,
+            so that memory grows with the root of their number.
         last_steps: how many steps are exact under `"truncated"`.
         proximal: weight of the proximal term.
         cg_steps: most steps of conjugate gradient under `"implicit"`.
@@ -116,7 +118,7 @@ def inner_loop(
     if exact:
         check_at_zero(rule, params)
         step = descent_step(GRADIENTS[differentiation](objective), rule, rule_params)
-        carry = _scan(jax.checkpoint(step, prevent_cse=False) if checkpoint else step, carry, late, exact)
+        carry = (_scan_in_segments if checkpoint else _scan)(step, carry, late, exact)
     return carry[0]
 
 
@@ -190,3 +192,13 @@ def _scan(step, carry, data, steps):
     if steps == 0:
         return carry
     return lax.scan(lambda carry, data: (step(carry, data), None), carry, data, length=steps)[0]
+
+
+def _scan_in_segments(step, carry, data, steps):
+    """The scan, of which the backward pass stores every so-many-th step and computes those between again."""
+    length = math.isqrt(steps)
+    whole = steps - steps % length
+    segment = jax.checkpoint(lambda carry, data: _scan(step, carry, data, length), prevent_cse=False)
+    segments = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:]), data)
+    carry = _scan(segment, carry, segments, whole // length)
+    return _scan(step, carry, jax.tree.map(lambda leaf: leaf[whole:], data), steps - whole)
