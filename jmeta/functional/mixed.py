@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+from jax import lax
 
 from jmeta.functional.hoisting import hoist, separate
 
@@ -56,7 +57,8 @@ def _mixed_gradient(value: Callable) -> Callable:
         return jax.grad(value)(params, smooth, others), (params, smooth, others)
 
     def backward(where, direction):
-        params, smooth, others = where
+        # Else XLA may merge this pass with the forward one, or begin it before its turn, and store what it makes.
+        (params, smooth, others), direction = lax.optimization_barrier((where, direction))
         slopes = jax.grad(value, argnums=(0, 1))
         _, products = jax.jvp(lambda params: slopes(params, smooth, others), (params,), (direction,))
         return (*products, None)
