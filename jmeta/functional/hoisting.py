@@ -35,7 +35,7 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
         outputs = jaxpr_as_fun(closed.replace(consts=free))(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(structure, outputs)
 
-    return explicit, closed.consts
+    return explicit, [jnp.asarray(value) for value in closed.consts]  # NumPy's doubles may be single here
 
 
 def separate(tree: PyTree) -> tuple[list, list, Callable]:

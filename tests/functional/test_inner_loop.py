@@ -1,36 +1,189 @@
-"""The inner loop against closed forms."""
+"""The inner loop against closed forms, and its modes against one another, in float64."""
+
+import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
-from jmeta.functional import inner_loop
+from jmeta.functional import inner_loop, InnerRule
+
+STEPS = 5
+RNG = np.random.default_rng(0)
+INPUTS, TARGETS = RNG.normal(size=(6, 4)), RNG.normal(size=(6, 2))
+START = {"hidden": RNG.normal(size=(4, 5)), "output": RNG.normal(size=(5, 2))}
+
+
+def close(one, other, atol=1e-10):
+    jax.tree.map(partial(np.testing.assert_allclose, atol=atol, rtol=1e-10), one, other)
+
+
+def meta_loss(start, inputs, rates, key, **options):
+    """A loss of all that one may meta-learn: the start, the inputs, the rule's rates.
+
+    The steps see keys of their own, and the objective closes over a key and over the inputs.
+    """
+    mask = jax.random.bernoulli(key, 0.8, (1, 5))
+
+    def objective(params, step_key):
+        hidden = jax.nn.relu(inputs @ params["hidden"]) * mask * jax.random.bernoulli(step_key, 0.8, (1, 5))
+        return jnp.square(hidden @ params["output"] - TARGETS).mean()
+
+    adam = optax.scale_by_adam(eps_root=1e-8)
+    rule = InnerRule(
+        init=lambda params: rates,
+        start=lambda rates, params: adam.init(params),
+        update=lambda gradients, memory, params, rates: _scaled(*adam.update(gradients, memory), rates),
+    )
+    data = jax.random.split(key, STEPS)
+    fast = inner_loop(objective, start, rule=rule, rule_params=rates, steps=STEPS, data=data, **options)
+    return jnp.square(jnp.tanh(inputs @ fast["hidden"]) @ fast["output"] - 1).mean()
+
+
+def _scaled(updates, memory, rates):
+    return jax.tree.map(lambda rate, update: -rate * update, rates, updates), memory
+
+
+RATES = {"hidden": 0.1, "output": 0.05}
+MODES = [
+    {"differentiation": differentiation, "checkpoint": checkpoint}
+    for differentiation, checkpoint in itertools.product(("reverse", "mixed"), (False, True))
+]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The meta-gradients of three tasks, one after another, reverse over reverse."""
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(1), 3)
+        gradient = jax.jit(jax.grad(partial(meta_loss, differentiation="reverse"), argnums=(0, 1, 2)))
+        parts = [gradient(START, INPUTS + i, RATES, key) for i, key in enumerate(keys)]
+        return keys, jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_every_mode_gives_the_same_meta_gradient_of_everything_under_vmap(x64, reference, mode):
+    keys, expected = reference
+    inputs = jnp.stack([INPUTS + i for i in range(3)])
+    gradient = jax.vmap(jax.grad(partial(meta_loss, **mode), argnums=(0, 1, 2)), (None, 0, None, 0))
+    close(jax.jit(gradient)(START, inputs, RATES, keys), expected)
+
+
+def test_the_gradient_of_a_vmapped_mean_is_the_mean_gradient(x64, reference):
+    keys, (_, _, expected) = reference
+    inputs = jnp.stack([INPUTS + i for i in range(3)])
+
+    def mean(rates):
+        return jax.vmap(meta_loss, (None, 0, None, 0))(START, inputs, rates, keys).mean()
+
+    close(jax.jit(jax.grad(mean))(RATES), jax.tree.map(lambda leaf: leaf.mean(0), expected))
+
+
+@pytest.mark.parametrize("outer", [jax.grad, jax.jacfwd])
+def test_a_meta_gradient_can_be_differentiated_once_more(x64, outer):
+    def slope(rate, **mode):
+        """Of the meta-gradient, along itself."""
+        gradient = jax.grad(partial(meta_loss, **mode))(
+            START, INPUTS, {"hidden": rate, "output": 0.05}, jax.random.key(1)
+        )
+        return optax.tree.norm(gradient, squared=True)
+
+    mixed, reverse = (jax.jit(outer(partial(slope, differentiation=mode)))(0.1) for mode in ("mixed", "reverse"))
+    close(mixed, reverse, atol=1e-8)
+
+
+def linear_regression():
+    """L(w) = |Xw - y|^2 / 2K, its X, y and a start."""
+    x, y, w = RNG.normal(size=(7, 3)), RNG.normal(size=7), RNG.normal(size=3)
+    return (lambda w, _: jnp.square(x @ w - y).sum() / 14), x, y, w
 
 
 def test_one_step_on_linear_regression_equals_the_formula(x64):
-    """L(w) = |Xw - y|^2 / 2K: w' = w - a X'(Xw - y) / K, and dw'/dw = I - a X'X / K."""
-    rng = np.random.default_rng(0)
-    x, y, w, rate = rng.normal(size=(7, 3)), rng.normal(size=7), rng.normal(size=3), 0.1
+    """w' = w - a X'(Xw - y) / K, and dw'/dw = I - a X'X / K."""
+    objective, x, y, w = linear_regression()
+    adapted = partial(inner_loop, objective, rule=optax.sgd(0.1), steps=1)
+    np.testing.assert_allclose(adapted(w), w - 0.1 * x.T @ (x @ w - y) / 7, atol=1e-14)
+    np.testing.assert_allclose(jax.jacobian(adapted)(w), np.eye(3) - 0.1 * x.T @ x / 7, atol=1e-14)
 
-    def adapted(w):
-        def objective(w, _):
-            return jnp.square(x @ w - y).sum() / 14
 
-        return inner_loop(objective, w, rule=optax.sgd(rate), steps=1)
-
-    np.testing.assert_allclose(adapted(w), w - rate * x.T @ (x @ w - y) / 7, atol=1e-14)
-    np.testing.assert_allclose(jax.jacobian(adapted)(w), np.eye(3) - rate * x.T @ x / 7, atol=1e-14)
+@pytest.mark.parametrize(("last", "power"), [(0, 0), (2, 2), (3, 3), (9, 3)])
+def test_a_truncated_loop_of_three_steps_differentiates_the_last_ones(x64, last, power):
+    """Each exact step contributes the factor I - a X'X / K, each constant one the identity."""
+    objective, x, _, w = linear_regression()
+    adapted = partial(inner_loop, objective, rule=optax.sgd(0.1), steps=3, meta_gradient="truncated", last_steps=last)
+    expected = np.linalg.matrix_power(np.eye(3) - 0.1 * x.T @ x / 7, power)
+    np.testing.assert_allclose(jax.jacobian(adapted)(w), expected, atol=1e-13)
 
 
 def test_a_first_order_loop_has_the_identity_for_its_jacobian(x64):
-    def adapted(w):
-        return inner_loop(
-            lambda w, _: jnp.square(w).sum(), w, rule=optax.sgd(0.1), steps=3, meta_gradient="first_order"
-        )
-
-    np.testing.assert_allclose(jax.jacobian(adapted)(jnp.ones(2)), np.eye(2), atol=1e-14)
+    objective, _, _, w = linear_regression()
+    adapted = partial(inner_loop, objective, rule=optax.sgd(0.1), steps=3, meta_gradient="first_order")
+    np.testing.assert_allclose(jax.jacobian(adapted)(w), np.eye(3), atol=1e-14)
 
 
 def test_no_steps_change_nothing():
     assert inner_loop(lambda w, _: w**2, 3.0, rule=optax.sgd(0.1), steps=0) == 3.0
+
+
+def compiled_bytes(steps, **options):
+    """Temporary memory of a meta-gradient of a hundred examples and a thousand parameters."""
+
+    def loss(w):
+        def objective(w, _):
+            return jnp.square(jnp.tanh(jnp.tanh(jnp.ones((1000, 10)) @ w) @ w.T)).mean()
+
+        return jnp.sum(inner_loop(objective, w, rule=optax.sgd(0.1), steps=steps, **options))
+
+    compiled = jax.jit(jax.grad(loss)).lower(jnp.ones((10, 100))).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_in_mixed_mode_a_step_more_costs_the_memory_of_its_parameters():
+    parameters = 10 * 100 * 4
+    assert compiled_bytes(64) - compiled_bytes(32) < 1.1 * 32 * parameters
+    assert compiled_bytes(64, differentiation="reverse") - compiled_bytes(32, differentiation="reverse") > (
+        10 * 32 * parameters
+    )
+
+
+def test_checkpointed_memory_grows_with_the_root_of_the_steps():
+    parameters = 10 * 100 * 4
+    grown = compiled_bytes(64, checkpoint=True) - compiled_bytes(16, checkpoint=True)
+    assert grown < 1.5 * (2 * 8 - 2 * 4) * parameters  # the segments' starts, and one segment
+
+
+@pytest.mark.parametrize("adam", [optax.adam(0.1), optax.rmsprop(0.1, eps_in_sqrt=False), optax.amsgrad(0.1)])
+def test_a_root_without_eps_root_is_refused_where_it_is_differentiated(adam):
+    loop = partial(inner_loop, lambda w, _: (w**2).sum(), jnp.zeros(2), rule=adam, steps=2)
+    with pytest.raises(ValueError, match="eps_root above 0"):
+        loop()
+    assert (loop(meta_gradient="first_order") == 0).all()
+    assert (loop(meta_gradient="implicit", proximal=1.0) == 0).all()
+
+
+def test_an_inner_adam_with_gradients_of_zero_has_a_finite_meta_gradient():
+    def loss(w):
+        return inner_loop(lambda w, _: (0 * w).sum(), w, rule=optax.adam(0.1, eps_root=1e-8), steps=3).sum()
+
+    np.testing.assert_array_equal(jax.grad(loss)(jnp.ones(2)), jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "steps is -1"),
+        ({"meta_gradient": "third_order"}, "meta_gradient is 'third_order'"),
+        ({"differentiation": "forward"}, "differentiation is 'forward'"),
+        ({"last_steps": -2}, "last_steps is -2"),
+        ({"cg_steps": -1}, "cg_steps is -1"),
+        ({"proximal": float("nan")}, "proximal is nan"),
+        ({"meta_gradient": "implicit"}, "proximal is 0.0"),
+        ({"meta_gradient": "implicit", "proximal": 1.0, "rule_params": 0.1}, "does not depend on the rule's"),
+    ],
+)
+def test_refuses_what_no_loop_can_do(options, message):
+    with pytest.raises(ValueError, match=message):
+        inner_loop(lambda w, _: w**2, 1.0, **{"rule": optax.sgd(0.1), "steps": 1} | options)

@@ -1,0 +1,208 @@
+"""Every learner on the same tasks, with the same budget of processor time.
+
+    python -m benchmarks.learners sinusoid
+    python -m benchmarks.learners omniglot --only maml anil --data-dir ~/tensorflow_datasets
+
+A result goes to benchmarks/results/learners/TASKS-LEARNER.json.
+"""
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import tyro
+from tqdm import tqdm
+
+import jmeta
+from benchmarks.omniglot import machine, RESULTS, TEST_EPISODES
+from jmeta import data, learners, losses, models
+
+
+class Entry(NamedTuple):
+    """A learner as it is trained here, beside what all entries share."""
+
+    options: dict[str, Any]  # of the factory; `inner_rate` becomes gradient descent where it takes an optimizer
+    model: Mapping[str, Any] = MappingProxyType({})  # beside what all models share
+    outer: Callable = optax.adam
+    rate: float = 1e-3  # of the outer optimizer; it falls to zero along a cosine
+    queries: int | None = None  # of a training task, where not as in all others
+
+
+class Suite(NamedTuple):
+    """Tasks, and the learners compared on them."""
+
+    model: Callable
+    common: dict[str, Any]  # options of every learner
+    queries: int  # of a training task, for each class
+    batch_size: int
+    dispatch: int  # meta-steps
+    seconds: float  # of processor time for each learner
+    entries: dict[str, Entry]
+
+
+def reptile_step(learning_rate):
+    """Reptile's own outer step: the initialisation moves towards the fast weights."""
+    return optax.sgd(learning_rate)
+
+
+SINUSOID = Suite(
+    model=models.mlp,
+    common={"inner_steps": 5, "loss_fn": losses.squared_error},
+    queries=10,
+    batch_size=25,
+    dispatch=500,
+    seconds=120,
+    entries={
+        "maml": Entry({"inner_rate": 0.01}),
+        "fomaml": Entry({"inner_rate": 0.01}),
+        "anil": Entry({"inner_rate": 0.01}),
+        "boil": Entry({"inner_rate": 0.01}),
+        "meta_sgd": Entry({"inner_rate": 0.01}),
+        "meta_curvature": Entry({"inner_rate": 0.01}),
+        "reptile": Entry({"inner_rate": 0.01, "inner_batch": None}, outer=reptile_step, rate=0.5),
+        "imaml": Entry({"inner_rate": 0.01, "proximal": 2.0}),
+        "cavia": Entry({"inner_rate": 0.1}, model={"context": 4}),
+        "mamlpp": Entry({"inner_rate": 0.01, "multi_step_until": 2_000, "first_order_until": 2_000}),
+    },
+)
+OMNIGLOT = Suite(
+    model=lambda **options: models.conv4(**{"outputs": 5, "width": 32, "strided": True} | options),
+    common={},
+    queries=5,
+    batch_size=16,
+    dispatch=10,
+    seconds=600,
+    entries={
+        "maml": Entry({"inner_rate": 0.4, "test_steps": 3}),
+        "fomaml": Entry({"inner_rate": 0.4, "test_steps": 3}),
+        "anil": Entry({"inner_rate": 0.4, "inner_steps": 3}),
+        "boil": Entry({"inner_rate": 0.5, "test_steps": 3}),
+        "meta_sgd": Entry({"inner_rate": 0.4, "test_steps": 3}),
+        "meta_curvature": Entry({"inner_rate": 0.4, "test_steps": 3}),
+        "reptile": Entry({}, outer=reptile_step, rate=1.0, queries=14),
+        "imaml": Entry({"inner_rate": 0.1}),
+        "cavia": Entry({"inner_rate": 1.0}, model={"context": 100}),
+        "mamlpp": Entry({"inner_rate": 0.1, "multi_step_until": 1_000, "first_order_until": 1_000}),
+        "proto_maml": Entry({"inner_rate": 0.1, "inner_steps": 5}, model={"outputs": None}),
+    },
+)
+SUITES = {"sinusoid": SINUSOID, "omniglot": OMNIGLOT}
+
+
+def main(
+    tasks: Literal["sinusoid", "omniglot"],
+    /,
+    *,
+    only: tuple[str, ...] = (),
+    seconds: float | None = None,
+    data_dir: str | None = None,
+    seed: int = 0,
+    out: Path = RESULTS / "learners",
+) -> None:
+    """Trains and tests the learners one after another.
+
+    Args:
+        tasks: which suite.
+        only: which learners; all of them if none is named.
+        seconds: processor time for each, compilation included, in place of the suite's.
+        data_dir: where TensorFlow Datasets keeps its data.
+        seed: of the initial parameters, the training tasks and the test episodes.
+        out: folder of the results.
+    """
+    suite = SUITES[tasks]
+    budget = suite.seconds if seconds is None else seconds
+    out.mkdir(parents=True, exist_ok=True)
+    for name in only or suite.entries:
+        result = run(name, suite, samplers(tasks, suite, name, data_dir), budget, seed)
+        (out / f"{tasks}-{name}.json").write_text(json.dumps({"tasks": tasks, **result}, indent=1) + "\n")
+
+
+def samplers(tasks: str, suite: Suite, name: str, data_dir: str | None) -> tuple[Callable, Callable]:
+    """Of training and of test tasks."""
+    queries = suite.entries[name].queries or suite.queries
+    if tasks == "sinusoid":
+        return (data.sinusoid(shots=10, queries=queries),) * 2
+    train, test = (data.omniglot(split, data_dir=data_dir) for split in ("train", "test"))
+    return data.episodes(train, ways=5, shots=1, queries=queries), data.episodes(test, ways=5, shots=1, queries=15)
+
+
+def build(name: str, suite: Suite) -> jmeta.Learner:
+    """The learner of an entry."""
+    entry = suite.entries[name]
+    options = {**suite.common, **entry.options}
+    factory = getattr(learners, name)
+    if "inner_rate" in options and "inner_optimizer" in factory.__kwdefaults__:
+        options["inner_optimizer"] = optax.sgd(options.pop("inner_rate"))
+    return factory(suite.model(**entry.model), **options)
+
+
+def run(name: str, suite: Suite, samplers: tuple[Callable, Callable], budget: float, seed: int) -> dict[str, Any]:
+    """What is reported of one learner."""
+    sample, test = samplers
+    init_key, test_key = jax.random.split(jax.random.key(seed))
+    learner = build(name, suite)
+    state, training = train(learner, suite.entries[name], suite, sample, budget, init_key)
+    report = jmeta.evaluate(learner, state, test, key=test_key, episodes=TEST_EPISODES)
+    print(f"{name:16} {training['steps']:6} steps  {report}", flush=True)
+    return {
+        "learner": name,
+        "options": dict(suite.entries[name].options),
+        "seed": seed,
+        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
+        "python": platform.python_version(),
+        "machine": machine(),
+        "budget_seconds": budget,
+        **training,
+        "adaptation_milliseconds": adaptation_time(learner, state, test, test_key),
+        "test": {name: value for name, value in json.loads(report.to_json()).items() if name != "per_episode"},
+    }
+
+
+def train(learner, entry, suite, sample, budget, key) -> tuple[jmeta.TrainState, dict[str, Any]]:
+    """The state when the budget is spent, compilation included, and how it got there."""
+    start, clock = time.process_time(), time.perf_counter()
+    optimizer = optax.inject_hyperparams(entry.outer)(learning_rate=entry.rate)
+    state = jmeta.init_state(learner, optimizer, key, jax.jit(sample)(key))
+    step = jmeta.make_train_step(learner, optimizer)
+    loop = jax.jit(jmeta.make_train_loop(step, sample, batch_size=suite.batch_size, steps=suite.dispatch))
+    nonfinite = 0
+    with tqdm(total=budget, unit="s", mininterval=10) as bar:
+        while (used := time.process_time() - start) < budget:
+            bar.update(used - bar.n)
+            state.opt_state.hyperparams["learning_rate"] = np.float32(
+                entry.rate * (1 + math.cos(math.pi * used / budget)) / 2
+            )
+            state, metrics = loop(state)
+            nonfinite += int(metrics["nonfinite_tasks"].sum())
+            bar.set_postfix(loss=float(np.nanmean(metrics["loss"])))
+    return state, {
+        "steps": int(state.step),
+        "processor_seconds": round(time.process_time() - start, 1),
+        "seconds": round(time.perf_counter() - clock, 1),
+        "nonfinite_tasks": nonfinite,
+    }
+
+
+def adaptation_time(learner, state, sample, key, repeats=50) -> float:
+    """Median milliseconds of one compiled call of `adapt` on one task."""
+    support = jax.jit(sample)(key).support
+    adapt = jax.jit(learner.adapt)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(adapt(state.params, state.state, support))
+        times.append(time.perf_counter() - start)
+    return round(1e3 * float(np.median(times[1:])), 3)  # the first one compiled
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

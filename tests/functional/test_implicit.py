@@ -1,0 +1,87 @@
+"""The implicit meta-gradient against a closed form and against unrolling, in float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jmeta.functional import inner_loop
+
+RNG = np.random.default_rng(1)
+X, Y, START = RNG.normal(size=(8, 4)), RNG.normal(size=8), RNG.normal(size=4)
+WEIGHT = 0.7
+HESSIAN = 2 * X.T @ X / 8
+
+
+def adapted(start, y=Y, *, steps=300, cg_steps=10, **options):
+    """The minimum of |Xw - y|^2 / K + WEIGHT / 2 |w - start|^2."""
+    return inner_loop(
+        lambda w, _: jnp.square(X @ w - y).mean(),
+        start,
+        rule=optax.sgd(0.1),
+        steps=steps,
+        proximal=WEIGHT,
+        cg_steps=cg_steps,
+        **{"meta_gradient": "implicit"} | options,
+    )
+
+
+def test_the_minimum_and_its_jacobian_in_the_start_equal_the_closed_form(x64):
+    inverse = np.linalg.inv(HESSIAN + WEIGHT * np.eye(4))
+    np.testing.assert_allclose(adapted(START), inverse @ (WEIGHT * START + 2 * X.T @ Y / 8), atol=1e-12)
+    np.testing.assert_allclose(jax.jacrev(adapted)(START), WEIGHT * inverse, atol=1e-12)
+
+
+def test_the_jacobian_in_data_that_the_objective_closes_over_equals_the_closed_form(x64):
+    jacobian = jax.jacrev(adapted, argnums=1)(START, Y)
+    np.testing.assert_allclose(jacobian, np.linalg.inv(HESSIAN + WEIGHT * np.eye(4)) @ X.T / 4, atol=1e-12)
+
+
+def test_the_unrolled_jacobian_converges_to_it_as_steps_grow(x64):
+    limit = jax.jacrev(adapted)(START)
+    errors = [
+        np.abs(jax.jacrev(partial(adapted, steps=steps, meta_gradient="second_order"))(START) - limit).max()
+        for steps in (10, 40, 400)
+    ]
+    assert errors[0] > 10 * errors[1] > 100 * errors[2]
+    assert errors[2] < 1e-10
+
+
+def test_conjugate_gradient_starts_at_the_first_order_answer_and_improves_on_it(x64):
+    exact = jax.jacrev(adapted)(START)
+    guessed = [jax.jacrev(partial(adapted, cg_steps=steps))(START) for steps in range(4)]
+    np.testing.assert_allclose(guessed[0], np.eye(4), atol=1e-14)
+    errors = [np.linalg.norm(guess - exact) for guess in guessed]
+    assert errors[0] > errors[1] > errors[2] > errors[3]
+
+
+def test_it_can_be_differentiated_once_more_under_vmap(x64):
+    """The jacobian does not depend on the start: its derivative is zero, and that in the weight of X is not."""
+
+    def slope(scale):
+        return jax.grad(lambda start: adapted(start, scale * Y).sum())(START).sum() * scale**2
+
+    scales = jnp.array([1.0, 2.0])
+    expected = jax.jacrev(adapted)(START).sum() * 2 * scales
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(slope)))(scales), expected, atol=1e-10)
+
+
+def test_memory_does_not_depend_on_the_number_of_steps(x64):
+    def compiled_bytes(steps):
+        loss = jax.jit(jax.grad(lambda start: adapted(start, steps=steps).sum()))
+        return loss.lower(jnp.ones(4)).compile().memory_analysis().temp_size_in_bytes
+
+    assert compiled_bytes(64) == compiled_bytes(2)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_proximal_term_holds_in_every_mode(x64, steps):
+    """A step is w' = w - 0.1 (grad L(w) + WEIGHT (w - start))."""
+    expected = START
+    for _ in range(steps):
+        expected = expected - 0.1 * (2 * X.T @ (X @ expected - Y) / 8 + WEIGHT * (expected - START))
+    for mode in ("second_order", "first_order", "truncated", "implicit"):
+        np.testing.assert_allclose(adapted(START, steps=steps, meta_gradient=mode), expected, atol=1e-13)

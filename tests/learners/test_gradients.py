@@ -1,0 +1,136 @@
+"""Every gradient-based learner's meta-gradient against finite differences of its loss, in float64."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jmeta import data, learners, models
+from jmeta.types import Examples, Task
+
+WAYS = 3
+
+
+def network(shape, **options):
+    """An MLP, or a small Conv4 whose batch statistics are those of the set."""
+    options = {"outputs": WAYS} | options
+    if len(shape) == 1:
+        return models.mlp(hidden=(6, 6), norm="layer", **options)
+    return models.conv4(width=3, **options)
+
+
+def encoder(shape):
+    return network(shape, outputs=None)
+
+
+def contextual(shape):
+    return network(shape, context=3)
+
+
+RATE = {"inner_optimizer": optax.sgd(0.05)}
+EXACT = {
+    "maml": lambda shape: learners.maml(network(shape), inner_steps=2, **RATE),
+    "maml, inner Adam": lambda shape: learners.maml(
+        network(shape), inner_steps=2, inner_optimizer=optax.adam(0.05, eps_root=1e-6)
+    ),
+    "maml, minibatches": lambda shape: learners.maml(network(shape), inner_steps=2, inner_batch=2, **RATE),
+    "anil": lambda shape: learners.anil(network(shape), inner_steps=2, **RATE),
+    "boil": lambda shape: learners.boil(network(shape), inner_steps=2, **RATE),
+    "meta_sgd": lambda shape: learners.meta_sgd(network(shape), inner_steps=2),
+    "meta_curvature": lambda shape: learners.meta_curvature(network(shape), inner_steps=2),
+    "cavia": lambda shape: learners.cavia(contextual(shape)),
+    "mamlpp": lambda shape: learners.mamlpp(network(shape), inner_steps=2, first_order_until=0),
+    "proto_maml": lambda shape: learners.proto_maml(
+        encoder(shape), inner_steps=2, meta_gradient="second_order", **RATE
+    ),
+}
+FIRST_ORDER = {
+    "fomaml": lambda shape: learners.fomaml(network(shape), inner_steps=2, **RATE),
+    "maml, truncated": lambda shape: learners.maml(
+        network(shape), inner_steps=2, meta_gradient="truncated", last_steps=1, **RATE
+    ),
+    "mamlpp, before its order changes": lambda shape: learners.mamlpp(network(shape), inner_steps=2),
+    "proto_maml": lambda shape: learners.proto_maml(encoder(shape), inner_steps=2, **RATE),
+}
+SHAPES = [(5,), (9, 9, 1)]
+
+
+class Problem(NamedTuple):
+    loss: Any  # (params) -> scalar
+    params: Any
+
+
+def problem(make, shape):
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def examples(key, shots):
+        targets = jnp.repeat(jnp.eye(WAYS), shots, axis=0)
+        inputs = jax.random.normal(key, (WAYS * shots, *shape))
+        return Examples(inputs, targets, jnp.ones(WAYS * shots))
+
+    task, learner = Task(examples(keys[0], 2), examples(keys[1], 2)), make(shape)
+    params, state = learner.init(keys[2], task)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(keys[3], leaf.shape), params
+    )  # off all identities
+    return Problem(lambda params: learner.loss(params, state, task, key=keys[3])[0], params)
+
+
+def relative_error(problem):
+    """Of the derivative along a direction over every meta-parameter, against a central difference."""
+    direction = jax.tree.map(
+        lambda leaf: jnp.cos(1 + jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), problem.params
+    )
+    value, gradient = jax.jit(jax.value_and_grad(problem.loss))(problem.params)
+    derivative = optax.tree.vdot(gradient, direction)
+    loss = jax.jit(lambda step: problem.loss(optax.tree.add_scale(problem.params, step, direction)))
+    difference = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    np.testing.assert_allclose(loss(0.0), value)
+    return abs(derivative - difference) / abs(difference)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["mlp", "conv4"])
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_meta_gradient_is_the_derivative_of_the_loss(x64, name, shape):
+    assert relative_error(problem(EXACT[name], shape)) < 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["mlp", "conv4"])
+@pytest.mark.parametrize("name", FIRST_ORDER)
+def test_a_first_order_one_is_not(x64, name, shape):
+    assert relative_error(problem(FIRST_ORDER[name], shape)) > 1e-3
+
+
+def test_every_mode_is_the_same_meta_gradient_of_a_convolutional_network(x64):
+    def gradient(**options):
+        subject = problem(lambda shape: learners.maml(network(shape), inner_steps=3, **RATE, **options), SHAPES[1])
+        return jax.jit(jax.grad(subject.loss))(subject.params)
+
+    modes = [{}, {"checkpoint": True}, {"differentiation": "reverse"}]
+    first, *others = (gradient(**mode) for mode in modes)
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), first, other)
+
+
+# Where a network has no derivative: values and gradients stay finite, and modes agree.
+
+
+@pytest.mark.parametrize("differentiation", ["mixed", "reverse"])
+def test_images_of_one_colour_have_ties_in_every_pool_and_zeros_in_every_relu(x64, differentiation):
+    learner = learners.maml(models.conv4(outputs=WAYS, width=3), inner_steps=2, differentiation=differentiation)
+    blank = Examples(jnp.zeros((WAYS, 8, 8, 1)), jnp.eye(WAYS), jnp.ones(WAYS))
+    params, state = learner.init(jax.random.key(0), Task(blank, blank))
+    loss, gradient = jax.value_and_grad(lambda params: learner.loss(params, state, Task(blank, blank))[0])(params)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_one_example_is_a_set_with_batch_statistics(x64):
+    task = data.glyphs(ways=1, shots=1, queries=1)(jax.random.key(0))
+    learner = learners.maml(models.mlp(outputs=1, norm="batch"), inner_steps=2)
+    params, state = learner.init(jax.random.key(1), task)
+    gradient = jax.grad(lambda params: learner.loss(params, state, task)[0])(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
