@@ -19,8 +19,9 @@ import tyro
 
 from jmeta import checkpoints, data, demo, learners, losses, models
 from jmeta.evaluation import evaluate
+from jmeta.functional import MetaGradientOptions
 from jmeta.metrics import write_whole
-from jmeta.training import check_schedule, fit, init_state
+from jmeta.training import check_policy, check_schedule, fit, init_state
 from jmeta.types import Array, Learner, Model, Task, TrainState
 
 # What there is.
@@ -57,7 +58,7 @@ SOURCES = {
 }
 LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
-ENCODED = {"protonet"}  # learners whose model is an encoder, without an output layer
+ENCODED = {"proto_maml", "protonet"}  # learners whose model is an encoder, without an output layer
 
 
 # What a run is told.
@@ -95,18 +96,38 @@ class Configuration:
     """Filters of each block of conv4."""
     strided: bool | None = None
     """Whether conv4 halves by strides instead of pooling."""
+    context: int | None = None
+    """Parameters of the context that cavia adapts; of mlp and conv4."""
     inner_steps: int | None = None
     """Inner gradient steps in meta-training."""
     test_steps: int | None = None
     """Inner gradient steps in evaluation."""
     inner_rate: float | None = None
     """Learning rate of the inner loop's gradient descent."""
+    inner_batch: int | None = None
+    """Support examples of an inner step; all of them if left out."""
+    meta_gradient: str | None = None
+    """How it is taken: second_order, first_order, implicit or truncated."""
+    differentiation: str | None = None
+    """Of exact inner steps: mixed or reverse."""
+    checkpoint: bool | None = None
+    """Whether inner steps are computed again instead of stored."""
+    last_steps: int | None = None
+    """How many inner steps are exact under truncated."""
+    proximal: float | None = None
+    """Weight of the proximal term of the inner objective."""
+    cg_steps: int | None = None
+    """Most steps of conjugate gradient under implicit."""
     distance: str | None = None
     """Distance of a prototypical network: euclidean or cosine."""
     batch_size: int = 16
     """Tasks in a meta-step."""
     learning_rate: float = 1e-3
     """Learning rate of the outer optimizer, Adam."""
+    nonfinite: str = "skip"
+    """What to do with tasks whose loss or meta-gradient is not finite: skip or raise."""
+    max_task_norm: float | None = None
+    """Longer meta-gradients of a task are scaled down to this length."""
     seed: int = 0
     """Decides the initial parameters and all tasks."""
 
@@ -223,21 +244,24 @@ def build_learner(configuration: Configuration) -> Learner:
         rate = getattr(configuration, name)
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"{name} is {rate}; it must be a positive number.")
-    options: dict[str, Any] = {
-        "inner_steps": configuration.inner_steps,
-        "test_steps": configuration.test_steps,
-        "inner_optimizer": None if configuration.inner_rate is None else optax.sgd(configuration.inner_rate),
-        "distance": configuration.distance,
+    rate = configuration.inner_rate
+    by_rate = "inner_rate" in inspect.signature(factory).parameters  # others take an optimizer
+    options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {
+        "inner_rate" if by_rate else "inner_optimizer": rate if by_rate or rate is None else optax.sgd(rate),
         "loss_fn": losses.squared_error if source.regression else None,
     }
     return factory(_build_model(configuration, source), **_accepted(factory, configuration.learner, options))
+
+
+# Options of learners that a configuration names as they do.
+LEARNER_OPTIONS = ("inner_steps", "test_steps", "inner_batch", "distance", *MetaGradientOptions.__annotations__)
 
 
 def _build_model(configuration: Configuration, source: Source) -> Model:
     name = configuration.model or source.model
     factory = _named("model", name, MODELS)
     width = 1 if source.regression else configuration.protocol.ways
-    options = {"norm": configuration.norm, "width": configuration.width, "strided": configuration.strided}
+    options = {name: getattr(configuration, name) for name in ("norm", "width", "strided", "context")}
     outputs = None if configuration.learner in ENCODED else width
     return factory(outputs=outputs, **_accepted(factory, name, options))
 
@@ -245,7 +269,9 @@ def _build_model(configuration: Configuration, source: Source) -> Model:
 def _accepted(factory: Callable, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, all of which the factory must have."""
     given = {option: value for option, value in options.items() if value is not None}
-    for option in given.keys() - inspect.signature(factory).parameters.keys():
+    parameters = inspect.signature(factory).parameters
+    known = parameters.keys() | (MetaGradientOptions.__annotations__ if "options" in parameters else {})
+    for option in given.keys() - known:
         if option == "loss_fn":
             raise ValueError(f"{name} classifies; it cannot be trained on a source of regression tasks.")
         raise ValueError(f"{OPTION_NAMES.get(option, option)} was given, but {name} has no such option.")
@@ -281,6 +307,7 @@ def train(command: Train) -> None:
     folder, run = _begun(command) if command.resume is None else _resumed(command, command.resume)
     configuration = run.configuration
     check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
+    check_policy(configuration.nonfinite, configuration.max_task_norm)
     learner = build_learner(configuration)
     sampler = SOURCES[configuration.data].sampler
     tasks, validation = (sampler(configuration.protocol, split, configuration.data_dir) for split in ("train", "val"))
@@ -301,6 +328,8 @@ def train(command: Train) -> None:
         config=dataclasses.asdict(configuration),
         log_every=run.log_every,
         save_every=run.save_every,
+        nonfinite=configuration.nonfinite,  # type: ignore[arg-type]  # checked there
+        max_task_norm=configuration.max_task_norm,
     )
     if state.step < run.steps:
         print(f"stopped at meta-step {state.step}; go on with: jmeta train --resume {folder}")

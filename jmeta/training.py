@@ -98,7 +98,9 @@ def make_train_step(
         >>> sorted(metrics)
         ['accuracy', 'gradient_norm', 'loss', 'nonfinite_tasks']
     """
-    _check_step(tasks_per_chunk, nonfinite, max_task_norm)
+    if tasks_per_chunk is not None and tasks_per_chunk < 1:
+        raise ValueError(f"tasks_per_chunk is {tasks_per_chunk}; it must be at least 1, or None.")
+    check_policy(nonfinite, max_task_norm)
 
     def contribution(params, state, task, key):
         """What one task adds to the sums, zeros if it is not finite: gradient, state, metrics and itself."""
@@ -377,10 +379,8 @@ def _diverged(step: int, folder: Path | None) -> str:
     return f"tasks' losses or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."
 
 
-def _check_step(tasks_per_chunk: int | None, nonfinite: str, max_task_norm: float | None) -> None:
-    """Raises a `ValueError` for what no train step can do."""
-    if tasks_per_chunk is not None and tasks_per_chunk < 1:
-        raise ValueError(f"tasks_per_chunk is {tasks_per_chunk}; it must be at least 1, or None.")
+def check_policy(nonfinite: str, max_task_norm: float | None) -> None:
+    """Raises a `ValueError` for a policy on single tasks that `make_train_step` cannot take."""
     if nonfinite not in get_args(Nonfinite):
         raise ValueError(f"nonfinite is {nonfinite!r}; it must be one of {get_args(Nonfinite)}.")
     if max_task_norm is not None and not max_task_norm > 0:

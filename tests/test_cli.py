@@ -199,7 +199,7 @@ def test_a_checkpoint_of_another_learner_is_refused(run_folder, tmp_path, capsys
 
 
 def test_a_mistake_in_a_process_of_its_own_has_no_traceback():
-    process = jmeta("train", "--learner", "prototypical", "--out", "/nowhere")
+    process = jmeta("train", "--learner", "protonets", "--out", "/nowhere")
     _, err = process.communicate()
     assert process.returncode == 2
     assert "Traceback" not in err

@@ -100,6 +100,106 @@ def test_a_loop_is_the_steps_one_after_another():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), looped.params, state.params)
 
 
+def bad_tasks(tasks, *bad):
+    """The tasks, of which these have no finite loss."""
+    targets = tasks.query.targets.at[jnp.array(bad)].set(jnp.nan)
+    return tasks._replace(query=tasks.query._replace(targets=targets))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_a_task_that_is_not_finite_is_left_out_of_the_mean_and_counted(x64, chunk):
+    subject = learner()
+    state, tasks = begin(subject), batch(4)
+    step = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=chunk))
+    after, metrics = step(state, bad_tasks(tasks, 1, 2))
+    rest = jax.tree.map(lambda leaf: leaf[jnp.array([0, 3])], tasks)
+    expected, others = jax.jit(jmeta.make_train_step(subject, OPTIMIZER))(state, rest)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
+        (after.params, after.opt_state, metrics["loss"], metrics["gradient_norm"]),
+        (expected.params, expected.opt_state, others["loss"], others["gradient_norm"]),
+    )
+    assert (metrics["nonfinite_tasks"], others["nonfinite_tasks"]) == (2, 0)
+
+
+def test_an_infinite_meta_gradient_of_a_finite_loss_is_left_out_too():
+    def loss(params, state, task, *, key=None):
+        return jnp.sqrt(params) * task.query.targets.sum(), (state, {})
+
+    subject = jmeta.Learner(lambda key, task: (jnp.zeros(()), ()), None, None, loss)
+    state, metrics = jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=1)(begin(subject), batch(2))
+    assert metrics["nonfinite_tasks"] == 2
+    assert state.params == 0
+
+
+def test_a_step_without_a_finite_task_changes_no_parameter_and_has_no_loss():
+    subject = learner()
+    state = begin(subject)
+    after, metrics = jmeta.make_train_step(subject, OPTIMIZER)(state, bad_tasks(batch(2), 0, 1))
+    assert_same((after.params, after.opt_state, after.state), (state.params, state.opt_state, state.state))
+    assert after.step == 1
+    assert np.isnan(metrics["loss"])
+    assert metrics["nonfinite_tasks"] == 2
+
+
+def test_a_step_told_to_raise_gives_back_the_state_it_was_given():
+    subject = learner()
+    state = begin(subject)
+    step = jmeta.make_train_step(subject, OPTIMIZER, nonfinite="raise")
+    after, metrics = step(state, bad_tasks(batch(3), 1))
+    assert_same(after._replace(key=0), state._replace(key=0))
+    assert after.key == state.key
+    assert metrics["nonfinite_tasks"] == 1
+    assert step(state, batch(3))[0].step == 1
+
+
+def test_a_tasks_meta_gradient_is_scaled_down_to_the_bound_and_never_up(x64):
+    subject, optimizer = learner(), optax.sgd(1.0)
+    state, tasks = begin(subject)._replace(opt_state=optimizer.init({})), batch(2)
+    gradients = [
+        jax.grad(lambda p, i=i: subject.loss(p, state.state, jax.tree.map(lambda leaf: leaf[i], tasks))[0])(
+            state.params
+        )
+        for i in range(2)
+    ]
+    norms = [optax.tree.norm(gradient) for gradient in gradients]
+    bound = float(sum(norms) / 2)  # between the two
+    after, _ = jmeta.make_train_step(subject, optimizer, max_task_norm=bound)(state, tasks)
+    scales = [min(1, bound / norm) for norm in norms]
+    assert min(scales) < 1 == max(scales)
+    expected = jax.tree.map(
+        lambda p, *g: p - sum(scale * leaf for scale, leaf in zip(scales, g, strict=True)) / 2,
+        state.params,
+        *gradients,
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.params, expected)
+
+
+def sometimes_bad(key):
+    """One task in twenty has no finite loss."""
+    task = SAMPLE(key)
+    factor = jnp.where(jax.random.bernoulli(key, 0.05), jnp.nan, 1.0)
+    return task._replace(query=task.query._replace(targets=task.query.targets * factor))
+
+
+def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
+    state = jmeta.fit(learner(), OPTIMIZER, sometimes_bad, key=jax.random.key(0), steps=60, batch_size=2, out=tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    counted = [line["nonfinite_tasks"] for line in read_metrics(tmp_path)]
+    assert 0 < sum(counted) < 24
+    assert all(np.isfinite(line["loss"]) for line in read_metrics(tmp_path))
+
+
+def test_a_run_told_to_raise_stops_at_the_first_one_with_the_state_before_it(tmp_path):
+    options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10}
+    with pytest.raises(FloatingPointError, match="not finite at meta-step") as error:
+        jmeta.fit(learner(), OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", nonfinite="raise", **options)
+    step = checkpoints.latest_step(tmp_path / "raised" / "checkpoints")
+    assert f"meta-step {step + 1}; the last good checkpoint is" in str(error.value)
+    expected = jmeta.fit(learner(), OPTIMIZER, sometimes_bad, steps=step, **options)
+    assert_same(checkpoints.restore(tmp_path / "raised" / "checkpoints", expected).params, expected.params)
+
+
 def fitted(out=None, steps=60, **options):
     options = {"log_every": 10, "save_every": 20, "validation": SAMPLE, "episodes": 10} | options
     return jmeta.fit(learner(), OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=steps, batch_size=2, out=out, **options)
@@ -249,6 +349,8 @@ def test_fit_is_quiet_when_not_on_a_terminal(capsys):
         ({"log_every": 0}, "log_every is 0"),
         ({"tasks_per_chunk": 0}, "tasks_per_chunk is 0"),
         ({"episodes": 1}, "episodes is 1"),
+        ({"nonfinite": "ignore"}, "nonfinite is 'ignore'"),
+        ({"max_task_norm": 0.0}, "max_task_norm is 0.0"),
     ],
 )
 def test_refuses_a_schedule_that_cannot_be(options, message):

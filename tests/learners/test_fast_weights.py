@@ -1,0 +1,306 @@
+"""What each gradient-based learner is, against its own definition, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jmeta
+from jmeta import data, learners, losses, models
+from jmeta.functional.fast_weights import minibatches
+from jmeta.learners.mamlpp import step_weights
+from jmeta.types import Examples, Model
+
+RATE = 0.05
+REGRESSION = {"loss_fn": losses.squared_error}
+SGD = {"inner_optimizer": optax.sgd(RATE)}
+TASK = jax.jit(data.sinusoid(shots=6, queries=5))
+
+
+def mlp(**options):
+    return models.mlp(hidden=(8, 8), **options)
+
+
+@pytest.fixture
+def task(x64):
+    return TASK(jax.random.key(0))
+
+
+def begin(learner, task):
+    return learner.init(jax.random.key(2), task)
+
+
+def meta_gradient(learner, params, state, task):
+    return jax.grad(lambda params: learner.loss(params, state, task)[0])(params)
+
+
+def support_gradient(model, params, state, examples):
+    def loss(params):
+        outputs, _ = model.apply(params, state, examples.inputs)
+        return losses.squared_error(outputs, examples.targets, examples.mask)
+
+    return jax.grad(loss)(params)
+
+
+def close(one, other, atol=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-10), one, other)
+
+
+# First-order MAML and Reptile.
+
+
+def test_first_order_is_the_query_gradient_at_the_fast_weights(task):
+    learner = learners.fomaml(mlp(), inner_steps=3, **SGD, **REGRESSION)
+    params, state = begin(learner, task)
+    fast = learner.adapt(params, state, task.support).params
+    close(meta_gradient(learner, params, state, task).model, support_gradient(mlp(), fast, state, task.query))
+
+
+def test_fomaml_is_first_order_maml(task):
+    fomaml = learners.fomaml(mlp(), inner_steps=3, **SGD, **REGRESSION)
+    maml = learners.maml(mlp(), inner_steps=3, meta_gradient="first_order", **SGD, **REGRESSION)
+    params, state = begin(maml, task)
+    close(meta_gradient(fomaml, params, state, task), meta_gradient(maml, params, state, task), atol=0)
+
+
+def test_reptiles_gradient_points_from_the_fast_weights_of_all_examples_to_the_start(task):
+    learner = learners.reptile(mlp(), inner_steps=2, inner_batch=None, **SGD, **REGRESSION)
+    params, state = begin(learner, task)
+    both = Examples(*(jnp.concatenate(pair) for pair in zip(task.support, task.query, strict=True)))
+    fast = params.model
+    for _ in range(2):
+        gradient = support_gradient(mlp(), fast, state, both)
+        fast = jax.tree.map(lambda weight, slope: weight - RATE * slope, fast, gradient)
+    close(meta_gradient(learner, params, state, task).model, optax.tree.sub(params.model, fast))
+
+
+def test_an_outer_step_of_rate_one_ends_serial_reptile_at_the_fast_weights(task):
+    learner = learners.reptile(mlp(), inner_steps=2, inner_batch=None, test_steps=None, **SGD, **REGRESSION)
+    optimizer = optax.sgd(1.0)
+    state = jmeta.init_state(learner, optimizer, jax.random.key(0), task)
+    both = Examples(*(jnp.concatenate(pair) for pair in zip(task.support, task.query, strict=True)))
+    fast = learner.adapt(state.params, state.state, both).params
+    after, _ = jmeta.make_train_step(learner, optimizer)(state, jax.tree.map(lambda leaf: leaf[None], task))
+    close(after.params.model, fast)
+
+
+def test_minibatches_go_through_all_real_examples_before_any_comes_again():
+    mask = jnp.array([1, 1, 0, 1, 1, 0, 1, 1])
+    rows = minibatches(mask, steps=4, size=3, key=jax.random.key(0)).reshape(-1)
+    assert sorted(rows[:6].tolist()) == sorted(rows[6:].tolist()) == [0, 1, 3, 4, 6, 7]
+    assert rows[:6].tolist() != [0, 1, 3, 4, 6, 7]
+
+
+# What the inner loop moves.
+
+
+@pytest.mark.parametrize(
+    ("name", "moved"),
+    [("maml", "Dense_0 Dense_1 head"), ("anil", "head"), ("boil", "Dense_0 Dense_1"), ("cavia", "context")],
+)
+def test_the_fast_weights_are_of_what_the_learner_moves(task, name, moved):
+    model = mlp(context=3) if name == "cavia" else mlp()
+    learner = getattr(learners, name)(model, **REGRESSION)
+    params, state = begin(learner, task)
+    fast = learner.adapt(params, state, task.support).params
+    assert {layer for layer, leaves in fast.items() if jax.tree.leaves(leaves)} == set(moved.split())
+
+
+@pytest.mark.parametrize("name", ["anil", "boil", "cavia"])
+def test_a_model_without_what_is_to_be_moved_is_refused(task, name):
+    learner = getattr(learners, name)(mlp(), **REGRESSION, **({} if name == "cavia" else {"head": lambda path: False}))
+    with pytest.raises(ValueError, match="their paths are Dense_0/bias"):
+        begin(learner, task)
+
+
+def test_a_context_starts_at_zero_whatever_its_parameter_holds(task):
+    learner = learners.cavia(mlp(context=3), **REGRESSION)
+    params, state = begin(learner, task)
+    other = params._replace(model={**params.model, "context": jnp.ones(3)})
+    close(learner.loss(params, state, task)[0], learner.loss(other, state, task)[0], atol=0)
+    assert (meta_gradient(learner, other, state, task).model["context"] == 0).all()
+
+
+# What the rule learns.
+
+
+def test_meta_sgd_scales_each_gradient_by_its_own_rate(task):
+    learner = learners.meta_sgd(mlp(), **REGRESSION)
+    params, state = begin(learner, task)
+    rates = jax.tree.map(lambda leaf: jnp.linspace(-0.1, 0.1, leaf.size).reshape(leaf.shape), params.rule)
+    fast = learner.adapt(params._replace(rule=rates), state, task.support).params
+    gradient = support_gradient(mlp(), params.model, state, task.support)
+    close(fast, jax.tree.map(lambda weight, rate, slope: weight - rate * slope, params.model, rates, gradient))
+
+
+def test_meta_curvature_multiplies_each_axis_of_a_gradient_by_a_matrix(x64):
+    rng = np.random.default_rng(0)
+    params = {"bias": jnp.zeros(4), "dense": jnp.zeros((3, 4)), "kernel": jnp.zeros((2, 3, 4, 5))}
+
+    def inner(w):
+        return sum((jnp.asarray(slope) * leaf).sum() for slope, leaf in zip(slopes, jax.tree.leaves(w), strict=True))
+
+    slopes = [rng.normal(size=leaf.shape) for leaf in jax.tree.leaves(params)]
+    model = Model(lambda key, inputs: (params, ()), lambda w, state, inputs, **_: (inner(w) + 0 * inputs, state))
+    learner = learners.meta_curvature(model, inner_rate=1.0, loss_fn=lambda outputs, targets, mask: outputs.sum())
+    support = Examples(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.ones(1))
+    meta, state = learner.init(jax.random.key(0), jmeta.Task(support, support))
+    matrices = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), meta.rule)
+    fast = learner.adapt(meta._replace(rule=matrices), state, support).params
+    factors, (left, right), (window, inputs, outputs) = matrices
+    close(fast["bias"], -factors * slopes[0])
+    close(fast["dense"], -left @ slopes[1] @ right.T)
+    expected = np.einsum("pq,ij,kl,qjl->pik", window, inputs, outputs, slopes[2].reshape(6, 4, 5))
+    close(fast["kernel"], -expected.reshape(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("name", ["meta_sgd", "meta_curvature"])
+def test_a_learned_rule_starts_as_maml(task, name):
+    learner = getattr(learners, name)(mlp(), inner_rate=RATE, inner_steps=2, **REGRESSION)
+    maml = learners.maml(mlp(), inner_steps=2, **SGD, **REGRESSION)
+    params, state = begin(learner, task)
+    close(learner.loss(params, state, task)[0], maml.loss(params._replace(rule=()), state, task)[0])
+
+
+def test_imaml_is_maml_with_an_implicit_meta_gradient(task):
+    options = {"inner_steps": 4, **SGD, **REGRESSION}
+    imaml = learners.imaml(mlp(), **options)
+    maml = learners.maml(mlp(), meta_gradient="implicit", proximal=2.0, **options)
+    params, state = begin(imaml, task)
+    close(meta_gradient(imaml, params, state, task), meta_gradient(maml, params, state, task), atol=0)
+
+
+# MAML++.
+
+
+def mamlpp(**options):
+    return learners.mamlpp(
+        mlp(norm="running"), **{"inner_steps": 3, "inner_rate": RATE, "first_order_until": 0} | options, **REGRESSION
+    )
+
+
+def test_mamlpp_with_a_loss_at_the_last_step_alone_is_maml(task):
+    learner = learners.mamlpp(mlp(), inner_rate=RATE, multi_step_until=0, first_order_until=0, **REGRESSION)
+    maml = learners.maml(mlp(), inner_steps=5, **SGD, **REGRESSION)
+    params, state = begin(learner, task)
+    value, gradient = jax.value_and_grad(lambda p: learner.loss(p, state, task)[0])(params)
+    expected = jax.value_and_grad(lambda p: maml.loss(p, state.model, task)[0])(begin(maml, task)[0])
+    close((value, gradient.model), (expected[0], expected[1].model))
+
+
+def test_the_order_of_mamlpp_changes_at_its_meta_step(task):
+    annealed = mamlpp(first_order_until=1)
+    params, state = begin(annealed, task)
+    before, after = (
+        meta_gradient(annealed, params, state._replace(meta_step=jnp.int32(step)), task).model for step in (0, 1)
+    )
+    first, second = (
+        meta_gradient(mamlpp(first_order_until=until), params, state._replace(meta_step=jnp.int32(step)), task).model
+        for until, step in ((9, 0), (0, 1))
+    )
+    close((before, after), (first, second), atol=0)
+    assert optax.tree.norm(optax.tree.sub(before, after)) > 1e-3
+
+
+def test_the_weights_of_the_losses_sum_to_one_and_end_at_the_last_step(x64):
+    weights = jnp.stack([step_weights(jnp.int32(step), 5, 100) for step in range(101)])
+    np.testing.assert_allclose(weights.sum(1), 1)
+    assert (jnp.diff(weights[:, -1]) >= 0).all()
+    np.testing.assert_allclose(weights[0], 0.2)
+    np.testing.assert_array_equal(weights[-1], [0, 0, 0, 0, 1])
+
+
+def test_each_inner_step_has_its_own_statistics_and_each_meta_step_is_counted(task):
+    learner = mamlpp()
+    params, state = begin(learner, task)
+    _, (state, _) = learner.loss(params, state, task)
+    assert state.meta_step == 1
+    means = state.model["batch_stats"]["Normalise_0"]["mean"]
+    assert means.shape == (3, 8)
+    assert not np.allclose(means[0], means[2])
+
+
+def test_steps_beyond_training_use_the_last_steps_rates_norms_and_statistics(task):
+    trained, longer = mamlpp(), mamlpp(test_steps=5)
+    params, state = begin(trained, task)
+    _, (state, _) = trained.loss(params, state, task)
+    repeated = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:], leaf[-1:]]), (params[1:], state.model))
+    five = mamlpp(inner_steps=5)
+    adapted = longer.adapt(params, state, task.support)
+    expected = five.adapt(params._replace(norms=repeated[0][0], rates=repeated[0][1]),
+                          state._replace(model=repeated[1]), task.support)  # fmt: skip
+    close(adapted, expected)
+
+
+# Proto-MAML.
+
+
+def test_proto_maml_without_steps_is_a_prototypical_network(x64):
+    task = data.glyphs(ways=3, shots=2, queries=2)(jax.random.key(0))
+    encoder = models.mlp(hidden=(6,), outputs=None)
+    learner, protonet = learners.proto_maml(encoder, inner_steps=0), learners.protonet(encoder)
+    params, state = begin(learner, task)
+    adapted = learner.adapt(params, state, task.support)
+    expected = protonet.predict(
+        params.model, state, protonet.adapt(params.model, state, task.support), task.query.inputs
+    )
+    outputs = learner.predict(params, state, adapted, task.query.inputs)
+    close(jax.nn.softmax(outputs), jax.nn.softmax(expected))
+
+
+def test_proto_maml_refuses_a_loss_that_is_not_over_classes():
+    with pytest.raises(ValueError, match="loss_fn is not over classes"):
+        learners.proto_maml(mlp(outputs=None), **REGRESSION)
+
+
+# All of them.
+
+NUMBERS = {
+    name: getattr(learners, name)
+    for name in ("maml", "fomaml", "anil", "boil", "meta_sgd", "meta_curvature", "reptile", "imaml", "cavia", "mamlpp")
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_more_steps_at_test_than_in_training_lower_the_support_loss(x64, name):
+    task = TASK(jax.random.key(0))
+    model = mlp(context=3) if name == "cavia" else mlp()
+    options = {"inner_rate": 0.01} if name in ("meta_sgd", "meta_curvature", "mamlpp") else {
+        "inner_optimizer": optax.sgd(0.01)}  # fmt: skip
+    found = {}
+    for steps in (2, 20):
+        learner = NUMBERS[name](model, inner_steps=2, test_steps=steps, **options, **REGRESSION)
+        params, state = begin(learner, task)
+        adapted = learner.adapt(params, state, task.support)
+        outputs = learner.predict(params, state, adapted, task.support.inputs)
+        found[steps] = losses.squared_error(outputs, task.support.targets, task.support.mask)
+    assert found[20] < found[2]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"inner_steps": -1}, "inner_steps is -1"), ({"test_steps": -2}, "test_steps is -2")],
+)
+def test_a_negative_number_of_steps_is_refused(name, option, message):
+    with pytest.raises(ValueError, match=message):
+        NUMBERS[name](mlp(), **option)
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "message"),
+    [
+        (learners.maml, {"inner_batch": 0}, "inner_batch is 0"),
+        (learners.maml, {"inner_batch": 2, "meta_gradient": "implicit", "proximal": 1.0}, "inner_batch is 2"),
+        (learners.meta_sgd, {"inner_rate": 0.0}, "inner_rate is 0.0"),
+        (learners.meta_curvature, {"inner_rate": -1.0}, "inner_rate is -1.0"),
+        (learners.mamlpp, {"inner_rate": float("nan")}, "inner_rate is nan"),
+        (learners.mamlpp, {"inner_steps": 0}, "inner_steps is 0"),
+        (learners.mamlpp, {"multi_step_until": -1}, "multi_step_until is -1"),
+        (learners.imaml, {"proximal": 0.0}, "proximal is 0.0"),
+    ],
+)
+def test_refuses_what_no_learner_can_do(factory, options, message):
+    with pytest.raises(ValueError, match=message):
+        factory(mlp(), **options)
