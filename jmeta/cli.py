@@ -3,11 +3,14 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
+import importlib
 import inspect
 import io
 import itertools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +208,14 @@ class Demo:
     """File for the picture."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure, in a clone of the repository; `jmeta bench order --help` tells the options."""
+
+    name: Annotated[Literal["order", "learners"], tyro.conf.Positional]
+    """order: second order against first order; learners: all learners on the same tasks."""
+
+
 def _subcommand(name: str) -> Any:
     return tyro.conf.subcommand(name, prefix_name=False)
 
@@ -224,6 +235,7 @@ Command = (
     | Annotated[Evaluate, _subcommand("evaluate")]
     | Annotated[Data, _subcommand("data")]
     | Annotated[ListLearners, _subcommand("learners")]
+    | Annotated[Bench, _subcommand("bench")]
     | Annotated[Demo, _subcommand("demo")]
 )
 
@@ -451,10 +463,33 @@ def run(command: Any) -> None:
             demo.run(out)
 
 
+def bench(name: str, arguments: list[str]) -> None:
+    """`jmeta bench`: the benchmark of that name, with its own options."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("benchmarks", f"benchmarks.{name}"):
+            raise
+        raise ValueError("the benchmarks are not in the package; run this in a clone of the repository.") from None
+
+    @functools.wraps(module.main)
+    def told(*args, **kwargs):
+        return args, kwargs
+
+    args, kwargs = _told_in_a_line(told, prog=f"jmeta bench {name}", args=arguments)
+    module.main(*args, **kwargs)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The entry point: exit code 2 and one line for a user's mistake, 1 for a run that diverged."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        run(_parsed(arguments))
+        match arguments:
+            case ["bench", "order" | "learners" as name, *options]:
+                bench(name, options)
+            case _:
+                run(_told_in_a_line(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return _told(error, 2)
     except FloatingPointError as error:
@@ -469,12 +504,12 @@ def _told(message: object, code: int) -> int:
     return code
 
 
-def _parsed(arguments: list[str] | None) -> Any:
-    """The command; tyro's framed message about a mistake becomes one line."""
+def _told_in_a_line(target: Any, **kwargs: Any) -> Any:
+    """What tyro makes of the arguments; its framed message about a mistake becomes one line."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments)
+            return tyro.cli(target, **kwargs)
     except SystemExit as exit:
         if not exit.code:
             raise

@@ -1,0 +1,219 @@
+"""Second order against first order: what exact meta-gradients cost, in time, arithmetic and memory.
+
+    python -m benchmarks.order
+    python -m benchmarks.order --models mlp conv4-32 --steps 1 5
+
+One meta-step of MAML is compiled for each network, number of inner steps, way of
+differentiating and chunk of tasks, and timed in turns, so that drift of the
+machine cancels. The result goes to benchmarks/results/order-PLATFORM.json, with
+a figure beside it.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from tqdm import tqdm
+
+import jmeta
+from benchmarks import flops
+from benchmarks.omniglot import machine, RESULTS
+from jmeta import data, learners, losses, models
+from jmeta.types import Examples, Task
+
+
+class Workload(NamedTuple):
+    """Tasks and the network that learns them."""
+
+    model: jmeta.Model
+    sample: Callable
+    tasks: int
+    options: dict[str, Any]  # of the learner
+    chunks: tuple[int | None, ...]  # None: the default
+
+
+def images(size: int, channels: int) -> Callable:
+    """A sampler of 5-way 1-shot tasks of 15 queries, of noise: what an image shows costs no time."""
+
+    def sample(key):
+        parts = []
+        for part_key, shots in zip(jax.random.split(key), (1, 15), strict=True):
+            inputs = jax.random.normal(part_key, (5 * shots, size, size, channels))
+            parts.append(Examples(inputs, jnp.repeat(jnp.eye(5), shots, axis=0), jnp.ones(5 * shots)))
+        return Task(*parts)
+
+    return sample
+
+
+IMAGES = {"inner_optimizer": optax.sgd(0.01)}
+REGRESSION = {**IMAGES, "loss_fn": losses.squared_error}
+WORKLOADS = {
+    "mlp": Workload(models.mlp(), data.sinusoid(), 25, REGRESSION, (None, 1, 25)),
+    "conv4-32": Workload(models.conv4(outputs=5, width=32), images(28, 1), 8, IMAGES, (None, 8)),
+    "conv4-64": Workload(models.conv4(outputs=5), images(28, 1), 8, IMAGES, (None,)),
+    "resnet12": Workload(models.resnet12(outputs=5), images(28, 3), 1, IMAGES, (None,)),
+}
+CG_STEPS = 5
+MODES: dict[str, dict[str, Any]] = {
+    "first order": {"meta_gradient": "first_order"},
+    "reverse": {"differentiation": "reverse"},
+    "reverse, checkpoint": {"differentiation": "reverse", "checkpoint": True},
+    "mixed": {"differentiation": "mixed"},
+    "mixed, checkpoint": {"differentiation": "mixed", "checkpoint": True},
+    "implicit": {"meta_gradient": "implicit", "proximal": 2.0, "cg_steps": CG_STEPS},
+}
+
+
+def main(
+    *,
+    models: tuple[str, ...] = tuple(WORKLOADS),
+    steps: tuple[int, ...] = (1, 5, 10, 20),
+    modes: tuple[str, ...] = tuple(MODES),
+    repeats: int = 7,
+    out: Path = RESULTS,
+) -> None:
+    """Measures, prints and saves.
+
+    Args:
+        models: which networks: mlp, conv4-32, conv4-64, resnet12.
+        steps: numbers of inner steps.
+        modes: ways to differentiate; the first of them is what others are compared with.
+        repeats: timed meta-steps of each.
+        out: folder of the result.
+    """
+    for kind, names, known in (("models", models, WORKLOADS), ("modes", modes, MODES)):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{kind} has {name!r}; there are {', '.join(known)}.")
+    rows = []
+    for name in models:
+        for number in steps:
+            rows += measure(name, number, modes, repeats)
+            print("\n".join(map(line, rows[-len(modes) * len(WORKLOADS[name].chunks) :])), flush=True)
+    result = {
+        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
+        "python": platform.python_version(),
+        "machine": machine(),
+        "repeats": repeats,
+        "rows": rows,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"order-{jax.default_backend()}"
+    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(rows, out / f"{name}.png")
+
+
+class Compiled(NamedTuple):
+    """A meta-step, compiled."""
+
+    step: Callable
+    arguments: tuple
+    row: dict[str, Any]
+    seconds: list[float]
+
+
+LEAST_SECONDS = 0.05  # of a timing; shorter meta-steps are run several times
+
+
+def measure(name: str, steps: int, modes: Sequence[str], repeats: int) -> list[dict[str, Any]]:
+    """The rows of a network at a number of inner steps."""
+    workload = WORKLOADS[name]
+    tasks = jax.jit(jax.vmap(workload.sample))(jax.random.split(jax.random.key(1), workload.tasks))
+    subjects = [compile_step(name, workload, tasks, steps, mode, chunk) for chunk in workload.chunks for mode in modes]
+    calls = [max(1, int(LEAST_SECONDS / timed(subject, 1))) for subject in subjects]
+    for _ in tqdm(range(repeats), desc=f"{name}, {steps} inner steps", leave=False):
+        for subject, number in zip(subjects, calls, strict=True):
+            subject.seconds.append(timed(subject, number))
+    rows = [finished(subject, workload.tasks) for subject in subjects]
+    for row in rows:
+        first = next(other for other in rows if other["chunk"] == row["chunk"])
+        for figure in ("milliseconds", "flops", "temporary_bytes"):
+            row[f"{figure}_ratio"] = round(row[figure] / first[figure], 3)
+    return rows
+
+
+def timed(subject: Compiled, calls: int) -> float:
+    """Seconds of a meta-step, the mean over so many."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        jax.block_until_ready(subject.step(*subject.arguments))
+    return (time.perf_counter() - start) / calls
+
+
+def compile_step(name, workload, tasks, steps, mode, chunk) -> Compiled:
+    """A meta-step, with what is known of it before it runs."""
+    learner = learners.maml(workload.model, inner_steps=steps, **workload.options, **MODES[mode])
+    optimizer = optax.adam(1e-3)
+    task = jax.tree.map(lambda leaf: leaf[0], tasks)
+    state = jmeta.init_state(learner, optimizer, jax.random.key(0), task)
+    start = time.perf_counter()
+    step = jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=chunk)).lower(state, tasks).compile()
+    row = {
+        "model": name,
+        "tasks": workload.tasks,
+        "inner_steps": steps,
+        "mode": mode,
+        "chunk": chunk or "default",
+        "compile_seconds": round(time.perf_counter() - start, 2),
+        "flops": workload.tasks
+        * flops.count(jax.grad(learner.loss, has_aux=True), state.params, state.state, task, iterations=CG_STEPS),
+        "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
+    }
+    return Compiled(step, (state, tasks), row, [])
+
+
+def finished(subject: Compiled, tasks: int) -> dict[str, Any]:
+    """The row with its times."""
+    low, median, high = np.quantile(subject.seconds, (0.25, 0.5, 0.75))
+    return subject.row | {
+        "milliseconds": round(1e3 * median, 3),
+        "quartiles_milliseconds": [round(1e3 * low, 3), round(1e3 * high, 3)],
+        "tasks_per_second": round(tasks / median, 2),
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for the terminal."""
+    return (
+        f"{row['model']:9} {row['inner_steps']:3} steps  {row['mode']:20} chunk {row['chunk']!s:8}"
+        f"compiled in {row['compile_seconds']:6.2f} s  {row['milliseconds']:9.2f} ms  "
+        f"{row['tasks_per_second']:9.2f} tasks/s  {row['temporary_bytes'] / 2**20:8.2f} MiB  to first order: "
+        f"time {row['milliseconds_ratio']:.2f}, arithmetic {row['flops_ratio']:.2f}, "
+        f"memory {row['temporary_bytes_ratio']:.2f}"
+    )
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time and memory beside those of first order, by inner steps; dashes are the arithmetic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = pyplot.subplots(2, len(names), figsize=(3.4 * len(names), 6), squeeze=False, layout="constrained")
+    for column, name in zip(axes.T, names, strict=True):
+        for index, mode in enumerate(dict.fromkeys(row["mode"] for row in rows)):
+            curve = [row for row in rows if (row["model"], row["mode"], row["chunk"]) == (name, mode, "default")]
+            steps = [row["inner_steps"] for row in curve]
+            for axis, ratio in zip(column, ("milliseconds_ratio", "temporary_bytes_ratio"), strict=True):
+                axis.plot(steps, [row[ratio] for row in curve], "o-", color=f"C{index}", label=mode)
+            column[0].plot(steps, [row["flops_ratio"] for row in curve], "--", color=f"C{index}")
+        column[0].set(title=name, ylabel="time / first order")
+        column[1].set(xlabel="inner steps", ylabel="temporary memory / first order", yscale="log")
+    axes[0, 0].legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

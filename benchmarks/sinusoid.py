@@ -1,0 +1,143 @@
+"""MAML on sinusoids at the paper's length: does it stay finite, and how well does it learn?
+
+    python -m benchmarks.sinusoid
+
+Finn et al., 2017, section 5.1: 70,000 meta-steps of 25 tasks of 10 points, inner rate 0.01, once with one
+inner step and once with five, each from ten seeds, with the defaults of `make_train_step`. Beside it, what
+the policy for tasks that are not finite costs. The result goes to benchmarks/results/sinusoid.json.
+"""
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from tqdm import tqdm
+
+import jmeta
+from benchmarks.omniglot import machine, RESULTS
+from jmeta import data, learners, losses, models
+
+BATCH_SIZE, RATE, TEST_STEPS, EPISODES = 25, 0.01, (1, 5, 10), 600
+SAMPLE = data.sinusoid(shots=10, queries=10)
+OPTIMIZER = optax.adam(1e-3)
+
+
+def maml(inner_steps: int) -> jmeta.Learner:
+    """The learner of the paper."""
+    return learners.maml(
+        models.mlp(), inner_optimizer=optax.sgd(RATE), inner_steps=inner_steps, loss_fn=losses.squared_error
+    )
+
+
+def main(*, meta_steps: int = 70_000, seeds: int = 10, dispatch: int = 1000, out: Path = RESULTS) -> None:
+    """Trains, tests and saves.
+
+    Args:
+        meta_steps: in each run.
+        seeds: runs for each number of inner steps; they are vmapped.
+        dispatch: meta-steps in a dispatch.
+        out: folder of the result.
+    """
+    result = {
+        "meta_steps": meta_steps,
+        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
+        "python": platform.python_version(),
+        "machine": machine(),
+        "policy": cost_of_policy(),
+        "runs": [run for inner_steps in (1, 5) for run in train(inner_steps, meta_steps, seeds, dispatch)],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "sinusoid.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def train(inner_steps: int, meta_steps: int, seeds: int, dispatch: int) -> list[dict[str, Any]]:
+    """The runs of every seed: skipped tasks, whether parameters are finite, errors after 1, 5 and 10 test steps."""
+    learner = maml(inner_steps)
+    task = SAMPLE(jax.random.key(0))
+    start = time.perf_counter()
+    states = jax.vmap(lambda key: jmeta.init_state(learner, OPTIMIZER, key, task))(
+        jax.vmap(jax.random.key)(jnp.arange(seeds))
+    )
+    loop = jmeta.make_train_loop(
+        jmeta.make_train_step(learner, OPTIMIZER), SAMPLE, batch_size=BATCH_SIZE, steps=dispatch
+    )
+    loop = jax.jit(jax.vmap(loop), donate_argnums=0)
+    skipped = np.zeros(seeds, int)
+    for _ in tqdm(range(meta_steps // dispatch), desc=f"{inner_steps} inner steps"):
+        states, metrics = loop(states)
+        skipped += np.asarray(metrics["nonfinite_tasks"].sum(1))
+    seconds = round(time.perf_counter() - start, 1)
+    runs = []
+    for seed in range(seeds):
+        state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
+        run = {
+            "inner_steps": inner_steps,
+            "seed": seed,
+            "seconds_of_all_seeds": seconds,
+            "skipped_tasks": int(skipped[seed]),
+            "finite_parameters": all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)),
+            "test": {steps: test(state, steps) for steps in TEST_STEPS},
+        }
+        print(json.dumps(run), flush=True)
+        runs.append(run)
+    return runs
+
+
+LEARNERS = {steps: maml(steps) for steps in TEST_STEPS}  # one of each, for `evaluate` compiles once for a learner
+
+
+def test(state: jmeta.TrainState, steps: int) -> dict[str, float]:
+    """The mean squared error after so many inner steps, on the same tasks for all runs."""
+    report = jmeta.evaluate(LEARNERS[steps], state, SAMPLE, key=jax.random.key(1), episodes=EPISODES)
+    return {"loss": round(report.loss, 4), "ci95": round(report.loss_ci95, 4)}
+
+
+def cost_of_policy(repeats: int = 15, steps: int = 500) -> dict[str, float]:
+    """Microseconds of a meta-step with the policy and of one without, timed in turns."""
+    learner = maml(5)
+
+    def bare(train_state, tasks):
+        """A meta-step as one writes it by hand: the gradient of the mean loss."""
+        params, state, opt_state, key, step = train_state
+        keys = jax.random.split(key, BATCH_SIZE + 1)
+
+        def loss(params):
+            values, _ = jax.vmap(lambda task, key: learner.loss(params, state, task, key=key))(tasks, keys[1:])
+            return values.mean()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
+        return jmeta.TrainState(optax.apply_updates(params, updates), state, opt_state, keys[0], step + 1), metrics
+
+    state = jmeta.init_state(learner, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(0)))
+    variants = {
+        "with": jmeta.make_train_step(learner, OPTIMIZER, tasks_per_chunk=BATCH_SIZE),
+        "clipped": jmeta.make_train_step(learner, OPTIMIZER, tasks_per_chunk=BATCH_SIZE, max_task_norm=10.0),
+        "without": bare,
+    }
+    loops = {
+        name: jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=BATCH_SIZE, steps=steps))
+        for name, step in variants.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(repeats + 1):
+        for name, loop in loops.items():
+            start = time.perf_counter()
+            jax.block_until_ready(loop(state))
+            times[name].append(1e6 * (time.perf_counter() - start) / steps)
+    found = {name: round(float(np.median(values[1:])), 1) for name, values in times.items()}
+    print("microseconds of a meta-step:", found, flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
