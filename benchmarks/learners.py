@@ -46,6 +46,7 @@ class Suite(NamedTuple):
     batch_size: int
     dispatch: int  # meta-steps
     seconds: float  # of processor time for each learner
+    max_task_norm: float | None  # of the train step
     entries: dict[str, Entry]
 
 
@@ -60,16 +61,17 @@ SINUSOID = Suite(
     queries=10,
     batch_size=25,
     dispatch=500,
-    seconds=120,
+    seconds=60,
+    max_task_norm=10.0,
     entries={
         "maml": Entry({"inner_rate": 0.01}),
         "fomaml": Entry({"inner_rate": 0.01}),
         "anil": Entry({"inner_rate": 0.01}),
         "boil": Entry({"inner_rate": 0.01}),
-        "meta_sgd": Entry({"inner_rate": 0.01}),
+        "meta_sgd": Entry({"inner_rate": 0.01, "inner_steps": 1}),
         "meta_curvature": Entry({"inner_rate": 0.01}),
         "reptile": Entry({"inner_rate": 0.01, "inner_batch": None}, outer=reptile_step, rate=0.5),
-        "imaml": Entry({"inner_rate": 0.01, "proximal": 2.0}),
+        "imaml": Entry({"inner_rate": 0.005, "inner_steps": 64, "proximal": 0.5}, rate=3e-4),
         "cavia": Entry({"inner_rate": 0.1}, model={"context": 4}),
         "mamlpp": Entry({"inner_rate": 0.01, "multi_step_until": 2_000, "first_order_until": 2_000}),
     },
@@ -81,6 +83,7 @@ OMNIGLOT = Suite(
     batch_size=16,
     dispatch=10,
     seconds=600,
+    max_task_norm=None,
     entries={
         "maml": Entry({"inner_rate": 0.4, "test_steps": 3}),
         "fomaml": Entry({"inner_rate": 0.4, "test_steps": 3}),
@@ -172,7 +175,7 @@ def train(learner, entry, suite, sample, budget, key) -> tuple[jmeta.TrainState,
     start, clock = time.process_time(), time.perf_counter()
     optimizer = optax.inject_hyperparams(entry.outer)(learning_rate=entry.rate)
     state = jmeta.init_state(learner, optimizer, key, jax.jit(sample)(key))
-    step = jmeta.make_train_step(learner, optimizer)
+    step = jmeta.make_train_step(learner, optimizer, max_task_norm=suite.max_task_norm)
     loop = jax.jit(jmeta.make_train_loop(step, sample, batch_size=suite.batch_size, steps=suite.dispatch))
     nonfinite = 0
     with tqdm(total=budget, unit="s", mininterval=10) as bar:

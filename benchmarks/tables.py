@@ -52,8 +52,86 @@ def chunks() -> str:
     return "\n".join(rows)
 
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "decisions" / "0004-chunks.md")
-TABLES = {"chunks": chunks, "omniglot": omniglot}
+def _results(pattern):
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "results").glob(pattern))]
+
+
+def order() -> str:
+    """What a meta-step costs by how it is differentiated, each beside first order in the same run."""
+    header = ["network", "inner steps", "differentiation", "tasks/s", "time", "arithmetic", "memory", "compiled in"]
+    rows = [_row(header), "|---" * len(header) + "|"]
+    for row in _results("order-cpu.json")[0]["rows"]:
+        if row["chunk"] == "default":
+            ratios = [f"{row[f'{name}_ratio']:.2f}" for name in ("milliseconds", "flops", "temporary_bytes")]
+            rate = (
+                f"{row['tasks_per_second']:,.3g}"
+                if row["tasks_per_second"] < 1000
+                else f"{row['tasks_per_second']:,.0f}"
+            )
+            cells = [row["model"], row["inner_steps"], row["mode"], rate, *ratios, f"{row['compile_seconds']:.1f} s"]
+            rows.append(_row(cells))
+    return "\n".join(rows)
+
+
+def learners() -> str:
+    """Every learner on the same tasks with the same processor time: sinusoids and Omniglot."""
+    header = [
+        "learner",
+        "sinusoid, mean squared error",
+        "adapts in",
+        "Omniglot, 5-way 1-shot",
+        "meta-steps",
+        "adapts in",
+    ]
+    rows = [_row(header), "|---" * len(header) + "|"]
+    found = {(result["tasks"], result["learner"]): result for result in _results("learners/*.json")}
+    for name in dict.fromkeys(learner for _, learner in sorted(found)):
+        cells = [f"`{name}`"]
+        if result := found.get(("sinusoid", name)):
+            test = result["test"]
+            cells += [f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}", f"{result['adaptation_milliseconds']:.2f} ms"]
+        else:
+            cells += ["classes only", ""]
+        if result := found.get(("omniglot", name)):
+            test = result["test"]
+            cells += [f"{100 * test['accuracy']:.1f} ± {100 * test['ci95']:.1f} %", f"{result['steps']:,}"]
+            cells += [f"{result['adaptation_milliseconds']:.1f} ms"]
+        else:
+            cells += ["", "", ""]
+        rows.append(_row(cells))
+    return "\n".join(rows)
+
+
+def sinusoid() -> str:
+    """MAML at the paper's length, the mean over seeds."""
+    header = ["inner steps in training", "seeds", "with a NaN parameter", "tasks skipped", *(
+        f"error after {steps}" for steps in (1, 5, 10))]  # fmt: skip
+    rows = [_row(header), "|---" * len(header) + "|"]
+    runs = _results("sinusoid.json")[0]["runs"]
+    for steps in dict.fromkeys(run["inner_steps"] for run in runs):
+        some = [run for run in runs if run["inner_steps"] == steps]
+        errors = [[run["test"][number]["loss"] for run in some] for number in ("1", "5", "10")]
+        cells = [steps, len(some), sum(not run["finite_parameters"] for run in some)]
+        cells += [sum(run["skipped_tasks"] for run in some)]
+        cells += [f"{sum(values) / len(values):.3f} (worst {max(values):.3f})" for values in errors]
+        rows.append(_row(cells))
+    return "\n".join(rows)
+
+
+def _row(cells):
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+DOCUMENTS = tuple(
+    ROOT / path
+    for path in (
+        "README.md",
+        "docs/decisions/0004-chunks.md",
+        "docs/decisions/0005-differentiation.md",
+        "docs/decisions/0006-nonfinite-tasks.md",
+    )
+)
+TABLES = {"chunks": chunks, "learners": learners, "omniglot": omniglot, "order": order, "sinusoid": sinusoid}
 
 
 def with_tables(text: str) -> str:

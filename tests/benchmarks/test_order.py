@@ -1,0 +1,100 @@
+"""What second order costs over first order, as far as it does not depend on the machine; and that benchmarks run."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import optax
+import pytest
+
+import jmeta
+from benchmarks import flops, learners, order, sinusoid
+from jmeta import cli, models
+from jmeta.learners import maml
+
+
+def test_products_and_convolutions_are_counted_as_often_as_they_run():
+    def function(a, b):
+        return jax.lax.scan(lambda a, _: (jax.jit(jnp.tanh)(a @ b), None), a, None, length=3)[0]
+
+    assert flops.count(function, jnp.ones((2, 4)), jnp.ones((4, 4))) == 3 * 2 * 2 * 4 * 4
+    assert flops.count(jmeta.functional.conv, jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 7))) == 2 * 2 * 25 * 27 * 7
+
+
+def test_what_no_result_depends_on_is_not_counted():
+    assert flops.count(lambda a: (a @ a, a)[1], jnp.ones((2, 2))) == 0
+
+
+TASK = jax.jit(order.images(28, 1))
+
+
+@functools.cache
+def operations(steps, **options):
+    learner, task = maml(models.conv4(outputs=5), inner_steps=steps, **options), TASK(jax.random.key(0))
+    params, state = jax.eval_shape(learner.init, jax.random.key(0), task)
+    return flops.count(jax.grad(learner.loss, has_aux=True), params, state, task)
+
+
+@pytest.mark.parametrize(("steps", "reverse", "mixed"), [(1, 1.12, 1.16), (5, 1.49, 1.66)])
+def test_the_arithmetic_of_second_over_first_order(steps, reverse, mixed):
+    first = operations(steps, meta_gradient="first_order")
+    assert operations(steps, differentiation="reverse") / first == pytest.approx(reverse, abs=0.005)
+    assert operations(steps) / first == pytest.approx(mixed, abs=0.005)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order(steps):
+    def temporary_bytes(**options):
+        learner, optimizer = maml(models.conv4(outputs=5, width=32), inner_steps=steps, **options), optax.sgd(0.1)
+        tasks = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), TASK(jax.random.key(0)))
+        state = jmeta.init_state(learner, optimizer, jax.random.key(0), TASK(jax.random.key(0)))
+        step = jax.jit(jmeta.make_train_step(learner, optimizer)).lower(state, tasks).compile()
+        return step.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes() < 1.1 * temporary_bytes(meta_gradient="first_order")
+
+
+def test_bench_order_writes_its_rows_and_a_figure(tmp_path, capsys):
+    command = ["bench", "order", "--models", "mlp", "--steps", "1", "--repeats", "1", "--modes", "first order", "mixed"]
+    assert cli.main([*command, "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "order-cpu.json").read_text())
+    first, mixed = result["rows"][:2]
+    assert (first["mode"], first["flops_ratio"], mixed["mode"]) == ("first order", 1.0, "mixed")
+    assert mixed["flops_ratio"] > 1
+    assert mixed["milliseconds"] > 0
+    assert "to first order: time" in capsys.readouterr().out
+    assert matplotlib.image.imread(tmp_path / "order-cpu.png").size
+
+
+def test_bench_learners_spends_its_budget_and_writes_the_test(tmp_path):
+    assert (
+        cli.main(["bench", "learners", "sinusoid", "--only", "fomaml", "--seconds", "3", "--out", str(tmp_path)]) == 0
+    )
+    result = json.loads((tmp_path / "sinusoid-fomaml.json").read_text())
+    assert result["processor_seconds"] >= 3
+    assert result["steps"] > 0
+    assert np.isfinite(result["test"]["loss"])
+
+
+@pytest.mark.parametrize("suite", learners.SUITES.values(), ids=learners.SUITES)
+def test_every_entry_of_a_suite_is_a_learner(suite):
+    for name in suite.entries:
+        assert isinstance(learners.build(name, suite), jmeta.Learner)
+
+
+def test_the_sinusoid_benchmark_reports_every_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinusoid, "cost_of_policy", dict)
+    monkeypatch.setattr(sinusoid, "EPISODES", 4)
+    sinusoid.main(meta_steps=2, seeds=2, dispatch=1, out=tmp_path)
+    runs = json.loads((tmp_path / "sinusoid.json").read_text())["runs"]
+    assert [(run["inner_steps"], run["seed"]) for run in runs] == [(1, 0), (1, 1), (5, 0), (5, 1)]
+    assert all(run["finite_parameters"] for run in runs)
+
+
+def test_an_unknown_benchmark_or_network_is_one_line(capsys):
+    assert cli.main(["bench", "speed"]) == 2
+    assert cli.main(["bench", "order", "--models", "vgg"]) == 2
+    assert "models has 'vgg'; there are mlp" in capsys.readouterr().err
