@@ -45,6 +45,9 @@ def _of_equation(equation, iterations) -> int:
 
 def _bodies(equation):
     """The functions that an equation calls, as jaxprs."""
+    if equation.primitive.name == "custom_linear_solve":  # beside the solver it holds its rules of differentiation
+        yield equation.params["jaxprs"].solve.jaxpr
+        return
     for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
         if hasattr(value, "eqns"):
             yield getattr(value, "jaxpr", value)

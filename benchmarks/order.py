@@ -137,7 +137,8 @@ def measure(name: str, steps: int, modes: Sequence[str], repeats: int) -> list[d
     for row in rows:
         first = next(other for other in rows if other["chunk"] == row["chunk"])
         for figure in ("milliseconds", "flops", "temporary_bytes"):
-            row[f"{figure}_ratio"] = round(row[figure] / first[figure], 3)
+            row[f"{figure}_ratio"] = round(row[figure] / max(first[figure], 1e-9), 3)
+        row["compared_with"] = first["mode"]
     return rows
 
 
@@ -186,8 +187,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['model']:9} {row['inner_steps']:3} steps  {row['mode']:20} chunk {row['chunk']!s:8}"
         f"compiled in {row['compile_seconds']:6.2f} s  {row['milliseconds']:9.2f} ms  "
-        f"{row['tasks_per_second']:9.2f} tasks/s  {row['temporary_bytes'] / 2**20:8.2f} MiB  to first order: "
-        f"time {row['milliseconds_ratio']:.2f}, arithmetic {row['flops_ratio']:.2f}, "
+        f"{row['tasks_per_second']:9.2f} tasks/s  {row['temporary_bytes'] / 2**20:8.2f} MiB  "
+        f"to {row['compared_with']}: time {row['milliseconds_ratio']:.2f}, arithmetic {row['flops_ratio']:.2f}, "
         f"memory {row['temporary_bytes_ratio']:.2f}"
     )
 

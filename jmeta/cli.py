@@ -109,6 +109,10 @@ class Configuration:
     """Learning rate of the inner loop's gradient descent."""
     inner_batch: int | None = None
     """Support examples of an inner step; all of them if left out."""
+    multi_step_until: int | None = None
+    """Meta-steps in which mamlpp's loss after every inner step counts."""
+    first_order_until: int | None = None
+    """Meta-steps in which mamlpp's inner gradients are constants."""
     meta_gradient: str | None = None
     """How it is taken: second_order, first_order, implicit or truncated."""
     differentiation: str | None = None
@@ -166,6 +170,8 @@ class Evaluate:
     """Support examples of each class."""
     queries: int | None = None
     """Query examples of each class."""
+    test_steps: int | None = None
+    """Inner gradient steps."""
     data: str | None = None
     """Another source than the run was trained on."""
     data_dir: str | None = None
@@ -266,7 +272,15 @@ def build_learner(configuration: Configuration) -> Learner:
 
 
 # Options of learners that a configuration names as they do.
-LEARNER_OPTIONS = ("inner_steps", "test_steps", "inner_batch", "distance", *MetaGradientOptions.__annotations__)
+LEARNER_OPTIONS = (
+    "inner_steps",
+    "test_steps",
+    "inner_batch",
+    "distance",
+    "multi_step_until",
+    "first_order_until",
+    *MetaGradientOptions.__annotations__,
+)
 
 
 def _build_model(configuration: Configuration, source: Source) -> Model:
@@ -388,6 +402,8 @@ def evaluate_run(command: Evaluate) -> None:
     if command.out is not None and not command.out.parent.is_dir():
         raise ValueError(f"--out {command.out} is in a folder that does not exist.")
     learner, state = load(command.run)
+    if command.test_steps is not None:
+        learner = build_learner(dataclasses.replace(configuration, test_steps=command.test_steps))
     sample = source.sampler(protocol, "test", command.data_dir or configuration.data_dir)
     trained, tested = (_input_shape(of) for of in (_stand_in(configuration), sample))
     if trained != tested:

@@ -74,7 +74,8 @@ def make_train_step(
             the backend's bound: the cache on a CPU, where that is often one.
         nonfinite: `"skip"` leaves such tasks out of the mean; a step without a
             finite task changes no parameter. `"raise"` gives the state back as it
-            was if there is one such task, for the caller to stop; `fit` raises.
+            was if there is one such task, for the caller to stop, as `fit` does; a
+            `make_train_loop` goes on with other tasks.
         max_task_norm: the meta-gradient of a task is scaled down to this length
             before the mean; None for no bound.
 
@@ -106,12 +107,11 @@ def make_train_step(
         """What one task adds to the sums, zeros if it is not finite: gradient, state, metrics and itself."""
         differentiate = jax.value_and_grad(learner.loss, has_aux=True)
         (loss, (state, metrics)), gradient = differentiate(params, state, task, key=key)
-        norm = optax.tree.norm(gradient)
+        is_finite = _all_finite((loss, gradient, state))
         if max_task_norm is not None:
-            gradient = optax.tree.scale(jnp.minimum(1, max_task_norm / norm), gradient)
-        parts = gradient, state, {**metrics, "loss": loss}, jnp.int32(1)
-        is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, jnp.zeros_like(leaf)), parts)
+            gradient = _shortened(gradient, max_task_norm)
+        parts = gradient, state, {**metrics, "loss": loss}, jnp.ones_like(loss)
+        return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if _is_summed(leaf) else leaf, parts)
 
     def train_step(train_state, tasks):
         params, state, opt_state, key, step = train_state
@@ -125,11 +125,11 @@ def make_train_step(
             if chunk == 1:  # an axis of one task costs a third more (XLA on the CPU, Conv4-64, 10 inner steps)
                 return contribution(params, state, *jax.tree.map(lambda leaf: leaf[0], batch))
             parts = jax.vmap(functools.partial(contribution, params, state))(*batch)
-            return jax.tree.map(lambda leaf: leaf.sum(0), parts)
+            return jax.tree.map(lambda leaf: leaf.sum(0) if _is_summed(leaf) else leaf[-1], parts)
 
         gradient, new_state, metrics, finite = _sum_over_chunks(total, (tasks, keys[1:]), chunk)
         gradient, new_state = jax.tree.map(
-            functools.partial(_mean, number=jnp.maximum(finite, 1)), (gradient, new_state)
+            lambda leaf: leaf / jnp.maximum(finite, 1) if _is_summed(leaf) else leaf, (gradient, new_state)
         )
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         after = TrainState(optax.apply_updates(params, updates), new_state, opt_state, keys[0], step + 1)
@@ -138,15 +138,27 @@ def make_train_step(
         else:
             is_taken, before = finite > 0, train_state._replace(key=keys[0], step=step + 1)
         metrics = {name: value / finite for name, value in metrics.items()}
-        metrics |= {"gradient_norm": optax.tree.norm(gradient), "nonfinite_tasks": number - finite}
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "nonfinite_tasks": jnp.int32(number - finite)}
         return jax.tree.map(functools.partial(jnp.where, is_taken), after, before), metrics
 
     return train_step
 
 
-def _mean(total, *, number):
-    """The mean of summands; integers, a count in a model's state say, are the same in every task."""
-    return total / number if jnp.issubdtype(total.dtype, jnp.inexact) else total // number
+def _is_summed(leaf: Array) -> bool:
+    """Whether tasks add up; integers, a count in a model's state say, are the same in all of them."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _all_finite(tree: PyTree) -> Array:
+    """Whether every number is finite, a scalar."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if _is_summed(leaf)]).all()
+
+
+def _shortened(gradient: PyTree, length: float) -> PyTree:
+    """The gradient scaled down to a length, be its own beyond what squares can hold."""
+    largest = jnp.stack([jnp.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(gradient)]).max()
+    unit = optax.tree.scale(1 / jnp.where(largest > 0, largest, 1), gradient)  # its largest element is 1
+    return optax.tree.scale(jnp.minimum(largest, length / optax.tree.norm(unit)), unit)
 
 
 def make_train_loop(
@@ -255,8 +267,8 @@ def fit(
         while done < steps and not stopping.is_set():
             # Up to the next line of metrics, wherever the run was stopped before.
             before = state
-            state, metrics, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
-            good = _good_steps(metrics, state, nonfinite)
+            state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
+            good = _good_steps(metrics, is_finite, nonfinite)
             is_diverged = good < len(metrics["loss"])
             done += good
             is_due = not is_diverged and (done % save_every == 0 or done == steps)
@@ -277,18 +289,19 @@ def fit(
 
 
 def _make_dispatch(train_step, sample, batch_size, donate):
-    """`(state, steps) -> (state, metrics, seconds)`, compiled."""
+    """`(state, steps) -> (state, metrics, whether parameters and state are finite, seconds)`, compiled."""
     sampler = as_argument(sample)
 
     @functools.partial(jax.jit, static_argnames="steps", donate_argnames=donate)
     def loop(state, sampler, steps):
-        return make_train_loop(train_step, sampler, batch_size=batch_size, steps=steps)(state)
+        state, metrics = make_train_loop(train_step, sampler, batch_size=batch_size, steps=steps)(state)
+        return state, metrics, _all_finite((state.params, state.state))
 
     def dispatch(state, steps):
         start = time.perf_counter()
-        state, metrics = loop(state, sampler, steps)
+        state, metrics, is_finite = loop(state, sampler, steps)
         metrics = jax.tree.map(np.asarray, metrics)  # waits for the device
-        return state, metrics, time.perf_counter() - start
+        return state, metrics, bool(is_finite), time.perf_counter() - start
 
     return dispatch
 
@@ -362,14 +375,14 @@ def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int,
         raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
 
 
-def _good_steps(metrics: dict[str, np.ndarray], state: TrainState, nonfinite: Nonfinite) -> int:
+def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonfinite) -> int:
     """How many meta-steps of a dispatch went well; the last one only if it left finite parameters."""
     if nonfinite == "raise":
         bad = metrics["nonfinite_tasks"] > 0
     else:
         # One step without a finite task may be bad luck; a whole dispatch is not.
         bad = np.full(len(metrics["loss"]), np.isnan(metrics["loss"]).all())
-    bad[-1] |= not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.state)))
+    bad[-1] |= not is_finite
     return int(bad.argmax()) if bad.any() else len(bad)
 
 
@@ -388,7 +401,10 @@ def check_policy(nonfinite: str, max_task_norm: float | None) -> None:
 
 
 def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
-    """The sum of `function` over chunks of the leading axis of `batch`, the last one perhaps shorter."""
+    """The sum of `function` over chunks of the leading axis of `batch`, the last one perhaps shorter.
+
+    Of what is not summed it is the last chunk's.
+    """
     number = len(jax.tree.leaves(batch)[0])
     if chunk == number:
         return function(batch)
@@ -400,7 +416,7 @@ def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     )
 
     def add(sums, one):
-        return jax.tree.map(jnp.add, sums, function(one)), None
+        return jax.tree.map(lambda a, b: a + b if _is_summed(b) else b, sums, function(one)), None
 
     sums, _ = lax.scan(add, zeros, chunks)
     if whole < number:

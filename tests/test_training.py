@@ -132,6 +132,49 @@ def test_an_infinite_meta_gradient_of_a_finite_loss_is_left_out_too():
     assert state.params == 0
 
 
+def counting(dtype):
+    """A learner whose state counts meta-steps, and a running mean that the third target of a task makes NaN."""
+
+    def loss(params, state, task, *, key=None):
+        count, mean = state
+        mean = mean + jnp.where(task.query.targets[2, 0] > 99, jnp.nan, 1.0)
+        return jnp.square(params - task.query.targets.mean()), ((count + jnp.ones((), dtype), mean), {})
+
+    start = jnp.asarray(np.iinfo(np.int32).max // 2 if dtype != jnp.bool_ else True, dtype)
+    return jmeta.Learner(lambda key, task: (jnp.zeros(()), (start, jnp.zeros(()))), None, None, loss)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32, jnp.bool_])
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+def test_a_count_in_the_state_is_not_summed_over_tasks(dtype, chunk):
+    subject = counting(dtype)
+    state = begin(subject)
+    step = jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=chunk)
+    after, _ = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=4, steps=2))(state)
+    before, count = state.state[0], after.state[0]
+    assert count.dtype == dtype
+    assert count == (True if dtype == jnp.bool_ else before + 2)
+
+
+def test_a_task_that_would_spoil_the_running_state_is_left_out():
+    subject, tasks = counting(jnp.int32), batch(3)
+    tasks = tasks._replace(query=tasks.query._replace(targets=tasks.query.targets.at[1, 2].set(100)))
+    after, metrics = jmeta.make_train_step(subject, OPTIMIZER)(begin(subject), tasks)
+    assert metrics["nonfinite_tasks"] == 1
+    assert after.state[1] == 1
+
+
+def test_the_bound_shortens_gradients_whose_squares_no_float_can_hold():
+    def loss(params, state, task, *, key=None):
+        return 1e30 * params.sum(), (state, {})
+
+    subject = jmeta.Learner(lambda key, task: (jnp.zeros(4), ()), None, None, loss)
+    step = jmeta.make_train_step(subject, optax.sgd(1.0), max_task_norm=10.0)
+    after, metrics = step(begin(subject)._replace(opt_state=optax.sgd(1.0).init({})), batch(2))
+    assert metrics["nonfinite_tasks"] == 0
+    np.testing.assert_allclose(after.params, jnp.full(4, -5.0), rtol=1e-6)
+
+
 def test_a_step_without_a_finite_task_changes_no_parameter_and_has_no_loss():
     subject = learner()
     state = begin(subject)

@@ -5,11 +5,10 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jmeta.functional.classes import exclude_absent
-from jmeta.functional.inner_loop import check_options, inner_loop, MetaGradientOptions
-from jmeta.functional.inner_rule import as_rule, InnerRule
+from jmeta.functional.inner_loop import check_counts, check_options, inner_loop, MetaGradientOptions
+from jmeta.functional.inner_rule import as_rule, InnerOptimizer
 from jmeta.functional.partition import check_part, join, part
 from jmeta.types import apply_model, Array, Examples, Learner, Model, Objective, PyTree
 
@@ -58,7 +57,7 @@ def descent(
     model: Model,
     objective: Objective,
     *,
-    rule: InnerRule | optax.GradientTransformation,
+    rule: InnerOptimizer,
     moves: Callable[[str], bool] | None = None,
     start: Callable | None = None,
     inner_batch: int | None = None,
@@ -73,9 +72,10 @@ def descent(
         moves: `(path) -> bool`, which of the model's parameters the inner loop
             moves, by paths such as `"head/kernel"`; None for all.
         start: `(model params, state, examples, *, train, key) -> params`, where
-            the inner loop starts; None for the model's parameters themselves.
-        inner_batch: examples of an inner step, drawn without replacement until
-            all were seen; None for all in each step.
+            the inner loop starts; None for the model's parameters themselves. With
+            `moves` it may change those that move and no others.
+        inner_batch: examples of an inner step, the next ones of one random order
+            (of that in which they come, without a key); None for all in each step.
         options: how the meta-gradient is taken.
 
     Raises:
@@ -109,7 +109,7 @@ def descent(
 
         def set_loss(moving, data):
             rows, key = data
-            some = examples if rows is None else Examples(*(leaf[rows] for leaf in examples))
+            some = examples if rows is None else minibatch(examples, rows)
             whole = moving if moves is None else join(moving, fixed)
             outputs, _ = apply_model(model, whole, state, some.inputs, mask=some.mask, train=train, key=key)
             return objective.loss(exclude_absent(outputs, present), some.targets, some.mask)
@@ -147,7 +147,7 @@ def fast_weight_learner(descent: Descent, objective: Objective, *, inner_steps: 
         ValueError: for a negative number of steps.
     """
     test_steps = inner_steps if test_steps is None else test_steps
-    check_options(inner_steps=inner_steps, test_steps=test_steps)
+    check_counts(inner_steps=inner_steps, test_steps=test_steps)
 
     def init(key, task):
         params, state = descent.init(key, task)
@@ -174,19 +174,32 @@ def fast_weight_learner(descent: Descent, objective: Objective, *, inner_steps: 
 
 
 def minibatches(mask: Array, steps: int, size: int, key: Array | None) -> Array:
-    """Rows [steps, size] of the examples each step sees: one random order of the real ones, again and again.
+    """Rows [steps, size] of the examples each step sees: one order of the real ones, again and again.
+
+    No example is twice in a minibatch: of one larger than the set, the rows too
+    many are -1. Padding changes nothing.
 
     Args:
         mask: [K], 1 for a real example.
         steps: how many minibatches.
-        size: rows of each.
+        size: rows of each; K, if it is less.
         key: of the order; None for that in which they come.
 
     Example:
         >>> minibatches(jnp.array([1, 0, 1, 1]), steps=2, size=2, key=None).tolist()
         [[0, 2], [3, 0]]
     """
-    rank = jnp.arange(mask.size) / mask.size if key is None else jax.random.uniform(key, mask.shape)
-    order = jnp.argsort(jnp.where(mask > 0, rank, 2))
-    position = jnp.arange(steps * size) % jnp.maximum((mask > 0).sum(), 1)
-    return order[position].reshape(steps, size)
+    size, index = min(size, mask.size), jnp.arange(mask.size)
+    # A key for each row, for numbers that do not depend on how many rows there are.
+    rank = index if key is None else jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(index)
+    order = jnp.argsort(jnp.where(mask > 0, rank, jnp.inf))
+    real = jnp.maximum((mask > 0).sum(), 1)
+    used = jnp.minimum(size, real)
+    rows = order[(jnp.arange(steps)[:, None] * used + jnp.arange(size)[None]) % real]
+    return jnp.where(jnp.arange(size)[None] < used, rows, -1)
+
+
+def minibatch(examples: Examples, rows: Array) -> Examples:
+    """These rows of the examples; -1 is padding."""
+    some = Examples(*(leaf[rows] for leaf in examples))
+    return some._replace(mask=jnp.where(rows < 0, 0, some.mask))

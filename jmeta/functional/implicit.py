@@ -15,7 +15,7 @@ def proximal_objective(objective: Callable, start: PyTree, weight: float) -> Cal
 
     def regularised(params, data):
         squares = jax.tree.map(lambda one, other: jnp.square(one - other).sum(), params, start)
-        return objective(params, data) + weight / 2 * jax.tree.reduce(jnp.add, squares)
+        return objective(params, data) + weight / 2 * sum(jax.tree.leaves(squares))
 
     return regularised
 
@@ -30,7 +30,8 @@ def implicit_minimum(
     Hessian of L; and - d<grad L, u> for all else L depends on, with
     u = (H + lambda)^-1 v. Conjugate gradient finds u by Hessian-vector products,
     from v / lambda, which is the answer where H is zero. Memory does not depend
-    on how the minimum was found.
+    on how the minimum was found. It can be differentiated in reverse mode, any
+    number of times; forward mode is an error.
 
     Rajeswaran et al., 2019, "Meta-Learning with Implicit Gradients".
 

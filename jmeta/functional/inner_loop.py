@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
-from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerRule
+from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
 from jmeta.functional.mixed import mixed_gradient
 from jmeta.types import PyTree
 
@@ -48,7 +48,7 @@ def inner_loop(
     objective: Callable,
     params: PyTree,
     *,
-    rule: InnerRule | optax.GradientTransformation,
+    rule: InnerOptimizer,
     steps: int,
     rule_params: PyTree = (),
     data: PyTree = None,
@@ -95,9 +95,20 @@ def inner_loop(
         >>> print(halve)
         2.0
     """
+    check_counts(steps=steps)
     check_options(
-        meta_gradient, differentiation, steps=steps, last_steps=last_steps, proximal=proximal, cg_steps=cg_steps
+        meta_gradient=meta_gradient,
+        differentiation=differentiation,
+        checkpoint=checkpoint,
+        last_steps=last_steps,
+        proximal=proximal,
+        cg_steps=cg_steps,
     )
+    for leaf in jax.tree.leaves(data):
+        if len(leaf) != steps:
+            raise ValueError(f"data has a leading axis of {len(leaf)}; it must be that of the steps, {steps}.")
+    if steps == 0:
+        return params
     if meta_gradient == "implicit":
         if jax.tree.leaves(rule_params):
             raise ValueError("the minimum does not depend on the rule's parameters; take a rule without, as optax.sgd.")
@@ -122,9 +133,7 @@ def inner_loop(
     return carry[0]
 
 
-def descent_step(
-    gradient: Callable, rule: InnerRule | optax.GradientTransformation, rule_params: PyTree = ()
-) -> Callable:
+def descent_step(gradient: Callable, rule: InnerOptimizer, rule_params: PyTree = ()) -> Callable:
     """One inner step, `((params, memory), data) -> (params, memory)`.
 
     Args:
@@ -153,35 +162,40 @@ GRADIENTS: dict[str, Callable] = {"mixed": mixed_gradient, "reverse": jax.grad}
 
 
 def check_options(
+    *,
     meta_gradient: str = "second_order",
     differentiation: str = "mixed",
-    *,
     checkpoint: bool = False,
+    last_steps: int = 1,
     proximal: float = 0.0,
-    **counts: int,
+    cg_steps: int = 5,
 ) -> None:
-    """Refuses what no inner loop can do.
-
-    Args:
-        meta_gradient: as for `inner_loop`.
-        differentiation: as for `inner_loop`.
-        checkpoint: as for `inner_loop`.
-        proximal: as for `inner_loop`.
-        counts: any numbers of steps, by name.
+    """Refuses what no inner loop can do; the arguments are those of `MetaGradientOptions`.
 
     Raises:
         ValueError: for an unknown mode, a negative number, or an implicit
             meta-gradient without a proximal term.
     """
-    modes = {"meta_gradient": (meta_gradient, MetaGradient), "differentiation": (differentiation, Differentiation)}
+    modes = {
+        "meta_gradient": (meta_gradient, get_args(MetaGradient)),
+        "differentiation": (differentiation, get_args(Differentiation)),
+        "checkpoint": (checkpoint, (False, True)),
+    }
     for name, (mode, known) in modes.items():
-        if mode not in get_args(known):
-            raise ValueError(f"{name} is {mode!r}; it must be one of {get_args(known)}.")
-    for name, value in {**counts, "proximal": proximal}.items():
-        if not value >= 0:
-            raise ValueError(f"{name} is {value}; it must be 0 or more.")
+        if mode not in known:
+            raise ValueError(f"{name} is {mode!r}; it must be one of {known}.")
+    check_counts(last_steps=last_steps, cg_steps=cg_steps)
+    if not proximal >= 0:
+        raise ValueError(f"proximal is {proximal}; it must be 0 or more.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
+
+
+def check_counts(**counts: int) -> None:
+    """Raises a `ValueError` for a number of steps, by its name, that is not a whole number of 0 or more."""
+    for name, value in counts.items():
+        if value != int(value) or value < 0:
+            raise ValueError(f"{name} is {value}; it must be a whole number, 0 or more.")
 
 
 def _begin(rule, rule_params, params):

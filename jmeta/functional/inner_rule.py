@@ -1,7 +1,8 @@
 """Inner rules: how one inner step turns a gradient into an update."""
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,11 @@ class InnerRule(NamedTuple):
     update: Callable
 
 
-def as_rule(optimizer: optax.GradientTransformation | InnerRule) -> InnerRule:
+# What an inner loop takes for a rule.
+InnerOptimizer: TypeAlias = optax.GradientTransformation | InnerRule
+
+
+def as_rule(optimizer: InnerOptimizer) -> InnerRule:
     """An optax transformation as a rule with nothing to learn; a rule is itself.
 
     Example:
@@ -49,11 +54,11 @@ def check_rate(rate: float) -> None:
         raise ValueError(f"inner_rate is {rate}; it must be above 0.")
 
 
-def check_at_zero(optimizer: optax.GradientTransformation | InnerRule, params: PyTree) -> None:
-    """Refuses a rule whose update has no derivative at a gradient of zero.
+def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
+    """Refuses a rule whose update has no derivative where an element of the gradient is zero.
 
     The root of a mean square, as in Adam, has none unless `eps_root` is above
-    zero, and one unit that is off in a whole support set makes a gradient zero.
+    zero, and one unit that is off in a whole support set makes an element zero.
 
     Args:
         optimizer: the rule or optax transformation.
@@ -76,12 +81,17 @@ def check_at_zero(optimizer: optax.GradientTransformation | InnerRule, params: P
 
 
 def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
-    """The derivative of a first update's sum, for parameters of one element each."""
-    params = jax.tree.map(lambda leaf: jnp.ones((1,) * jnp.ndim(leaf), jnp.result_type(leaf)), params)
+    """The derivative of a first update's sum where one element of each gradient is zero and another is not."""
+
+    def small(leaf):
+        shape = (1,) * (jnp.ndim(leaf) - 1) + (2,) if jnp.ndim(leaf) else ()
+        return jnp.arange(math.prod(shape), dtype=jnp.result_type(leaf)).reshape(shape)
+
+    params = jax.tree.map(small, params)
 
     def total(gradients):
         rule_params = rule.init(params)
         updates, _ = rule.update(gradients, rule.start(rule_params, params), params, rule_params)
         return sum(leaf.sum() for leaf in jax.tree.leaves(updates))
 
-    return jax.grad(total)(jax.tree.map(jnp.zeros_like, params))
+    return jax.grad(total)(params)

@@ -8,6 +8,7 @@ import optax
 from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
+from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.functional.partition import in_layer
 from jmeta.types import Learner, Model
 
@@ -16,7 +17,7 @@ def boil(
     model: Model,
     *,
     head: Callable[[str], bool] = in_layer("head"),
-    inner_optimizer: optax.GradientTransformation = optax.sgd(0.5),
+    inner_optimizer: InnerOptimizer = optax.sgd(0.5),
     inner_steps: int = 1,
     test_steps: int | None = None,
     inner_batch: int | None = None,

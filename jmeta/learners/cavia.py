@@ -10,6 +10,7 @@ from jax.tree_util import tree_map_with_path
 from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
+from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.functional.partition import in_layer, path_name
 from jmeta.types import Learner, Model
 
@@ -18,7 +19,7 @@ def cavia(
     model: Model,
     *,
     context: Callable[[str], bool] = in_layer("context"),
-    inner_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    inner_optimizer: InnerOptimizer = optax.sgd(1.0),
     inner_steps: int = 2,
     test_steps: int | None = None,
     inner_batch: int | None = None,

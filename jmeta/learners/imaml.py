@@ -6,13 +6,14 @@ import optax
 
 from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
+from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.types import Learner, Model
 
 
 def imaml(
     model: Model,
     *,
-    inner_optimizer: optax.GradientTransformation = optax.sgd(0.1),
+    inner_optimizer: InnerOptimizer = optax.sgd(0.1),
     inner_steps: int = 16,
     test_steps: int | None = None,
     proximal: float = 2.0,

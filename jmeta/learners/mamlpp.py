@@ -10,10 +10,10 @@ from jax import lax
 from jmeta import losses
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.fast_weights import FastWeights
-from jmeta.functional.inner_loop import check_options, constant_gradient, descent_step
+from jmeta.functional.inner_loop import check_counts, constant_gradient, descent_step
 from jmeta.functional.inner_rule import check_rate, InnerRule
 from jmeta.functional.mixed import mixed_gradient
-from jmeta.functional.partition import join, part
+from jmeta.functional.partition import check_part, join, part
 from jmeta.types import apply_model, Array, Learner, Model, PyTree
 
 # What the weight of an intermediate step does not fall below while losses are annealed, times the
@@ -68,9 +68,11 @@ def mamlpp(
     more and more; until `first_order_until` inner gradients are constants. The
     defaults are the paper's for Omniglot: 10 and 50 epochs of 500 meta-steps.
 
-    We depart from the paper in two things: weights of the losses fall with each
-    meta-step, not with each epoch; and in steps beyond `inner_steps`, which tests
-    may take, the last step's rates, normalisations and statistics hold. The
+    We depart from the paper in this: weights of the losses fall with each
+    meta-step, not with each epoch; running statistics are those of the query set
+    after each inner step, not of the support set too; and in steps beyond
+    `inner_steps`, which tests may take, the last step's rates, normalisations and
+    statistics hold. The
     paper's cosine schedule is the outer optimizer's:
     `optax.adam(optax.cosine_decay_schedule(1e-3, meta_steps))`.
 
@@ -97,7 +99,7 @@ def mamlpp(
     if inner_steps < 1:
         raise ValueError(f"inner_steps is {inner_steps}; it must be at least 1.")
     test_steps = inner_steps if test_steps is None else test_steps
-    check_options(test_steps=test_steps, multi_step_until=multi_step_until, first_order_until=first_order_until)
+    check_counts(test_steps=test_steps, multi_step_until=multi_step_until, first_order_until=first_order_until)
     objective = losses.objective(loss_fn)
     rule = rate_per_step(inner_rate, inner_steps)
 
@@ -107,6 +109,7 @@ def mamlpp(
     def init(key, task):
         params, state = model.init(key, task.support.inputs)
         scales, moving = part(params, norms)
+        check_part(moving, params)
         params = MamlppParams(moving, every_step(scales), rule.init(moving))
         state = MamlppState(every_step(state), jnp.int32(0))
         jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles

@@ -45,9 +45,9 @@ def meta_curvature(
         matrices, and `adapt` gives `FastWeights`.
 
     Raises:
-        ValueError: for numbers out of range, an unknown mode, or an implicit
-            meta-gradient, which matrices have not; from `init`, if the model's
-            output width is not the number of ways.
+        ValueError: for numbers out of range or an unknown mode; from `init`, if
+            the model's output width is not the number of ways, or for an implicit
+            meta-gradient, which matrices have not.
     """
     objective = losses.objective(loss_fn)
     inner = descent(model, objective, rule=curvature(inner_rate), inner_batch=inner_batch, **options)

@@ -43,9 +43,9 @@ def meta_sgd(
         rates, and `adapt` gives `FastWeights`.
 
     Raises:
-        ValueError: for numbers out of range, an unknown mode, or an implicit
-            meta-gradient, which rates have not; from `init`, if the model's
-            output width is not the number of ways.
+        ValueError: for numbers out of range or an unknown mode; from `init`, if
+            the model's output width is not the number of ways, or for an implicit
+            meta-gradient, which rates have not.
 
     Example:
         >>> from jmeta import data, models

@@ -9,6 +9,7 @@ import optax
 from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
+from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.functional.prototypes import prototypes
 from jmeta.types import apply_model, Array, Learner, Model, PyTree
 
@@ -30,7 +31,7 @@ class PrototypeHead(NamedTuple):
 def proto_maml(
     model: Model,
     *,
-    inner_optimizer: optax.GradientTransformation = optax.sgd(0.01),
+    inner_optimizer: InnerOptimizer = optax.sgd(0.01),
     inner_steps: int = 10,
     test_steps: int | None = None,
     inner_batch: int | None = None,

@@ -9,13 +9,14 @@ from jax import lax
 
 from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
+from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.types import Examples, Learner, Model
 
 
 def reptile(
     model: Model,
     *,
-    inner_optimizer: optax.GradientTransformation = optax.adam(1e-3, b1=0.0),
+    inner_optimizer: InnerOptimizer = optax.adam(1e-3, b1=0.0),
     inner_steps: int = 5,
     test_steps: int | None = 50,
     inner_batch: int | None = 10,
@@ -29,7 +30,8 @@ def reptile(
     fast weights, so that its gradient is the step the paper takes: an outer
     `optax.sgd` of a rate that falls from 1 to 0 is the paper's, one task to a
     batch is its serial form, many the batched one. The defaults are the paper's
-    for 5-way Omniglot, but that Adam's memory starts afresh with each task.
+    for 5-way Omniglot, but that Adam's memory starts afresh with each task, and
+    that tests take the minibatches of training, not of 5.
 
     Args:
         model: any network; its output width is the number of ways.

@@ -24,6 +24,15 @@ def test_products_and_convolutions_are_counted_as_often_as_they_run():
     assert flops.count(jmeta.functional.conv, jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 7))) == 2 * 2 * 25 * 27 * 7
 
 
+def test_conjugate_gradient_counts_as_its_solver():
+    """One product for the first residual, and one for each of three steps."""
+
+    def function(a, b):
+        return jax.scipy.sparse.linalg.cg(lambda x: a @ x, b, maxiter=3)[0]
+
+    assert flops.count(function, jnp.eye(4), jnp.ones(4), iterations=3) == pytest.approx(4 * 2 * 16, rel=0.3)
+
+
 def test_what_no_result_depends_on_is_not_counted():
     assert flops.count(lambda a: (a @ a, a)[1], jnp.ones((2, 2))) == 0
 

@@ -124,8 +124,17 @@ def test_a_first_order_loop_has_the_identity_for_its_jacobian(x64):
     np.testing.assert_allclose(jax.jacobian(adapted)(w), np.eye(3), atol=1e-14)
 
 
-def test_no_steps_change_nothing():
-    assert inner_loop(lambda w, _: w**2, 3.0, rule=optax.sgd(0.1), steps=0) == 3.0
+@pytest.mark.parametrize("meta_gradient", ["second_order", "first_order", "truncated", "implicit"])
+def test_no_steps_change_nothing(meta_gradient):
+    keys = jax.random.split(jax.random.key(0), 0)
+    options = {"rule": optax.sgd(0.1), "proximal": 1.0, "meta_gradient": meta_gradient}
+    assert inner_loop(lambda w, _: w**2, 3.0, steps=0, data=keys, **options) == 3.0
+
+
+def test_a_bound_on_the_length_of_inner_gradients_is_a_rule():
+    rule = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    gradient = jax.grad(lambda w: inner_loop(lambda w, _: (w**2).sum(), w, rule=rule, steps=2).sum())(jnp.ones(3))
+    assert np.isfinite(gradient).all()
 
 
 def compiled_bytes(steps, **options):
@@ -178,6 +187,9 @@ def test_an_inner_adam_with_gradients_of_zero_has_a_finite_meta_gradient():
         ({"meta_gradient": "third_order"}, "meta_gradient is 'third_order'"),
         ({"differentiation": "forward"}, "differentiation is 'forward'"),
         ({"last_steps": -2}, "last_steps is -2"),
+        ({"last_steps": 1.5}, "last_steps is 1.5"),
+        ({"checkpoint": "yes"}, "checkpoint is 'yes'"),
+        ({"data": np.zeros(3)}, "data has a leading axis of 3"),
         ({"cg_steps": -1}, "cg_steps is -1"),
         ({"proximal": float("nan")}, "proximal is nan"),
         ({"meta_gradient": "implicit"}, "proximal is 0.0"),

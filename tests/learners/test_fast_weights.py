@@ -92,6 +92,40 @@ def test_minibatches_go_through_all_real_examples_before_any_comes_again():
     assert rows[:6].tolist() != [0, 1, 3, 4, 6, 7]
 
 
+def test_a_minibatch_has_no_example_twice_and_padding_changes_no_order():
+    mask, key = jnp.ones(5), jax.random.key(1)
+    larger = minibatches(mask, steps=3, size=10, key=key)
+    assert all(sorted(row) == [0, 1, 2, 3, 4] for row in larger.tolist())
+    padded = minibatches(jnp.concatenate([mask, jnp.zeros(3)]), steps=3, size=10, key=key)
+    assert [[row for row in rows if row >= 0] for rows in padded.tolist()] == larger.tolist()
+
+
+def test_padding_changes_nothing_in_reptile_with_minibatches(task):
+    learner = learners.reptile(mlp(), inner_batch=4, **SGD, **REGRESSION)
+    params, state = begin(learner, task)
+    padded = Examples(*(jnp.concatenate([leaf, 0 * leaf[:2]]) for leaf in task.query))
+    losses = [learner.loss(params, state, task._replace(query=query), key=jax.random.key(0))[0]
+              for query in (task.query, padded)]  # fmt: skip
+    close(*losses)
+
+
+def test_a_misspelt_option_is_refused_when_the_learner_is_made():
+    with pytest.raises(TypeError, match="checkpont"):
+        learners.maml(mlp(), checkpont=True)
+
+
+def test_a_learned_rule_has_no_implicit_meta_gradient(task):
+    learner = learners.meta_sgd(mlp(), meta_gradient="implicit", proximal=1.0, **REGRESSION)
+    with pytest.raises(ValueError, match="does not depend on the rule's parameters"):
+        begin(learner, task)
+
+
+def test_no_steps_at_test_are_the_meta_learned_model(task):
+    learner = learners.imaml(mlp(), test_steps=0, **REGRESSION)
+    params, state = begin(learner, task)
+    close(learner.adapt(params, state, task.support, key=jax.random.key(0)).params, params.model, atol=0)
+
+
 # What the inner loop moves.
 
 
