@@ -107,9 +107,8 @@ def sinusoid() -> str:
     header = ["inner steps in training", "seeds", "with a NaN parameter", "tasks skipped", *(
         f"error after {steps}" for steps in (1, 5, 10))]  # fmt: skip
     rows = [_row(header), "|---" * len(header) + "|"]
-    runs = _results("sinusoid.json")[0]["runs"]
-    for steps in dict.fromkeys(run["inner_steps"] for run in runs):
-        some = [run for run in runs if run["inner_steps"] == steps]
+    for result in _results("sinusoid-*.json"):
+        steps, some = result["inner_steps"], result["runs"]
         errors = [[run["test"][number]["loss"] for run in some] for number in ("1", "5", "10")]
         cells = [steps, len(some), sum(not run["finite_parameters"] for run in some)]
         cells += [sum(run["skipped_tasks"] for run in some)]

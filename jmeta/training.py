@@ -110,7 +110,8 @@ def make_train_step(
         is_finite = _all_finite((loss, gradient, state))
         if max_task_norm is not None:
             gradient = _shortened(gradient, max_task_norm)
-        parts = gradient, state, {**metrics, "loss": loss}, jnp.ones_like(loss)
+        measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
+        parts = gradient, state, measured, jnp.ones_like(loss)
         return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if _is_summed(leaf) else leaf, parts)
 
     def train_step(train_state, tasks):
