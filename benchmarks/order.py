@@ -57,7 +57,7 @@ def images(size: int, channels: int) -> Callable:
 IMAGES = {"inner_optimizer": optax.sgd(0.01)}
 REGRESSION = {**IMAGES, "loss_fn": losses.squared_error}
 WORKLOADS = {
-    "mlp": Workload(models.mlp(), data.sinusoid(), 25, REGRESSION, (None, 1, 25)),
+    "mlp": Workload(models.mlp(), data.sinusoid(), 25, REGRESSION, (None, 1)),
     "conv4-32": Workload(models.conv4(outputs=5, width=32), images(28, 1), 8, IMAGES, (None, 8)),
     "conv4-64": Workload(models.conv4(outputs=5), images(28, 1), 8, IMAGES, (None,)),
     "resnet12": Workload(models.resnet12(outputs=5), images(28, 3), 1, IMAGES, (None,)),
@@ -129,10 +129,12 @@ def measure(name: str, steps: int, modes: Sequence[str], repeats: int) -> list[d
     workload = WORKLOADS[name]
     tasks = jax.jit(jax.vmap(workload.sample))(jax.random.split(jax.random.key(1), workload.tasks))
     subjects = [compile_step(name, workload, tasks, steps, mode, chunk) for chunk in workload.chunks for mode in modes]
-    calls = [max(1, int(LEAST_SECONDS / timed(subject, 1))) for subject in subjects]
-    for _ in tqdm(range(repeats), desc=f"{name}, {steps} inner steps", leave=False):
+    calls = [max(1, int(LEAST_SECONDS / min(timed(subject, 1) for _ in range(3)))) for subject in subjects]
+    for repeat in tqdm(range(repeats + 1), desc=f"{name}, {steps} inner steps", leave=False):
         for subject, number in zip(subjects, calls, strict=True):
-            subject.seconds.append(timed(subject, number))
+            seconds = timed(subject, number)
+            if repeat:  # the first round warms up
+                subject.seconds.append(seconds)
     rows = [finished(subject, workload.tasks) for subject in subjects]
     for row in rows:
         first = next(other for other in rows if other["chunk"] == row["chunk"])
