@@ -30,7 +30,8 @@ def test_conjugate_gradient_counts_as_its_solver():
     def function(a, b):
         return jax.scipy.sparse.linalg.cg(lambda x: a @ x, b, maxiter=3)[0]
 
-    assert flops.count(function, jnp.eye(4), jnp.ones(4), iterations=3) == pytest.approx(4 * 2 * 16, rel=0.3)
+    count = flops.count(function, jnp.eye(100), jnp.ones(100), iterations=3)
+    assert count == pytest.approx(4 * 2 * 100**2, rel=0.05)  # lengths of vectors are the rest
 
 
 def test_what_no_result_depends_on_is_not_counted():
@@ -54,10 +55,9 @@ def test_the_arithmetic_of_second_over_first_order(steps, reverse, mixed):
     assert operations(steps) / first == pytest.approx(mixed, abs=0.005)
 
 
-@pytest.mark.parametrize("steps", [1, 5])
-def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order(steps):
+def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order():
     def temporary_bytes(**options):
-        learner, optimizer = maml(models.conv4(outputs=5, width=32), inner_steps=steps, **options), optax.sgd(0.1)
+        learner, optimizer = maml(models.conv4(outputs=5, width=32), inner_steps=5, **options), optax.sgd(0.1)
         tasks = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), TASK(jax.random.key(0)))
         state = jmeta.init_state(learner, optimizer, jax.random.key(0), TASK(jax.random.key(0)))
         step = jax.jit(jmeta.make_train_step(learner, optimizer)).lower(state, tasks).compile()

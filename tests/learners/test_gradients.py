@@ -94,9 +94,9 @@ def relative_error(problem):
 
 def on_both_networks(names, long):
     """Each learner on an MLP and on a Conv4; those on a Conv4 that take long are marked so."""
-    for name in names:
-        yield pytest.param(name, SHAPES[0], id=f"{name}, mlp")
-        yield pytest.param(name, SHAPES[1], id=f"{name}, conv4", marks=[pytest.mark.long] if name in long else [])
+    on_mlp = [pytest.param(name, SHAPES[0], id=f"{name}, mlp") for name in names]
+    marks = {name: [pytest.mark.long] if name in long else [] for name in names}
+    return on_mlp + [pytest.param(name, SHAPES[1], id=f"{name}, conv4", marks=marks[name]) for name in names]
 
 
 @pytest.mark.parametrize(
