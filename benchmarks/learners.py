@@ -8,10 +8,8 @@ A result goes to benchmarks/results/learners/TASKS-LEARNER.json.
 
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -23,8 +21,8 @@ import tyro
 from tqdm import tqdm
 
 import jmeta
-from benchmarks.omniglot import machine, RESULTS, TEST_EPISODES
-from jmeta import data, learners, losses, models
+from benchmarks.omniglot import build_learner, provenance, RESULTS, summary, TEST_EPISODES
+from jmeta import data, losses, models
 
 
 class Entry(NamedTuple):
@@ -141,11 +139,7 @@ def samplers(tasks: str, suite: Suite, name: str, data_dir: str | None) -> tuple
 def build(name: str, suite: Suite) -> jmeta.Learner:
     """The learner of an entry."""
     entry = suite.entries[name]
-    options = {**suite.common, **entry.options}
-    factory = getattr(learners, name)
-    if "inner_rate" in options and "inner_optimizer" in factory.__kwdefaults__:
-        options["inner_optimizer"] = optax.sgd(options.pop("inner_rate"))
-    return factory(suite.model(**entry.model), **options)
+    return build_learner(name, suite.model(**entry.model), {**suite.common, **entry.options})
 
 
 def run(name: str, suite: Suite, samplers: tuple[Callable, Callable], budget: float, seed: int) -> dict[str, Any]:
@@ -164,13 +158,11 @@ def run(name: str, suite: Suite, samplers: tuple[Callable, Callable], budget: fl
         "outer_rate": entry.rate,
         "max_task_norm": suite.max_task_norm,
         "seed": seed,
-        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
-        "python": platform.python_version(),
-        "machine": machine(),
+        **provenance(),
         "budget_seconds": budget,
         **training,
         "adaptation_milliseconds": adaptation_time(learner, state, test, test_key),
-        "test": {name: value for name, value in json.loads(report.to_json()).items() if name != "per_episode"},
+        "test": summary(report),
     }
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -88,11 +89,16 @@ SCHEDULES = {
 
 def build(configuration: Configuration) -> tuple[jmeta.Learner, optax.GradientTransformation]:
     """The learner and its optimizer."""
-    options = dict(configuration.options)
-    if "inner_rate" in options:
-        options["inner_optimizer"] = optax.sgd(options.pop("inner_rate"))
-    learner = getattr(learners, configuration.learner)(models.conv4(**configuration.model), **options)
+    learner = build_learner(configuration.learner, models.conv4(**configuration.model), configuration.options)
     return learner, optax.adam(SCHEDULES[configuration.schedule](configuration.steps))
+
+
+def build_learner(name: str, model: jmeta.Model, options: Mapping[str, Any]) -> jmeta.Learner:
+    """A learner; an `inner_rate` is that of gradient descent, where it takes an optimizer."""
+    options, factory = dict(options), getattr(learners, name)
+    if "inner_rate" in options and "inner_optimizer" in factory.__kwdefaults__:
+        options["inner_optimizer"] = optax.sgd(options.pop("inner_rate"))
+    return factory(model, **options)
 
 
 def main(
@@ -120,9 +126,7 @@ def main(
         "name": name,
         "configuration": dataclasses.asdict(configuration),
         "seed": seed,
-        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
-        "python": platform.python_version(),
-        "machine": machine(),
+        **provenance(),
         "training_seconds": round(seconds, 1),
         "validation": curve,
         "tests": [test(learner, state, table, ways, shots, test_key) for ways, shots in configuration.tests],
@@ -168,7 +172,21 @@ def test(learner, state, table, ways, shots, key) -> dict[str, Any]:
     sample = data.episodes(table, ways=ways, shots=shots, queries=15)
     report = jmeta.evaluate(learner, state, sample, key=key, episodes=TEST_EPISODES)
     print(f"{ways}-way {shots}-shot: {report}", flush=True)
+    return summary(report)
+
+
+def summary(report: jmeta.Report) -> dict[str, Any]:
+    """The report without the single episodes."""
     return {name: value for name, value in json.loads(report.to_json()).items() if name != "per_episode"}
+
+
+def provenance() -> dict[str, Any]:
+    """By which versions and on what machine a result was made."""
+    return {
+        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
+        "python": platform.python_version(),
+        "machine": machine(),
+    }
 
 
 def machine() -> dict[str, Any]:

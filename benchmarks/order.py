@@ -10,10 +10,8 @@ a figure beside it.
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ from tqdm import tqdm
 
 import jmeta
 from benchmarks import flops
-from benchmarks.omniglot import machine, RESULTS
+from benchmarks.omniglot import provenance, RESULTS
 from jmeta import data, learners, losses, models
 from jmeta.types import Examples, Task
 
@@ -100,9 +98,7 @@ def main(
             rows += measure(name, number, modes, repeats)
             print("\n".join(map(line, rows[-len(modes) * len(WORKLOADS[name].chunks) :])), flush=True)
     result = {
-        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
-        "python": platform.python_version(),
-        "machine": machine(),
+        **provenance(),
         "repeats": repeats,
         "rows": rows,
     }

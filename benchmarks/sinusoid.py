@@ -8,9 +8,7 @@ the policy for tasks that are not finite costs. The results go to benchmarks/res
 """
 
 import json
-import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 import jmeta
-from benchmarks.omniglot import machine, RESULTS
+from benchmarks.omniglot import provenance, RESULTS
 from jmeta import data, learners, losses, models
 
 BATCH_SIZE, RATE, TEST_STEPS, EPISODES = 25, 0.01, (1, 5, 10), 600
@@ -59,9 +57,7 @@ def main(
         result = {
             "inner_steps": number,
             "meta_steps": meta_steps,
-            "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
-            "python": platform.python_version(),
-            "machine": machine(),
+            **provenance(),
             "policy_microseconds": cost_of_policy(number),
             "runs": train(number, meta_steps, seeds, dispatch),
         }

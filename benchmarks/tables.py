@@ -22,9 +22,8 @@ PUBLISHED = {
 
 def omniglot() -> str:
     """Accuracy on Omniglot's test characters beside the published figure, and the command of each run."""
-    rows = ["| learner | task | accuracy | published | training | command |", "|---|---|---|---|---|---|"]
-    for path in sorted((ROOT / "benchmarks" / "results").glob("omniglot-*.json"), reverse=True):
-        result = json.loads(path.read_text())
+    rows = []
+    for result in reversed(_results("omniglot-*.json")):
         learner = result["name"].split("-")[0]
         steps, device = result["configuration"]["steps"], _device(result["machine"])
         training = f"{steps:,} steps, {result['training_seconds'] / 60:.0f} min on {device}"
@@ -33,8 +32,8 @@ def omniglot() -> str:
             figure = f"{100 * test['accuracy']:.1f} ± {100 * test['ci95']:.1f} %"
             published = PUBLISHED[learner, ways, shots]
             command = f"`python -m benchmarks.omniglot {result['name']}`"
-            rows.append(f"| `{learner}` | {ways}-way {shots}-shot | {figure} | {published} | {training} | {command} |")
-    return "\n".join(rows)
+            rows.append([f"`{learner}`", f"{ways}-way {shots}-shot", figure, published, training, command])
+    return _table(["learner", "task", "accuracy", "published", "training", "command"], rows)
 
 
 def _device(machine):
@@ -43,13 +42,12 @@ def _device(machine):
 
 def chunks() -> str:
     """Tasks per second of a meta-step by how many tasks are vmapped at a time."""
-    result = json.loads((ROOT / "benchmarks" / "results" / "chunks-cpu.json").read_text())
-    sizes = list(result["rows"][0]["tasks_per_second"])
-    rows = [f"| MAML, 1 inner step | largest array | {' | '.join(sizes)} |", "|---" * (len(sizes) + 2) + "|"]
-    for row in result["rows"]:
-        rates = " | ".join(f"{rate:,.0f}" for rate in row["tasks_per_second"].values())
-        rows.append(f"| {row['workload']} | {row['largest_array_bytes'] / 2**20:.2f} MiB | {rates} |")
-    return "\n".join(rows)
+    found = _results("chunks-cpu.json")[0]["rows"]
+    rows = []
+    for row in found:
+        rates = [f"{rate:,.0f}" for rate in row["tasks_per_second"].values()]
+        rows.append([row["workload"], f"{row['largest_array_bytes'] / 2**20:.2f} MiB", *rates])
+    return _table(["MAML, 1 inner step", "largest array", *found[0]["tasks_per_second"]], rows)
 
 
 def _results(pattern):
@@ -59,7 +57,7 @@ def _results(pattern):
 def order() -> str:
     """What a meta-step costs by how it is differentiated, each beside first order in the same run."""
     header = ["network", "inner steps", "differentiation", "tasks/s", "time", "arithmetic", "memory", "compiled in"]
-    rows = [_row(header), "|---" * len(header) + "|"]
+    rows = []
     for row in _results("order-cpu.json")[0]["rows"]:
         if row["chunk"] == "default":
             ratios = [f"{row[f'{name}_ratio']:.2f}" for name in ("milliseconds", "flops", "temporary_bytes")]
@@ -69,8 +67,8 @@ def order() -> str:
                 else f"{row['tasks_per_second']:,.0f}"
             )
             cells = [row["model"], row["inner_steps"], row["mode"], rate, *ratios, f"{row['compile_seconds']:.1f} s"]
-            rows.append(_row(cells))
-    return "\n".join(rows)
+            rows.append(cells)
+    return _table(header, rows)
 
 
 def learners() -> str:
@@ -83,7 +81,7 @@ def learners() -> str:
         "meta-steps",
         "adapts in",
     ]
-    rows = [_row(header), "|---" * len(header) + "|"]
+    rows = []
     found = {(result["tasks"], result["learner"]): result for result in _results("learners/*.json")}
     for name in dict.fromkeys(learner for _, learner in sorted(found)):
         cells = [f"`{name}`"]
@@ -98,27 +96,29 @@ def learners() -> str:
             cells += [f"{result['adaptation_milliseconds']:.1f} ms"]
         else:
             cells += ["", "", ""]
-        rows.append(_row(cells))
-    return "\n".join(rows)
+        rows.append(cells)
+    return _table(header, rows)
 
 
 def sinusoid() -> str:
     """MAML at the paper's length, the mean over seeds."""
     header = ["inner steps in training", "seeds", "with a NaN parameter", "tasks skipped", *(
         f"error after {steps}" for steps in (1, 5, 10))]  # fmt: skip
-    rows = [_row(header), "|---" * len(header) + "|"]
+    rows = []
     for result in _results("sinusoid-*.json"):
         steps, some = result["inner_steps"], result["runs"]
         errors = [[run["test"][number]["loss"] for run in some] for number in ("1", "5", "10")]
         cells = [steps, len(some), sum(not run["finite_parameters"] for run in some)]
         cells += [sum(run["skipped_tasks"] for run in some)]
         cells += [f"{sum(values) / len(values):.3f} (worst {max(values):.3f})" for values in errors]
-        rows.append(_row(cells))
-    return "\n".join(rows)
+        rows.append(cells)
+    return _table(header, rows)
 
 
-def _row(cells):
-    return f"| {' | '.join(map(str, cells))} |"
+def _table(header, rows):
+    """A Markdown table."""
+    header, *body = (f"| {' | '.join(map(str, cells))} |" for cells in [header, *rows])
+    return "\n".join([header, "|---" * (header.count(" | ") + 1) + "|", *body])
 
 
 DOCUMENTS = tuple(

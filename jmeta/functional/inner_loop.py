@@ -115,7 +115,7 @@ def inner_loop(
 
         def minimise(objective, start, data):
             step = descent_step(constant_gradient(proximal_objective(objective, start, proximal)), rule)
-            return _scan(step, _begin(rule, (), start), data, steps)[0]
+            return scan_steps(step, _begin(rule, (), start), data, steps)[0]
 
         return implicit_minimum(objective, params, minimise=minimise, data=data, proximal=proximal, cg_steps=cg_steps)
     if proximal:
@@ -125,11 +125,11 @@ def inner_loop(
         jax.tree.map(take, data) for take in (lambda leaf: leaf[: steps - exact], lambda leaf: leaf[steps - exact :])
     )
     carry = _begin(rule, rule_params, params)
-    carry = _scan(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
+    carry = scan_steps(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
     if exact:
         check_at_zero(rule, params)
         step = descent_step(GRADIENTS[differentiation](objective), rule, rule_params)
-        carry = (_scan_in_segments if checkpoint else _scan)(step, carry, late, exact)
+        carry = (_scan_in_segments if checkpoint else scan_steps)(step, carry, late, exact)
     return carry[0]
 
 
@@ -202,7 +202,8 @@ def _begin(rule, rule_params, params):
     return params, as_rule(rule).start(rule_params, params)
 
 
-def _scan(step, carry, data, steps):
+def scan_steps(step: Callable, carry: PyTree, data: PyTree, steps: int) -> PyTree:
+    """Where so many inner steps end, `step` being that of `descent_step` and `data` having a leading axis [steps]."""
     if steps == 0:
         return carry
     return lax.scan(lambda carry, data: (step(carry, data), None), carry, data, length=steps)[0]
@@ -212,7 +213,7 @@ def _scan_in_segments(step, carry, data, steps):
     """The scan, of which the backward pass stores every so-many-th step and computes those between again."""
     length = math.isqrt(steps)
     whole = steps - steps % length
-    segment = jax.checkpoint(lambda carry, data: _scan(step, carry, data, length), prevent_cse=False)
+    segment = jax.checkpoint(lambda carry, data: scan_steps(step, carry, data, length), prevent_cse=False)
     segments = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:]), data)
-    carry = _scan(segment, carry, segments, whole // length)
-    return _scan(step, carry, jax.tree.map(lambda leaf: leaf[whole:], data), steps - whole)
+    carry = scan_steps(segment, carry, segments, whole // length)
+    return scan_steps(step, carry, jax.tree.map(lambda leaf: leaf[whole:], data), steps - whole)

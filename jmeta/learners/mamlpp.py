@@ -10,7 +10,7 @@ from jax import lax
 from jmeta import losses
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.fast_weights import FastWeights
-from jmeta.functional.inner_loop import check_counts, constant_gradient, descent_step
+from jmeta.functional.inner_loop import check_counts, constant_gradient, descent_step, scan_steps
 from jmeta.functional.inner_rule import check_rate, InnerRule
 from jmeta.functional.mixed import mixed_gradient
 from jmeta.functional.partition import check_part, join, part
@@ -143,7 +143,7 @@ def mamlpp(
         keys = None if key is None else jax.random.split(key, test_steps)
         step = step_on(support, present, params.rates, train=False)
         carry = params.model, rule.start(params.rates, params.model)
-        (fast, _), _ = lax.scan(lambda carry, data: (step(carry, data), None), carry, (steps, keys), length=test_steps)
+        fast, _ = scan_steps(step, carry, (steps, keys), test_steps)
         return FastWeights(fast, present)
 
     def predict(params, state, adapted, inputs, *, mask=None):
