@@ -44,7 +44,6 @@ class Suite(NamedTuple):
     batch_size: int
     dispatch: int  # meta-steps
     seconds: float  # of processor time for each learner
-    max_task_norm: float | None  # of the train step
     entries: dict[str, Entry]
 
 
@@ -60,7 +59,6 @@ SINUSOID = Suite(
     batch_size=25,
     dispatch=500,
     seconds=60,
-    max_task_norm=10.0,
     entries={
         "maml": Entry({"inner_rate": 0.01}),
         "fomaml": Entry({"inner_rate": 0.01}),
@@ -81,7 +79,6 @@ OMNIGLOT = Suite(
     batch_size=16,
     dispatch=10,
     seconds=600,  # that is five minutes of two cores; on a busy machine processor time is fairer than the clock's
-    max_task_norm=None,
     entries={
         "maml": Entry({"inner_rate": 0.4, "test_steps": 3}),
         "fomaml": Entry({"inner_rate": 0.4, "test_steps": 3}),
@@ -156,7 +153,6 @@ def run(name: str, suite: Suite, samplers: tuple[Callable, Callable], budget: fl
         "options": {key: value for key, value in {**suite.common, **entry.options}.items() if key != "loss_fn"},
         "model": dict(entry.model),
         "outer_rate": entry.rate,
-        "max_task_norm": suite.max_task_norm,
         "seed": seed,
         **provenance(),
         "budget_seconds": budget,
@@ -171,7 +167,7 @@ def train(learner, entry, suite, sample, budget, key) -> tuple[jmeta.TrainState,
     start, clock = time.process_time(), time.perf_counter()
     optimizer = optax.inject_hyperparams(entry.outer)(learning_rate=entry.rate)
     state = jmeta.init_state(learner, optimizer, key, jax.jit(sample)(key))
-    step = jmeta.make_train_step(learner, optimizer, max_task_norm=suite.max_task_norm)
+    step = jmeta.make_train_step(learner, optimizer)
     loop = jax.jit(jmeta.make_train_loop(step, sample, batch_size=suite.batch_size, steps=suite.dispatch))
     nonfinite = 0
     with tqdm(total=budget, unit="s", mininterval=10) as bar:

@@ -119,7 +119,6 @@ def cost_of_policy(inner_steps: int, repeats: int = 15, steps: int = 500) -> dic
     state = jmeta.init_state(learner, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(0)))
     variants = {
         "with": jmeta.make_train_step(learner, OPTIMIZER, tasks_per_chunk=BATCH_SIZE),
-        "clipped": jmeta.make_train_step(learner, OPTIMIZER, tasks_per_chunk=BATCH_SIZE, max_task_norm=10.0),
         "without": bare,
     }
     loops = {

@@ -24,7 +24,7 @@ from jmeta import checkpoints, data, demo, learners, losses, models
 from jmeta.evaluation import evaluate
 from jmeta.functional import MetaGradientOptions
 from jmeta.metrics import write_whole
-from jmeta.training import check_policy, check_schedule, fit, init_state
+from jmeta.training import check_policy, check_schedule, fit, init_state, MAX_TASK_NORM
 from jmeta.types import Array, Learner, Model, Task, TrainState
 
 # What there is.
@@ -133,7 +133,7 @@ class Configuration:
     """Learning rate of the outer optimizer, Adam."""
     nonfinite: str = "skip"
     """What to do with tasks whose loss or meta-gradient is not finite: skip or raise."""
-    max_task_norm: float | None = None
+    max_task_norm: float = MAX_TASK_NORM
     """Longer meta-gradients of a task are scaled down to this length."""
     seed: int = 0
     """Decides the initial parameters and all tasks."""
