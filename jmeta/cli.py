@@ -125,6 +125,8 @@ class Configuration:
     """Weight of the proximal term of the inner objective."""
     cg_steps: int | None = None
     """Most steps of conjugate gradient under implicit."""
+    damping: float | None = None
+    """Added to the weight of the proximal term in the meta-gradient under implicit."""
     distance: str | None = None
     """Distance of a prototypical network: euclidean or cosine."""
     batch_size: int = 16

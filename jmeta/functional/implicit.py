@@ -21,7 +21,14 @@ def proximal_objective(objective: Callable, start: PyTree, weight: float) -> Cal
 
 
 def implicit_minimum(
-    objective: Callable, params: PyTree, *, minimise: Callable, data: PyTree, proximal: float, cg_steps: int
+    objective: Callable,
+    params: PyTree,
+    *,
+    minimise: Callable,
+    data: PyTree,
+    proximal: float,
+    cg_steps: int,
+    damping: float = 0.0,
 ) -> PyTree:
     """What `minimise` finds, differentiated as the exact minimum of the proximal objective.
 
@@ -33,6 +40,9 @@ def implicit_minimum(
     on how the minimum was found. It can be differentiated in reverse mode, any
     number of times; forward mode is an error.
 
+    Where L is not convex, H + lambda may be far from positive, and u of any size:
+    damping stands beside lambda in all of this, though not in what is minimised.
+
     Rajeswaran et al., 2019, "Meta-Learning with Implicit Gradients".
 
     Args:
@@ -43,10 +53,12 @@ def implicit_minimum(
             to be that of L on the last slice of its leading axis, or on None.
         proximal: lambda, above 0.
         cg_steps: most steps of conjugate gradient.
+        damping: 0 for the derivative of the minimum.
 
     Returns:
         The parameters that `minimise` found.
     """
+    stiffness = proximal + damping
     last = jax.tree.map(lambda leaf: leaf[-1], data)
     explicit, free = hoist(objective, params, last)
     smooth, others, join = separate((free, data))
@@ -73,12 +85,12 @@ def implicit_minimum(
             return jax.jvp(lambda params: slopes(params, smooth), (found,), (direction,))[1]
 
         def matrix(direction):
-            return jax.tree.map(lambda hv, v: hv + proximal * v, hessian_products(direction)[0], direction)
+            return jax.tree.map(lambda hv, v: hv + stiffness * v, hessian_products(direction)[0], direction)
 
-        guess = jax.tree.map(lambda leaf: leaf / proximal, cotangent)
+        guess = jax.tree.map(lambda leaf: leaf / stiffness, cotangent)
         solution, _ = cg(matrix, cotangent, guess, tol=0.0, maxiter=cg_steps)
         rest = jax.tree.map(jnp.negative, hessian_products(solution)[1])
-        return jax.tree.map(lambda leaf: proximal * leaf, solution), rest, None
+        return jax.tree.map(lambda leaf: stiffness * leaf, solution), rest, None
 
     minimum.defvjp(forward, backward)
     return minimum(params, smooth, others)

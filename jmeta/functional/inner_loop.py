@@ -34,6 +34,8 @@ class MetaGradientOptions(TypedDict, total=False):
         proximal: weight of lambda / 2 |params - start|^2 in the inner objective
             (Rajeswaran et al., 2019; default 0).
         cg_steps: most steps of conjugate gradient under `"implicit"` (default 5).
+        damping: under `"implicit"`, added to `proximal` in the system they solve;
+            0 (default) is exact, more keeps that of a network from being singular.
     """
 
     meta_gradient: MetaGradient
@@ -42,6 +44,7 @@ class MetaGradientOptions(TypedDict, total=False):
     last_steps: int
     proximal: float
     cg_steps: int
+    damping: float
 
 
 def inner_loop(
@@ -58,6 +61,7 @@ def inner_loop(
     last_steps: int = 1,
     proximal: float = 0.0,
     cg_steps: int = 5,
+    damping: float = 0.0,
 ) -> PyTree:
     """Takes `steps` steps on `objective` from `params`.
 
@@ -80,6 +84,7 @@ def inner_loop(
         last_steps: how many steps are exact under `"truncated"`.
         proximal: weight of the proximal term.
         cg_steps: most steps of conjugate gradient under `"implicit"`.
+        damping: added to `proximal` in their system.
 
     Returns:
         The fast parameters, of the structure of `params`.
@@ -103,6 +108,7 @@ def inner_loop(
         last_steps=last_steps,
         proximal=proximal,
         cg_steps=cg_steps,
+        damping=damping,
     )
     for leaf in jax.tree.leaves(data):
         if len(leaf) != steps:
@@ -117,7 +123,9 @@ def inner_loop(
             step = descent_step(constant_gradient(proximal_objective(objective, start, proximal)), rule)
             return scan_steps(step, _begin(rule, (), start), data, steps)[0]
 
-        return implicit_minimum(objective, params, minimise=minimise, data=data, proximal=proximal, cg_steps=cg_steps)
+        return implicit_minimum(
+            objective, params, minimise=minimise, data=data, proximal=proximal, cg_steps=cg_steps, damping=damping
+        )
     if proximal:
         objective = proximal_objective(objective, params, proximal)
     exact = {"second_order": steps, "first_order": 0, "truncated": min(last_steps, steps)}[meta_gradient]
@@ -169,6 +177,7 @@ def check_options(
     last_steps: int = 1,
     proximal: float = 0.0,
     cg_steps: int = 5,
+    damping: float = 0.0,
 ) -> None:
     """Refuses what no inner loop can do; the arguments are those of `MetaGradientOptions`.
 
@@ -185,8 +194,9 @@ def check_options(
         if mode not in known:
             raise ValueError(f"{name} is {mode!r}; it must be one of {known}.")
     check_counts(last_steps=last_steps, cg_steps=cg_steps)
-    if not proximal >= 0:
-        raise ValueError(f"proximal is {proximal}; it must be 0 or more.")
+    for name, weight in {"proximal": proximal, "damping": damping}.items():
+        if not weight >= 0:
+            raise ValueError(f"{name} is {weight}; it must be 0 or more.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
 

@@ -18,6 +18,7 @@ def imaml(
     test_steps: int | None = None,
     proximal: float = 2.0,
     cg_steps: int = 5,
+    damping: float = 22.0,
     loss_fn: Callable = losses.cross_entropy,
 ) -> Learner:
     """Differentiates through where the inner loop ends, not through how it got there.
@@ -26,7 +27,13 @@ def imaml(
     objective has the term lambda / 2 |params - start|^2, and the meta-gradient
     is that of its minimum, so that memory does not depend on `inner_steps`. The
     gradient is right as far as the inner loop has converged. Steps, lambda and
-    `cg_steps` are the paper's for 5-way Omniglot; the rate is ours. The same as
+    `cg_steps` are the paper's for 5-way Omniglot; the rate is ours.
+
+    The loss of a network is not convex: undamped, the system that conjugate
+    gradient solves is not positive there, and its answer points anywhere. The
+    authors' code solves 2 + H / (lambda + 10) where the paper has 1 + H / lambda,
+    with H the Hessian of the support loss; the default damping gives half their
+    system, and so twice their meta-gradient. With `damping=0` it is the same as
     `maml` with `meta_gradient="implicit"`.
 
     Args:
@@ -36,6 +43,8 @@ def imaml(
         test_steps: steps in `adapt`; None for as many as in training.
         proximal: lambda, above 0.
         cg_steps: most steps of conjugate gradient.
+        damping: added to lambda in the meta-gradient, not in the inner objective;
+            0 for the paper's equations.
         loss_fn: as for `maml`.
 
     Returns:
@@ -47,6 +56,12 @@ def imaml(
     """
     objective = losses.objective(loss_fn)
     inner = descent(
-        model, objective, rule=inner_optimizer, meta_gradient="implicit", proximal=proximal, cg_steps=cg_steps
+        model,
+        objective,
+        rule=inner_optimizer,
+        meta_gradient="implicit",
+        proximal=proximal,
+        cg_steps=cg_steps,
+        damping=damping,
     )
     return fast_weight_learner(inner, objective, inner_steps=inner_steps, test_steps=test_steps)

@@ -58,6 +58,12 @@ def test_conjugate_gradient_starts_at_the_first_order_answer_and_improves_on_it(
     assert errors[0] > errors[1] > errors[2] > errors[3]
 
 
+def test_damping_is_added_to_the_weight_in_the_meta_gradient_alone(x64):
+    np.testing.assert_allclose(adapted(START, damping=3.0), adapted(START), atol=0)
+    expected = np.linalg.inv(np.eye(4) + HESSIAN / (WEIGHT + 3.0))
+    np.testing.assert_allclose(jax.jacrev(partial(adapted, damping=3.0))(START), expected, atol=1e-12)
+
+
 def test_it_can_be_differentiated_once_more_under_vmap(x64):
     """On a quartic, whose Hessian is not constant; unrolling is the reference."""
 

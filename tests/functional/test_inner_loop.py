@@ -192,6 +192,7 @@ def test_an_inner_adam_with_gradients_of_zero_has_a_finite_meta_gradient():
         ({"data": np.zeros(3)}, "data has a leading axis of 3"),
         ({"cg_steps": -1}, "cg_steps is -1"),
         ({"proximal": float("nan")}, "proximal is nan"),
+        ({"damping": -1.0}, "damping is -1.0"),
         ({"meta_gradient": "implicit"}, "proximal is 0.0"),
         ({"meta_gradient": "implicit", "proximal": 1.0, "rule_params": 0.1}, "does not depend on the rule's"),
     ],
