@@ -59,11 +59,25 @@ CASES = {
     "cavia": Case(learners.cavia(mlp(context=3)), (5,), "head"),
     "mamlpp": Case(learners.mamlpp(mlp(norm="running"), inner_steps=2, test_steps=4), (5,), "head"),
     "proto_maml": Case(learners.proto_maml(conv4(None), inner_steps=2), (8, 8, 1)),
+    "matching": Case(learners.matching(mlp(outputs=None)), (5,)),
+    "matching, query context": Case(
+        learners.matching(mlp(outputs=4), query_context=models.attention_lstm(steps=2)), (5,)
+    ),
+    "relation": Case(
+        learners.relation(models.relation_encoder(width=3), comparator=models.relation_module(width=3, hidden=4)),
+        (8, 8, 1),
+    ),
+    "relation, vectors": Case(learners.relation(mlp(outputs=4, norm="running")), (5,)),
+    "siamese": Case(learners.siamese(mlp(outputs=None)), (5,)),
     "protonet": Case(learners.protonet(conv4(None)), (8, 8, 1)),
     "protonet, plain model": Case(learners.protonet(plain_model()), (5,)),
     "protonet, cosine": Case(
         learners.protonet(models.mlp(outputs=None, norm="running"), distance="cosine"),
         (5,),
+    ),
+    "protonet, mahalanobis": Case(learners.protonet(mlp(outputs=4), distance="mahalanobis"), (5,)),
+    "protonet, support encoder": Case(
+        learners.protonet(mlp(outputs=4), support_encoder=mlp(outputs=4, norm="running")), (5,)
     ),
 }
 

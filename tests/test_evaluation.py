@@ -10,10 +10,12 @@ import pytest
 
 import jmeta
 from jmeta import data, learners, losses, models
+from jmeta.functional import HeadParams
 from jmeta.types import Learner, Model
 
 TABLE = data.class_table(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.repeat(np.arange(6), 10))
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
+PARAMS = HeadParams({}, ())  # of its prototypical network
 
 
 def evaluated(model, sample, **options):
@@ -38,7 +40,7 @@ def test_an_episode_is_adapted_to_and_predicted(report):
     key = jax.random.split(jax.random.split(jax.random.key(2), 40)[7])[0]
     task = data.episodes(TABLE, ways=3, shots=2, queries=4)(key)
     learner = learners.protonet(IDENTITY)
-    outputs = learner.predict({}, (), learner.adapt({}, (), task.support), task.query.inputs)
+    outputs = learner.predict(PARAMS, (), learner.adapt(PARAMS, (), task.support), task.query.inputs)
     correct = np.asarray(outputs.argmax(-1) == task.query.targets.argmax(-1))
     np.testing.assert_allclose(report.per_episode["accuracy"][7], correct.mean(), rtol=1e-6)
 

@@ -17,7 +17,7 @@ ALLOWED = {
     "losses": ("types",),
     "functional": ("types", "functional"),
     "models": ("types", "functional", "models"),
-    "learners": ("types", "losses", "functional"),
+    "learners": ("types", "losses", "functional", "models"),  # models: the paper's second network
     "data": ("types", "data"),
     "metrics": (),
     "checkpoints": ("types",),

@@ -1,28 +1,49 @@
 """Pure mathematics on arrays, from which the learners are built."""
 
+from jmeta.functional.attention import class_attention
 from jmeta.functional.conv import conv
+from jmeta.functional.encoders import Encoder, separate_encoders, shared_encoder
 from jmeta.functional.fast_weights import Descent, descent, fast_weight_learner, FastWeights, MetaParams
+from jmeta.functional.heads import Fitted, Head, head_learner, HeadParams
 from jmeta.functional.inner_loop import constant_gradient, descent_step, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import InnerRule
 from jmeta.functional.mixed import mixed_gradient
 from jmeta.functional.pooling import max_pool
-from jmeta.functional.prototypes import cosine_similarities, prototypes, squared_distances
+from jmeta.functional.prototypes import (
+    cosine_similarities,
+    Gaussians,
+    gaussians,
+    prototypes,
+    squared_distances,
+    squared_mahalanobis_distances,
+)
 
 __all__ = [
     "Descent",
+    "Encoder",
     "FastWeights",
+    "Fitted",
+    "Gaussians",
+    "Head",
+    "HeadParams",
     "InnerRule",
     "MetaGradientOptions",
     "MetaParams",
+    "class_attention",
     "constant_gradient",
     "conv",
     "cosine_similarities",
     "descent",
     "descent_step",
     "fast_weight_learner",
+    "gaussians",
+    "head_learner",
     "inner_loop",
     "max_pool",
     "mixed_gradient",
     "prototypes",
+    "separate_encoders",
+    "shared_encoder",
     "squared_distances",
+    "squared_mahalanobis_distances",
 ]

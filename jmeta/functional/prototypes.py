@@ -1,6 +1,9 @@
-"""Class means and distances to them."""
+"""Class means, class covariances, and distances to them."""
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve
 
 from jmeta.types import Array
 
@@ -25,9 +28,55 @@ def prototypes(features: Array, targets: Array, mask: Array) -> Array:
     return weights.T @ features / jnp.maximum(weights.sum(0), 1)[:, None]
 
 
+class Gaussians(NamedTuple):
+    """One normal distribution for each class.
+
+    Attributes:
+        points: [N, D] the means.
+        precisions: [N, D, D] the inverses of the covariances.
+    """
+
+    points: Array
+    precisions: Array
+
+
+def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
+    """Class means, and class covariances shrunk towards that of all examples.
+
+    Of a class with n examples it is w S_class + (1 - w) S_all + I with
+    w = n / (n + 1), so that it can be inverted whatever the number of examples
+    (Bateni et al., 2020, equation 2, with beta = 1).
+
+    Args:
+        features: [K, D].
+        targets: [K, N] one-hot.
+        mask: [K].
+    """
+    points = prototypes(features, targets, mask)
+    weights = (targets * mask[:, None]).T  # [N, K]
+    everything = _covariances(features, prototypes(features, jnp.ones_like(targets[:, :1]), mask), mask[None])
+    each = _covariances(features, points, weights)
+    own = (weights.sum(1) / (weights.sum(1) + 1))[:, None, None]
+    identity = jnp.eye(features.shape[1], dtype=features.dtype)
+    shrunk = own * each + (1 - own) * everything + identity[None]
+    return Gaussians(points, cho_solve(cho_factor(shrunk), jnp.broadcast_to(identity[None], shrunk.shape)))
+
+
+def _covariances(features: Array, points: Array, weights: Array) -> Array:
+    """[N, D, D] around `points` [N, D], of the examples with `weights` [N, K]; zeros for fewer than two."""
+    apart = (features[None] - points[:, None]) * weights[..., None]
+    return jnp.einsum("nki,nkj->nij", apart, apart) / jnp.maximum(weights.sum(1) - 1, 1)[:, None, None]
+
+
 def squared_distances(queries: Array, points: Array) -> Array:
     """Squared Euclidean distances [Q, N] between `queries` [Q, D] and `points` [N, D]."""
     return jnp.square(queries[:, None, :] - points[None, :, :]).sum(-1)
+
+
+def squared_mahalanobis_distances(queries: Array, classes: Gaussians) -> Array:
+    """Squared Mahalanobis distances [Q, N] between `queries` [Q, D] and the classes' distributions."""
+    apart = queries[:, None, :] - classes.points[None, :, :]
+    return jnp.einsum("qni,nij,qnj->qn", apart, classes.precisions, apart)
 
 
 def cosine_similarities(queries: Array, points: Array) -> Array:

@@ -1,38 +1,25 @@
-"""Prototypical networks (Snell et al., 2017)."""
-
-from collections.abc import Callable
-from typing import NamedTuple
+"""Prototypical networks (Snell et al., 2017), by three distances."""
 
 import jax.numpy as jnp
 
 from jmeta import losses
-from jmeta.functional.classes import exclude_absent
-from jmeta.functional.prototypes import cosine_similarities, prototypes, squared_distances
-from jmeta.types import apply_model, Array, Examples, Learner, Model
+from jmeta.functional.encoders import separate_encoders, shared_encoder
+from jmeta.functional.heads import Head, head_learner
+from jmeta.functional.prototypes import (
+    cosine_similarities,
+    gaussians,
+    prototypes,
+    squared_distances,
+    squared_mahalanobis_distances,
+)
+from jmeta.types import Learner, Model
 
-# Cosines lie between -1 and 1: as logits they must be sharpened. The scale is
-# the initial value of Gidaris & Komodakis, 2018.
+# Cosines lie between -1 and 1: as logits they must be sharpened. The initial
+# value is that of Gidaris & Komodakis, 2018.
 COSINE_SCALE = 10.0
 
-SIMILARITIES: dict[str, Callable] = {
-    "euclidean": lambda queries, points: -squared_distances(queries, points),
-    "cosine": lambda queries, points: COSINE_SCALE * cosine_similarities(queries, points),
-}
 
-
-class Prototypes(NamedTuple):
-    """What a prototypical network adapts.
-
-    Attributes:
-        points: [N, D] the mean feature of each class.
-        present: [N] which classes the support set has.
-    """
-
-    points: Array
-    present: Array
-
-
-def protonet(model: Model, *, distance: str = "euclidean") -> Learner:
+def protonet(model: Model, *, distance: str = "euclidean", support_encoder: Model | None = None) -> Learner:
     """Classifies a query by its distance to the mean feature of each class.
 
     Snell et al., 2017, "Prototypical Networks for Few-shot Learning". In
@@ -42,13 +29,22 @@ def protonet(model: Model, *, distance: str = "euclidean") -> Learner:
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
             With batch statistics in it, `norm="running"` is the paper's.
-        distance: `"euclidean"`, squared; or `"cosine"`, similarities times 10.
+        distance: `"euclidean"`, squared; `"cosine"`, similarities times a learned
+            scale; or `"mahalanobis"`, half the squared one, by the covariance of
+            each class shrunk towards that of the task (Bateni et al., 2020,
+            "Improved Few-Shot Visual Classification").
+        support_encoder: another encoder for the support set, to features of the
+            same width; None for the same one. What describes a class, a vector
+            of attributes or a text, is then its support example, and no example
+            is needed (section 2.7 of the paper, which scales these features to
+            unit length: that is for the encoder to do).
 
     Returns:
-        A `Learner` for any number of ways; `adapt` gives `Prototypes`.
+        A `Learner` for any number of ways; its parameters are `HeadParams`, and
+        `adapt` gives `Fitted`, with prototypes [N, D] for a head, or `Gaussians`.
 
     Raises:
-        ValueError: for an unknown `distance`.
+        ValueError: for an unknown `distance`; from `init`, if features are not [K, D].
 
     Example:
         >>> import jax
@@ -56,37 +52,33 @@ def protonet(model: Model, *, distance: str = "euclidean") -> Learner:
         >>> learner = protonet(models.mlp(outputs=None))
         >>> task = data.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
         >>> params, state = learner.init(jax.random.key(1), task)
-        >>> learner.adapt(params, state, task.support).points.shape
+        >>> learner.adapt(params, state, task.support).head.shape
         (5, 40)
     """
-    if distance not in SIMILARITIES:
-        raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(SIMILARITIES)}.")
-    similarity = SIMILARITIES[distance]
-    objective = losses.objective(losses.cross_entropy)
+    if distance not in DISTANCES:
+        raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}.")
+    encoder = shared_encoder(model) if support_encoder is None else separate_encoders(model, support_encoder)
+    return head_learner(encoder, DISTANCES[distance], losses.objective(losses.cross_entropy))
 
-    def summarise(features, support):
-        return Prototypes(prototypes(features, support.targets, support.mask), objective.present(support))
 
-    def classify(features, adapted):
-        return exclude_absent(similarity(features, adapted.points), adapted.present)
+def _nothing(key, features):
+    return ()
 
-    def init(key, task):
-        return model.init(key, task.support.inputs)
 
-    def adapt(params, state, support, *, key=None):
-        features, _ = apply_model(model, params, state, support.inputs, mask=support.mask, key=key)
-        return summarise(features, support)
+def _means(params, features, support):
+    return prototypes(features, support.targets, support.mask)
 
-    def predict(params, state, adapted, inputs, *, mask=None):
-        return classify(apply_model(model, params, state, inputs, mask=mask)[0], adapted)
 
-    def loss(params, state, task, *, key=None):
-        support, query = task.support, task.query
-        both = Examples(*(jnp.concatenate(pair) for pair in zip(support, query, strict=True)))
-        features, state = apply_model(model, params, state, both.inputs, mask=both.mask, train=True, key=key)
-        shots = support.mask.size
-        outputs = classify(features[shots:], summarise(features[:shots], support))
-        labelled = (outputs, query.targets, query.mask)
-        return objective.loss(*labelled), (state, objective.metrics(*labelled))
-
-    return Learner(init, adapt, predict, loss)
+DISTANCES = {
+    "euclidean": Head(_nothing, _means, lambda params, points, queries: -squared_distances(queries, points)),
+    "cosine": Head(
+        lambda key, features: jnp.full((), COSINE_SCALE, features.dtype),
+        _means,
+        lambda scale, points, queries: scale * cosine_similarities(queries, points),
+    ),
+    "mahalanobis": Head(
+        _nothing,
+        lambda params, features, support: gaussians(features, support.targets, support.mask),
+        lambda params, fitted, queries: -squared_mahalanobis_distances(queries, fitted) / 2,
+    ),
+}

@@ -2,7 +2,19 @@
 
 from jmeta.models.adapters import from_linen, from_nnx
 from jmeta.models.conv4 import conv4
+from jmeta.models.full_context import attention_lstm, bidirectional_lstm
 from jmeta.models.mlp import mlp
+from jmeta.models.relation import relation_encoder, relation_module
 from jmeta.models.resnet12 import resnet12
 
-__all__ = ["conv4", "from_linen", "from_nnx", "mlp", "resnet12"]
+__all__ = [
+    "attention_lstm",
+    "bidirectional_lstm",
+    "conv4",
+    "from_linen",
+    "from_nnx",
+    "mlp",
+    "relation_encoder",
+    "relation_module",
+    "resnet12",
+]

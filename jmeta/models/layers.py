@@ -43,6 +43,11 @@ def dense(features: int, *, use_bias: bool = True, name: str | None = None) -> n
     return nn.Dense(features, use_bias=use_bias, param_dtype=jnp.result_type(float), name=name)
 
 
+def lstm_cell(features: int) -> nn.LSTMCell:
+    """Flax's LSTM cell, with parameters in double precision where JAX is."""
+    return nn.LSTMCell(features, param_dtype=jnp.result_type(float))
+
+
 class Conv(nn.Module):
     """Convolution with "SAME" padding by `jmeta.functional.conv`.
 

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.functional import cosine_similarities, prototypes, squared_distances
+from jmeta.functional import (
+    cosine_similarities,
+    gaussians,
+    prototypes,
+    squared_distances,
+    squared_mahalanobis_distances,
+)
 
 
 def test_prototypes_are_means_of_real_examples_of_unequal_classes(x64):
@@ -26,3 +32,28 @@ def test_distances_and_cosines_equal_numpy(x64):
 def test_the_cosine_of_a_zero_vector_is_zero_with_a_finite_gradient():
     gradient = jax.grad(lambda q: cosine_similarities(q, jnp.ones((2, 3))).sum())(jnp.zeros((1, 3)))
     assert np.isfinite(gradient).all()
+
+
+def test_mahalanobis_distances_equal_numpy_s_for_classes_of_three_two_and_one(x64):
+    rng = np.random.default_rng(0)
+    features, queries = rng.normal(size=(7, 4)), rng.normal(size=(5, 4))
+    labels, mask = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([1.0, 1, 1, 1, 1, 1, 0])
+    found = squared_mahalanobis_distances(queries, gaussians(features, jnp.eye(3)[labels], jnp.asarray(mask)))
+    everything = np.cov(features[:6].T)
+    for index, rows in enumerate(([0, 1, 2], [3, 4], [5])):
+        own = np.cov(features[rows].T) if len(rows) > 1 else np.zeros((4, 4))
+        share = len(rows) / (len(rows) + 1)
+        covariance = share * own + (1 - share) * everything + np.eye(4)
+        apart = queries - features[rows].mean(0)
+        expected = np.einsum("qi,ij,qj->q", apart, np.linalg.inv(covariance), apart)
+        np.testing.assert_allclose(found[:, index], expected, atol=1e-12)
+
+
+def test_covariances_of_repeated_examples_in_many_dimensions_stay_well_conditioned():
+    features = jnp.repeat(jax.random.normal(jax.random.key(0), (2, 200)), 3, axis=0)
+    targets, mask = jnp.repeat(jnp.eye(2), 3, axis=0), jnp.ones(6)
+
+    def total(features):
+        return squared_mahalanobis_distances(features, gaussians(features, targets, mask)).sum()
+
+    assert np.isfinite(jax.grad(total)(features)).all()

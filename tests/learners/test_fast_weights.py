@@ -8,6 +8,7 @@ import pytest
 
 import jmeta
 from jmeta import data, learners, losses, models
+from jmeta.functional import HeadParams
 from jmeta.functional.fast_weights import minibatches
 from jmeta.learners.mamlpp import step_weights
 from jmeta.types import Examples, Model
@@ -276,8 +277,9 @@ def test_proto_maml_without_steps_is_a_prototypical_network(x64):
     learner, protonet = learners.proto_maml(encoder, inner_steps=0), learners.protonet(encoder)
     params, state = begin(learner, task)
     adapted = learner.adapt(params, state, task.support)
+    encoder_params = HeadParams(params.model, ())
     expected = protonet.predict(
-        params.model, state, protonet.adapt(params.model, state, task.support), task.query.inputs
+        encoder_params, state, protonet.adapt(encoder_params, state, task.support), task.query.inputs
     )
     outputs = learner.predict(params, state, adapted, task.query.inputs)
     close(jax.nn.softmax(outputs), jax.nn.softmax(expected))

@@ -1,26 +1,74 @@
 """Prototypical networks against their definition in NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jmeta import data, learners
-from jmeta.types import Model
+import jmeta
+from jmeta import data, learners, models
+from jmeta.functional import HeadParams
+from jmeta.types import Examples, Model, Task
 
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
 
 
-def test_with_the_identity_for_an_encoder_it_is_nearest_centroid(x64):
+@pytest.fixture
+def task(x64):
     inputs = np.random.default_rng(0).normal(size=(20, 4))
     table = data.class_table(inputs, np.repeat(np.arange(4), 5))
-    task = data.episodes(table, ways=3, shots=2, queries=3)(jax.random.key(0))
-    learner = learners.protonet(IDENTITY)
-    outputs = learner.predict({}, (), learner.adapt({}, (), task.support), task.query.inputs)
+    return data.episodes(table, ways=3, shots=2, queries=3)(jax.random.key(0))
+
+
+def outputs(learner, params, task):
+    return learner.predict(params, (), learner.adapt(params, (), task.support), task.query.inputs)
+
+
+def test_with_the_identity_for_an_encoder_it_is_nearest_centroid(task):
     centroids = np.asarray(task.support.inputs).reshape(3, 2, 4).mean(1)
     distances = ((np.asarray(task.query.inputs)[:, None] - centroids[None]) ** 2).sum(-1)
-    np.testing.assert_allclose(outputs, -distances, atol=1e-13)
+    np.testing.assert_allclose(outputs(learners.protonet(IDENTITY), HeadParams({}, ()), task), -distances, atol=1e-13)
+
+
+def test_the_scale_of_cosines_is_learned_from_ten_on(task):
+    learner = learners.protonet(IDENTITY, distance="cosine")
+    params, _ = learner.init(jax.random.key(0), task)
+    assert params.head == 10
+    doubled = outputs(learner, params._replace(head=jnp.asarray(20.0)), task)
+    np.testing.assert_allclose(doubled, 2 * outputs(learner, params, task), atol=1e-13)
+    assert jax.grad(lambda params: learner.loss(params, (), task)[0])(params).head != 0
+
+
+def described(key):
+    """A task without support examples: each class is described by five attributes, which a matrix makes pictures of."""
+    attributes_key, noise_key = jax.random.split(key)
+    attributes = jax.random.normal(attributes_key, (3, 5))
+    pictures = jnp.tanh(attributes @ jax.random.normal(jax.random.key(7), (5, 4)))
+    queries = jnp.repeat(pictures, 2, axis=0) + 0.1 * jax.random.normal(noise_key, (6, 4))
+    targets = jnp.eye(3)
+    support = Examples(attributes, targets, jnp.ones(3))
+    return Task(support, Examples(queries, jnp.repeat(targets, 2, axis=0), jnp.ones(6)))
+
+
+def test_it_learns_to_classify_by_descriptions_alone():
+    encoders = [models.mlp(outputs=8, norm="none") for _ in range(2)]
+    learner, optimizer = learners.protonet(encoders[0], support_encoder=encoders[1]), optax.adam(3e-3)
+    state = jmeta.init_state(learner, optimizer, jax.random.key(0), described(jax.random.key(1)))
+    before = jmeta.evaluate(learner, state, described, key=jax.random.key(2), episodes=100)
+    step = jmeta.make_train_step(learner, optimizer)
+    state, _ = jax.jit(jmeta.make_train_loop(step, described, batch_size=8, steps=300))(state)
+    after = jmeta.evaluate(learner, state, described, key=jax.random.key(2), episodes=100)
+    assert before.accuracy < 0.5
+    assert after.accuracy > 0.9
 
 
 def test_refuses_an_unknown_distance():
     with pytest.raises(ValueError, match="distance is 'manhattan'"):
         learners.protonet(IDENTITY, distance="manhattan")
+
+
+def test_refuses_an_encoder_of_maps(task):
+    maps = Model(IDENTITY.init, lambda params, state, inputs, *, train=False, key=None: (inputs[:, None], state))
+    with pytest.raises(ValueError, match=r"features have shape \(6, 1, 4\); they must be vectors"):
+        learners.protonet(maps).init(jax.random.key(0), task)

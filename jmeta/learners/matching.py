@@ -1,0 +1,76 @@
+"""Matching networks (Vinyals et al., 2016)."""
+
+import jax
+import jax.numpy as jnp
+
+from jmeta import losses
+from jmeta.functional.attention import class_attention
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.heads import Head, head_learner
+from jmeta.functional.prototypes import cosine_similarities
+from jmeta.types import Array, Learner, Model
+
+
+def matching(model: Model, *, support_context: Model | None = None, query_context: Model | None = None) -> Learner:
+    """Classifies a query by its attention to each support example, a softmax of cosines.
+
+    Vinyals et al., 2016, "Matching Networks for One Shot Learning". Full-context
+    embeddings (section 2.1.2) are two more networks: the features of a support
+    example may depend on the others, and those of a query on the support set.
+    No query sees another. Support and query are encoded as in `protonet`.
+
+    Args:
+        model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
+        support_context: from support features [K, D], told by `mask` which are
+            real, to as many; `models.bidirectional_lstm()` is the paper's, for
+            which the order of the support set matters. None leaves them.
+        query_context: from `(query features [Q, D], support features [K, D], mask
+            [K])` to [Q, D]; `models.attention_lstm()` is the paper's. None leaves
+            them.
+
+    Returns:
+        A `Learner` for any number of ways; its parameters are `HeadParams`, and
+        `adapt` gives `Fitted`.
+
+    Raises:
+        ValueError: from `init`, if features are not [K, D], or a context has a
+            state (running statistics).
+
+    Example:
+        >>> from jmeta import data, models
+        >>> learner = matching(models.mlp(outputs=None))
+        >>> task = data.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> adapted = learner.adapt(params, state, task.support)
+        >>> learner.predict(params, state, adapted, task.query.inputs).shape
+        (10, 5)
+    """
+    support_context, query_context = support_context or SUPPORT_ALONE, query_context or QUERY_ALONE
+
+    def init(key, features):
+        support_key, query_key = jax.random.split(key)
+        mask = jnp.ones(len(features), features.dtype)
+        support_params, support_state = support_context.init(support_key, features)
+        query_params, query_state = query_context.init(query_key, (features, features, mask))
+        if jax.tree.leaves((support_state, query_state)):
+            raise ValueError("support_context or query_context has a state; it must be a network without one.")
+        return support_params, query_params
+
+    def fit(params, features, support):
+        features, _ = support_context.apply(params[0], {}, features, mask=support.mask)
+        return features, support.targets, support.mask
+
+    def score(params, fitted, queries):
+        features, targets, mask = fitted
+        queries, _ = query_context.apply(params[1], {}, (queries, features, mask))
+        return class_attention(cosine_similarities(queries, features), targets, mask)
+
+    return head_learner(shared_encoder(model), Head(init, fit, score), losses.objective(losses.cross_entropy))
+
+
+def _unchanged(params, state, features: Array, *, mask: Array | None = None):
+    return features, state
+
+
+SUPPORT_ALONE = Model(lambda key, features: ((), ()), _unchanged)
+QUERY_ALONE = Model(lambda key, inputs: ((), ()), lambda params, state, inputs: (inputs[0], state))

@@ -1,0 +1,119 @@
+"""Relation networks (Sung et al., 2018)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmeta import losses, models
+from jmeta.functional.classes import exclude_absent
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.prototypes import prototypes
+from jmeta.types import apply_model, Array, Learner, Model, PyTree
+
+
+class RelationParams(NamedTuple):
+    """Parameters, or the state, of the two networks.
+
+    Attributes:
+        encoder: of examples.
+        comparator: of pairs of them.
+    """
+
+    encoder: PyTree
+    comparator: PyTree
+
+
+class ClassFeatures(NamedTuple):
+    """What a relation network adapts.
+
+    Attributes:
+        points: [N, ...] the mean features of each class.
+        present: [N] which classes the support set has.
+    """
+
+    points: Array
+    present: Array
+
+
+def relation(model: Model, *, comparator: Model | None = None) -> Learner:
+    """Learns how to compare a query with a class, where others fix a distance.
+
+    Sung et al., 2018, "Learning to Compare: Relation Network for Few-Shot
+    Learning". The features of a class are the mean of its examples' (the paper
+    adds them up, which ties a network to its number of shots), joined to those of
+    the query along the last axis. The loss is the squared error of the scores'
+    sigmoid against 1 for the right class and 0 for each other.
+
+    Args:
+        model: an encoder to feature maps (`models.relation_encoder()` is the
+            paper's) or vectors.
+        comparator: from pairs of these, of twice the width, to scores [P, 1]; None
+            for the paper's, `models.relation_module()`.
+
+    Returns:
+        A `Learner` for any number of ways; its parameters and state are
+        `RelationParams`, and `adapt` gives `ClassFeatures`. Outputs are scores
+        before the sigmoid.
+
+    Example:
+        >>> from jmeta import data
+        >>> learner = relation(models.mlp(outputs=None))
+        >>> task = data.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.adapt(params, state, task.support).points.shape
+        (5, 40)
+    """
+    comparator = models.relation_module() if comparator is None else comparator
+    encoder, objective = shared_encoder(model), losses.objective(one_against_rest)
+
+    def summarise(features, support):
+        points = prototypes(features.reshape(len(features), -1), support.targets, support.mask)
+        return ClassFeatures(points.reshape(-1, *features.shape[1:]), objective.present(support))
+
+    def compare(params, state, adapted, queries, *, mask=None, train=False, key=None):
+        shape = (len(queries), *adapted.points.shape)
+        pairs = jnp.concatenate(
+            [jnp.broadcast_to(adapted.points, shape), jnp.broadcast_to(queries[:, None], shape)], -1
+        )
+        real = (jnp.ones(shape[0]) if mask is None else mask)[:, None] * adapted.present[None]
+        pairs, real = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in (pairs, real))
+        scores, state = apply_model(comparator, params, state, pairs, mask=real, train=train, key=key)
+        return exclude_absent(scores.reshape(shape[:2]), adapted.present), state
+
+    def init(key, task):
+        encoder_key, comparator_key = jax.random.split(key)
+        params, state = encoder.init(encoder_key, task)
+        features = encoder.support(params, state, task.support.inputs, mask=task.support.mask)
+        pairs = jnp.concatenate([features, features], -1)
+        comparator_params, comparator_state = comparator.init(comparator_key, pairs)
+        return RelationParams(params, comparator_params), RelationParams(state, comparator_state)
+
+    def adapt(params, state, support, *, key=None):
+        features = encoder.support(params.encoder, state.encoder, support.inputs, mask=support.mask, key=key)
+        return summarise(features, support)
+
+    def predict(params, state, adapted, inputs, *, mask=None):
+        queries = encoder.query(params.encoder, state.encoder, inputs, mask=mask)
+        return compare(params.comparator, state.comparator, adapted, queries, mask=mask)[0]
+
+    def loss(params, state, task, *, key=None):
+        encoder_key, comparator_key = (None, None) if key is None else jax.random.split(key)
+        features, queries, encoder_state = encoder.both(params.encoder, state.encoder, task, key=encoder_key)
+        query, adapted = task.query, summarise(features, task.support)
+        outputs, comparator_state = compare(
+            params.comparator, state.comparator, adapted, queries, mask=query.mask, train=True, key=comparator_key
+        )
+        labelled = (outputs, query.targets, query.mask)
+        return objective.loss(*labelled), (
+            RelationParams(encoder_state, comparator_state),
+            objective.metrics(*labelled),
+        )
+
+    return Learner(init, adapt, predict, loss)
+
+
+@losses.classification
+def one_against_rest(outputs: Array, targets: Array, mask: Array) -> Array:
+    """Squared error of the outputs' sigmoid against one-hot targets, the mean over real examples and classes."""
+    return losses.squared_error(jax.nn.sigmoid(outputs), targets, mask)

@@ -1,0 +1,96 @@
+"""Siamese networks (Koch et al., 2015)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmeta import losses
+from jmeta.functional.attention import scores_by_class
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.heads import Head, head_learner
+from jmeta.types import Array, Learner, Model
+
+
+class Likeness(NamedTuple):
+    """How alike two features are: the logit of their being of one class.
+
+    Attributes:
+        weights: [D] of the distance along each feature.
+        bias: scalar, at no distance.
+    """
+
+    weights: Array
+    bias: Array
+
+
+def siamese(model: Model) -> Learner:
+    """Learns whether two examples are of one class; a query is of the class of its best pair.
+
+    Koch et al., 2015, "Siamese Neural Networks for One-shot Image Recognition":
+    one encoder for both, the distance along each feature weighted, a sigmoid, and
+    cross-entropy on pairs. The pairs are those of a support and a query example
+    of a task; pairs of one class and pairs of two weigh as much, as in the paper,
+    which draws half of each. Its regularisation and augmentation are left to the
+    optimizer and the sampler.
+
+    Args:
+        model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
+
+    Returns:
+        A `Learner` for any number of ways; its parameters are `HeadParams` with a
+        `Likeness`, and `adapt` gives `Fitted`. Outputs are the logits of the best
+        pairs.
+
+    Raises:
+        ValueError: from `init`, if features are not [K, D].
+
+    Example:
+        >>> from jmeta import data, models
+        >>> learner = siamese(models.mlp(outputs=None))
+        >>> task = data.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> params.head.weights.shape
+        (40,)
+    """
+    encoder, objective = shared_encoder(model), losses.objective(losses.cross_entropy)
+
+    def init(key, features):
+        # All alike at no distance, and less so along every feature.
+        width = features.shape[-1]
+        return Likeness(jnp.full(width, -1 / width, features.dtype), jnp.zeros((), features.dtype))
+
+    def fit(params, features, support):
+        return features, support.targets, support.mask
+
+    def pairs(params, queries, features):
+        return params.bias + jnp.abs(queries[:, None] - features[None]) @ params.weights
+
+    def score(params, fitted, queries):
+        features, targets, mask = fitted
+        return scores_by_class(pairs(params, queries, features), targets, mask).max(1)
+
+    learner = head_learner(encoder, Head(init, fit, score), objective)
+
+    def loss(params, state, task, *, key=None):
+        support, query = task.support, task.query
+        features, queries, state = encoder.both(params.encoder, state, task, key=key)
+        same = query.targets @ support.targets.T
+        real = query.mask[:, None] * support.mask[None]
+        metrics = objective.metrics(score(params.head, (features, *support[1:]), queries), query.targets, query.mask)
+        return pair_loss(pairs(params.head, queries, features), same, real), (state, metrics)
+
+    return learner._replace(loss=loss)
+
+
+def pair_loss(logits: Array, same: Array, mask: Array) -> Array:
+    """Cross-entropy of pairs, in nats: the mean over those of one class and that over others, halved.
+
+    Args:
+        logits: [Q, K] of being of one class.
+        same: [Q, K], 1 for pairs that are.
+        mask: [Q, K], 1 for real pairs.
+    """
+    alike = losses.masked_mean(-jax.nn.log_sigmoid(logits), mask * same)
+    other = losses.masked_mean(-jax.nn.log_sigmoid(-logits), mask * (1 - same))
+    return (alike + other) / 2

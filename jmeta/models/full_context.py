@@ -1,0 +1,70 @@
+"""The two networks of full-context embeddings (Vinyals et al., 2016, appendix A)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jmeta.models.adapters import from_linen
+from jmeta.models.layers import lstm_cell
+from jmeta.types import Array, Model
+
+
+def bidirectional_lstm() -> Model:
+    """Adds to each feature vector [K, D] what an LSTM from either side says of it.
+
+    Returns:
+        A `Model` from [K, D] to [K, D]; rows that the mask takes out stay as they
+        are, and change nothing for others.
+    """
+    return from_linen(BidirectionalLSTM())
+
+
+def attention_lstm(*, steps: int = 5) -> Model:
+    """Reads a support set with an LSTM for each query, in several steps of attention.
+
+    Args:
+        steps: of reading.
+
+    Returns:
+        A `Model` from `(queries [Q, D], support [K, D], mask [K])` to [Q, D].
+
+    Raises:
+        ValueError: for fewer than 1 step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be at least 1.")
+    return from_linen(AttentionLSTM(steps))
+
+
+class BidirectionalLSTM(nn.Module):
+    """The module behind `bidirectional_lstm`."""
+
+    @nn.compact
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Features [K, D] in the context of each other."""
+        mask = jnp.ones(len(x), x.dtype) if mask is None else mask
+        order = jnp.argsort(mask == 0, stable=True)  # padding last, where a length can leave it out
+        both = nn.Bidirectional(
+            nn.RNN(lstm_cell(x.shape[-1])), nn.RNN(lstm_cell(x.shape[-1])), merge_fn=lambda one, other: one + other
+        )
+        context = both(x[order][None], seq_lengths=(mask > 0).sum()[None])[0]
+        return x + jnp.where(mask[:, None] > 0, context[jnp.argsort(order)], 0)
+
+
+class AttentionLSTM(nn.Module):
+    """The module behind `attention_lstm`."""
+
+    steps: int
+
+    @nn.compact
+    def __call__(self, inputs: tuple[Array, Array, Array]) -> Array:
+        """Queries [Q, D] in the context of a support set."""
+        queries, support, mask = inputs
+        cell = lstm_cell(queries.shape[-1])
+        hidden, memory = jnp.zeros_like(queries), jnp.zeros_like(queries)
+        for _ in range(self.steps):
+            weights = jax.nn.softmax(jnp.where(mask[None] > 0, hidden @ support.T, -jnp.inf))
+            read = weights @ support
+            (memory, hidden), _ = cell((memory, hidden), jnp.concatenate([queries, read], -1))
+            hidden += queries
+        return hidden

@@ -1,0 +1,95 @@
+"""The two networks of relation networks (Sung et al., 2018)."""
+
+import flax.linen as nn
+
+from jmeta.functional.pooling import max_pool
+from jmeta.models.adapters import from_linen
+from jmeta.models.layers import check_images, check_norm, check_widths, Conv, dense, Normalise
+from jmeta.types import Array, Model
+
+
+def relation_encoder(*, width: int = 64, norm: str = "batch") -> Model:
+    """Four blocks of convolution, the first two of them halving, to feature maps.
+
+    The paper's, with "SAME" padding, so that images of 28 x 28 give maps of 7 x 7.
+
+    Args:
+        width: filters of each block.
+        norm: normalisation policy, see `models.layers.Normalise`.
+
+    Returns:
+        A `Model` from images [K, H, W, C] to maps [K, H / 4, W / 4, width].
+
+    Raises:
+        ValueError: for an unknown `norm` or a width below 1; from `init` and
+            `apply`, for inputs that are not images.
+    """
+    check_norm(norm)
+    check_widths(width)
+    return from_linen(RelationEncoder(width, norm))
+
+
+def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") -> Model:
+    """How much two examples, their features joined, have to do with each other.
+
+    Args:
+        width: filters of the two convolutional blocks that feature maps pass first.
+        hidden: units of the fully connected layer before the last.
+        norm: normalisation policy, see `models.layers.Normalise`.
+
+    Returns:
+        A `Model` from pairs [P, H, W, C] or [P, D] to scores [P, 1], without the
+        sigmoid of the paper: `learners.relation` takes it.
+
+    Raises:
+        ValueError: for an unknown `norm` or a width below 1.
+    """
+    check_norm(norm)
+    check_widths(width, hidden)
+    return from_linen(RelationModule(width, hidden, norm))
+
+
+class Block(nn.Module):
+    """Convolution, normalisation, ReLU."""
+
+    width: int
+    norm: str
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
+        """Maps of [K, H, W, C]."""
+        x = Conv(self.width, use_bias=self.norm == "none")(x)
+        return nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
+
+
+class RelationEncoder(nn.Module):
+    """The module behind `relation_encoder`."""
+
+    width: int
+    norm: str
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Maps of images [K, H, W, C]."""
+        check_images(x)
+        for block in range(4):
+            x = Block(self.width, self.norm)(x, train=train, mask=mask)
+            x = max_pool(x) if block < 2 else x
+        return x
+
+
+class RelationModule(nn.Module):
+    """The module behind `relation_module`."""
+
+    width: int
+    hidden: int
+    norm: str
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Scores of pairs [P, ...]."""
+        for _ in range(2 if x.ndim == 4 else 0):
+            x = Block(self.width, self.norm)(x, train=train, mask=mask)
+            x = max_pool(x) if min(x.shape[1:3]) > 1 else x
+        x = nn.relu(dense(self.hidden)(x.reshape(len(x), -1)))
+        return dense(1)(x)

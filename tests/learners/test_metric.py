@@ -1,0 +1,124 @@
+"""Matching, relation and Siamese networks against their definitions in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import data, learners, models
+from jmeta.functional import HeadParams
+from jmeta.learners.siamese import Likeness
+from jmeta.types import Model
+
+IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
+
+
+@pytest.fixture
+def task(x64):
+    inputs = np.random.default_rng(0).normal(size=(20, 4))
+    table = data.class_table(inputs, np.repeat(np.arange(4), 5))
+    return data.episodes(table, ways=3, shots=2, queries=3)(jax.random.key(0))
+
+
+def numpy(task):
+    return np.asarray(task.support.inputs), np.asarray(task.support.targets), np.asarray(task.query.inputs)
+
+
+def outputs(learner, params, task):
+    return learner.predict(params, (), learner.adapt(params, (), task.support), task.query.inputs)
+
+
+def test_matching_is_the_attention_to_each_class(task):
+    support, targets, queries = numpy(task)
+    learner = learners.matching(IDENTITY)
+    params, _ = learner.init(jax.random.key(0), task)
+    cosines = queries @ support.T / np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(support, axis=1))
+    weights = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
+    np.testing.assert_allclose(jax.nn.softmax(outputs(learner, params, task)), weights @ targets, atol=1e-13)
+
+
+def test_attention_weights_of_real_examples_sum_to_one(task):
+    learner = learners.matching(IDENTITY)
+    params, _ = learner.init(jax.random.key(0), task)
+    part = task._replace(support=task.support._replace(mask=jnp.array([1.0, 0, 1, 1, 0, 0])))
+    probability = jax.nn.softmax(outputs(learner, params, part))
+    np.testing.assert_allclose(probability.sum(1), 1, atol=1e-14)
+    np.testing.assert_array_equal(probability[:, 2], 0)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm(params, x, hidden, memory):
+    """One step of an LSTM by its equations."""
+    gates = {
+        gate: x @ params[f"i{gate}"]["kernel"] + hidden @ params[f"h{gate}"]["kernel"] + params[f"h{gate}"]["bias"]
+        for gate in "ifgo"
+    }
+    memory = sigmoid(gates["f"]) * memory + sigmoid(gates["i"]) * np.tanh(gates["g"])
+    return sigmoid(gates["o"]) * np.tanh(memory), memory
+
+
+def test_the_query_context_is_that_of_the_paper_s_equations(x64):
+    rng = np.random.default_rng(0)
+    queries, support = rng.normal(size=(2, 3)), rng.normal(size=(5, 3))
+    model, inputs = models.attention_lstm(steps=2), (queries, support, jnp.array([1.0, 1, 1, 0, 1]))
+    params, _ = model.init(jax.random.key(0), inputs)
+    (cell,) = jax.tree.map(np.asarray, params).values()
+    real, hidden, memory = support[[0, 1, 2, 4]], np.zeros((2, 3)), np.zeros((2, 3))
+    for _ in range(2):
+        weights = np.exp(hidden @ real.T)
+        read = weights / weights.sum(1, keepdims=True) @ real
+        hidden, memory = lstm(cell, np.concatenate([queries, read], 1), hidden, memory)
+        hidden = hidden + queries
+    np.testing.assert_allclose(model.apply(params, {}, inputs)[0], hidden, atol=1e-12)
+
+
+def test_the_support_context_adds_both_directions(x64):
+    features = np.random.default_rng(0).normal(size=(3, 2))
+    model = models.bidirectional_lstm()
+    params, _ = model.init(jax.random.key(0), features)
+    cells = list(jax.tree.map(np.asarray, params).values())
+    expected = features.copy()
+    for cell, rows in zip(cells, ([0, 1, 2], [2, 1, 0]), strict=True):
+        hidden, memory = np.zeros(2), np.zeros(2)
+        for row in rows:
+            hidden, memory = lstm(cell, features[row], hidden, memory)
+            expected[row] += hidden
+    np.testing.assert_allclose(model.apply(params, {}, features)[0], expected, atol=1e-12)
+
+
+def test_a_relation_network_scores_the_query_joined_to_each_class_mean(task):
+    support, _, queries = numpy(task)
+    weights = np.random.default_rng(1).normal(size=(8, 1))
+    linear = Model(IDENTITY.init, lambda params, state, inputs, *, train=False, key=None: (inputs @ weights, state))
+    learner = learners.relation(IDENTITY, comparator=linear)
+    params, state = learner.init(jax.random.key(0), task)
+    adapted = learner.adapt(params, state, task.support)
+    means = support.reshape(3, 2, 4).mean(1)
+    expected = (means @ weights[:4]).T + queries @ weights[4:]
+    found = learner.predict(params, state, adapted, task.query.inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-13)
+    loss, _ = learner.loss(params, state, task)
+    np.testing.assert_allclose(loss, np.square(sigmoid(expected) - np.asarray(task.query.targets)).mean(), atol=1e-13)
+
+
+def test_a_siamese_network_takes_the_best_pair_and_learns_from_all_of_them(task):
+    support, targets, queries = numpy(task)
+    weights = np.array([-1.0, -0.5, 0.3, -2.0])
+    params = HeadParams({}, Likeness(jnp.asarray(weights), jnp.asarray(0.7)))
+    logits = np.abs(queries[:, None] - support[None]) @ weights + 0.7
+    learner = learners.siamese(IDENTITY)
+    expected = np.stack([logits[:, targets[:, way] == 1].max(1) for way in range(3)], 1)
+    np.testing.assert_allclose(outputs(learner, params, task), expected, atol=1e-13)
+    same = np.asarray(task.query.targets) @ targets.T == 1
+    pairs = np.where(same, np.log1p(np.exp(-logits)), np.log1p(np.exp(logits)))
+    loss, (_, metrics) = learner.loss(params, (), task)
+    np.testing.assert_allclose(loss, (pairs[same].mean() + pairs[~same].mean()) / 2, atol=1e-13)
+    assert set(metrics) == {"accuracy"}
+
+
+def test_a_context_with_a_state_is_refused(task):
+    with pytest.raises(ValueError, match="has a state"):
+        learners.matching(IDENTITY, support_context=models.mlp(outputs=4, norm="running")).init(jax.random.key(0), task)
