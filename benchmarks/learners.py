@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -24,24 +25,28 @@ import jmeta
 from benchmarks.omniglot import build_learner, provenance, RESULTS, summary, TEST_EPISODES
 from jmeta import data, losses, models
 
+TEST_QUERIES = {"sinusoid": 10, "omniglot": 15}  # for each class; of regression, of the task
+
 
 class Entry(NamedTuple):
-    """A learner as it is trained here, beside what all entries share."""
+    """How one learner is trained."""
 
     options: dict[str, Any]  # of the factory; `inner_rate` becomes gradient descent where it takes an optimizer
     model: Mapping[str, Any] = MappingProxyType({})  # beside what all models share
     outer: Callable = optax.adam
     rate: float = 1e-3  # of the outer optimizer; it falls to zero along a cosine
-    queries: int | None = None  # of a training task, where not as in all others
+    tasks: Mapping[str, int] = MappingProxyType({})  # of training, where not as in all others
+    any_ways: bool = True  # whether it can be tested at other ways than those of training
 
 
 class Suite(NamedTuple):
     """Tasks, and the learners compared on them."""
 
+    source: Literal["sinusoid", "omniglot"]
     model: Callable
     common: dict[str, Any]  # options of every learner
-    queries: int  # of a training task, for each class
-    batch_size: int
+    tasks: dict[str, int]  # of training: ways, shots, queries and batch_size
+    tests: tuple[tuple[int, int], ...]  # (ways, shots), the first for all learners
     dispatch: int  # meta-steps
     seconds: float  # of processor time for each learner
     entries: dict[str, Entry]
@@ -53,10 +58,11 @@ def reptile_step(learning_rate):
 
 
 SINUSOID = Suite(
+    source="sinusoid",
     model=models.mlp,
     common={"inner_steps": 5, "test_steps": 5, "loss_fn": losses.squared_error},
-    queries=10,
-    batch_size=25,
+    tasks={"ways": 1, "shots": 10, "queries": 10, "batch_size": 25},
+    tests=((1, 10),),
     dispatch=500,
     seconds=60,
     entries={
@@ -67,16 +73,17 @@ SINUSOID = Suite(
         "meta_sgd": Entry({"inner_rate": 0.01, "inner_steps": 1, "test_steps": 1}),  # as in its paper
         "meta_curvature": Entry({"inner_rate": 0.01}),
         "reptile": Entry({"inner_rate": 0.01, "inner_batch": None}, outer=reptile_step, rate=0.5),
-        "imaml": Entry({"inner_rate": 0.005, "inner_steps": 64, "test_steps": 64, "proximal": 0.5}, rate=3e-4),
+        "imaml": Entry({"inner_rate": 0.01, "inner_steps": 16, "test_steps": 16, "proximal": 0.1}),
         "cavia": Entry({"inner_rate": 0.1}, model={"context": 4}),
         "mamlpp": Entry({"inner_rate": 0.01, "multi_step_until": 2_000, "first_order_until": 2_000}),
     },
 )
 OMNIGLOT = Suite(
+    source="omniglot",
     model=lambda **options: models.conv4(**{"outputs": 5, "width": 32, "strided": True} | options),
     common={},
-    queries=5,
-    batch_size=16,
+    tasks={"ways": 5, "shots": 1, "queries": 5, "batch_size": 16},
+    tests=((5, 1),),
     dispatch=10,
     seconds=600,  # that is five minutes of two cores; on a busy machine processor time is fairer than the clock's
     entries={
@@ -86,18 +93,33 @@ OMNIGLOT = Suite(
         "boil": Entry({"inner_rate": 0.5, "test_steps": 3}),
         "meta_sgd": Entry({"inner_rate": 0.4, "test_steps": 3}),
         "meta_curvature": Entry({"inner_rate": 0.4, "test_steps": 3}),
-        "reptile": Entry({}, outer=reptile_step, rate=1.0, queries=14),
-        "imaml": Entry({"inner_rate": 0.1}),
+        "reptile": Entry({}, outer=reptile_step, rate=1.0, tasks={"queries": 14}),
+        "imaml": Entry({"inner_rate": 0.4, "proximal": 0.5}),
         "cavia": Entry({"inner_rate": 1.0}, model={"context": 100}),
         "mamlpp": Entry({"inner_rate": 0.1, "multi_step_until": 1_000, "first_order_until": 1_000}),
         "proto_maml": Entry({"inner_rate": 0.1, "inner_steps": 5}, model={"outputs": None}),
     },
 )
-SUITES = {"sinusoid": SINUSOID, "omniglot": OMNIGLOT}
+RUNNING = {"norm": "running"}
+ENCODERS = Suite(
+    source="omniglot",
+    model=lambda **options: models.conv4(**{"width": 64} | options),
+    common={},
+    tasks={"ways": 20, "shots": 1, "queries": 5, "batch_size": 1},
+    tests=((5, 1), (5, 5), (20, 1), (20, 5)),
+    dispatch=10,
+    seconds=600,
+    entries={
+        "protonet": Entry({}, model=RUNNING, tasks={"ways": 60}),
+        "matching": Entry({}, model=RUNNING),
+        "siamese": Entry({}, model=RUNNING),
+    },
+)
+SUITES = {"sinusoid": SINUSOID, "omniglot": OMNIGLOT, "omniglot-encoders": ENCODERS}
 
 
 def main(
-    tasks: Literal["sinusoid", "omniglot"],
+    tasks: Literal["sinusoid", "omniglot", "omniglot-encoders"],
     /,
     *,
     only: tuple[str, ...] = (),
@@ -120,17 +142,15 @@ def main(
     budget = suite.seconds if seconds is None else seconds
     out.mkdir(parents=True, exist_ok=True)
     for name in only or suite.entries:
-        result = run(name, suite, samplers(tasks, suite, name, data_dir), budget, seed)
+        result = run(name, suite, data_dir, budget, seed)
         (out / f"{tasks}-{name}.json").write_text(json.dumps({"tasks": tasks, **result}, indent=1) + "\n")
 
 
-def samplers(tasks: str, suite: Suite, name: str, data_dir: str | None) -> tuple[Callable, Callable]:
-    """Of training and of test tasks."""
-    queries = suite.entries[name].queries or suite.queries
-    if tasks == "sinusoid":
-        return (data.sinusoid(shots=10, queries=queries),) * 2
-    train, test = (data.omniglot(split, data_dir=data_dir) for split in ("train", "test"))
-    return data.episodes(train, ways=5, shots=1, queries=queries), data.episodes(test, ways=5, shots=1, queries=15)
+def sampler(source: str, split: str, data_dir: str | None, *, ways: int, shots: int, queries: int) -> Callable:
+    """Of tasks, all of whose characters come from one split."""
+    if source == "sinusoid":
+        return data.sinusoid(shots=shots, queries=queries)
+    return data.episodes(data.omniglot(split, data_dir=data_dir), ways=ways, shots=shots, queries=queries)
 
 
 def build(name: str, suite: Suite) -> jmeta.Learner:
@@ -139,41 +159,46 @@ def build(name: str, suite: Suite) -> jmeta.Learner:
     return build_learner(name, suite.model(**entry.model), {**suite.common, **entry.options})
 
 
-def run(name: str, suite: Suite, samplers: tuple[Callable, Callable], budget: float, seed: int) -> dict[str, Any]:
+def run(name: str, suite: Suite, data_dir: str | None, budget: float, seed: int) -> dict[str, Any]:
     """What is reported of one learner."""
-    sample, test = samplers
     entry = suite.entries[name]
+    tasks = {**suite.tasks, **entry.tasks}
+    sample = sampler(suite.source, "train", data_dir, **{key: tasks[key] for key in ("ways", "shots", "queries")})
     init_key, test_key = jax.random.split(jax.random.key(seed))
     learner = build(name, suite)
-    state, training = train(learner, entry, suite, sample, budget, init_key)
-    report = jmeta.evaluate(learner, state, test, key=test_key, episodes=TEST_EPISODES)
-    print(f"{name:16} {training['steps']:6} steps  {report}", flush=True)
+    state, training = train(learner, entry, suite.dispatch, tasks["batch_size"], sample, budget, init_key)
+    tests = []
+    for ways, shots in suite.tests if entry.any_ways else suite.tests[:1]:
+        test = sampler(suite.source, "test", data_dir, ways=ways, shots=shots, queries=TEST_QUERIES[suite.source])
+        report = jmeta.evaluate(learner, state, test, key=test_key, episodes=TEST_EPISODES)
+        print(f"{name:16} {training['steps']:6} steps, {ways}-way {shots}-shot: {report}", flush=True)
+        tests.append(summary(report) | {"adaptation_milliseconds": adaptation_time(learner, state, test, test_key)})
     return {
         "learner": name,
         "options": {key: value for key, value in {**suite.common, **entry.options}.items() if key != "loss_fn"},
         "model": dict(entry.model),
+        "training_tasks": tasks,
         "outer_rate": entry.rate,
         "seed": seed,
         **provenance(),
         "budget_seconds": budget,
         **training,
-        "adaptation_milliseconds": adaptation_time(learner, state, test, test_key),
-        "test": summary(report),
+        "tests": tests,
     }
 
 
-def train(learner, entry, suite, sample, budget, key) -> tuple[jmeta.TrainState, dict[str, Any]]:
+def train(learner, entry, dispatch, batch_size, sample, budget, key) -> tuple[jmeta.TrainState, dict[str, Any]]:
     """The state when the budget is spent, compilation included, and how it got there."""
     start, clock = time.process_time(), time.perf_counter()
     optimizer = optax.inject_hyperparams(entry.outer)(learning_rate=entry.rate)
     state = jmeta.init_state(learner, optimizer, key, jax.jit(sample)(key))
     step = jmeta.make_train_step(learner, optimizer)
-    loop = jax.jit(jmeta.make_train_loop(step, sample, batch_size=suite.batch_size, steps=suite.dispatch))
+    loop = jax.jit(jmeta.make_train_loop(step, sample, batch_size=batch_size, steps=dispatch)).lower(state).compile()
     nonfinite = 0
     with tqdm(total=budget, unit="s", mininterval=10) as bar:
         while (used := time.process_time() - start) < budget:
             bar.update(used - bar.n)
-            state.opt_state.hyperparams["learning_rate"] = np.float32(
+            state.opt_state.hyperparams["learning_rate"] = jnp.asarray(
                 entry.rate * (1 + math.cos(math.pi * used / budget)) / 2
             )
             state, metrics = loop(state)
@@ -184,6 +209,7 @@ def train(learner, entry, suite, sample, budget, key) -> tuple[jmeta.TrainState,
         "processor_seconds": round(time.process_time() - start, 1),
         "seconds": round(time.perf_counter() - clock, 1),
         "nonfinite_tasks": nonfinite,
+        "temporary_bytes": loop.memory_analysis().temp_size_in_bytes,
     }
 
 

@@ -86,14 +86,14 @@ def learners() -> str:
     for name in dict.fromkeys(learner for _, learner in sorted(found)):
         cells = [f"`{name}`"]
         if result := found.get(("sinusoid", name)):
-            test = result["test"]
-            cells += [f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}", f"{result['adaptation_milliseconds']:.2f} ms"]
+            test = result["tests"][0]
+            cells += [f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}", f"{test['adaptation_milliseconds']:.2f} ms"]
         else:
             cells += ["classes only", ""]
         if result := found.get(("omniglot", name)):
-            test = result["test"]
+            test = result["tests"][0]
             cells += [f"{100 * test['accuracy']:.1f} ± {100 * test['ci95']:.1f} %", f"{result['steps']:,}"]
-            cells += [f"{result['adaptation_milliseconds']:.1f} ms"]
+            cells += [f"{test['adaptation_milliseconds']:.1f} ms"]
         else:
             cells += ["", "", ""]
         rows.append(cells)
