@@ -80,10 +80,10 @@ def test_bench_order_writes_its_rows_and_a_figure(tmp_path, capsys):
 
 def test_bench_learners_spends_its_budget_and_writes_the_test(tmp_path):
     assert (
-        cli.main(["bench", "learners", "sinusoid", "--only", "fomaml", "--seconds", "3", "--out", str(tmp_path)]) == 0
+        cli.main(["bench", "learners", "sinusoid", "--only", "fomaml", "--seconds", "10", "--out", str(tmp_path)]) == 0
     )
     result = json.loads((tmp_path / "sinusoid-fomaml.json").read_text())
-    assert result["processor_seconds"] >= 3
+    assert result["processor_seconds"] >= 10
     assert result["steps"] > 0
     assert np.isfinite(result["tests"][0]["loss"])
 
