@@ -3,7 +3,7 @@
     python -m benchmarks.learners sinusoid
     python -m benchmarks.learners omniglot --only maml anil --data-dir ~/tensorflow_datasets
 
-A result goes to benchmarks/results/learners/TASKS-LEARNER.json.
+A result goes to benchmarks/results/learners/TASKS-LEARNER.json, a figure of all to TASKS.png beside it.
 """
 
 import json
@@ -144,6 +144,7 @@ def main(
     for name in only or suite.entries:
         result = run(name, suite, data_dir, budget, seed)
         (out / f"{tasks}-{name}.json").write_text(json.dumps({"tasks": tasks, **result}, indent=1) + "\n")
+        draw([json.loads(path.read_text()) for path in sorted(out.glob(f"{tasks}-*.json"))], out / f"{tasks}.png")
 
 
 def sampler(source: str, split: str, data_dir: str | None, *, ways: int, shots: int, queries: int) -> Callable:
@@ -223,6 +224,26 @@ def adaptation_time(learner, state, sample, key, repeats=50) -> float:
         jax.block_until_ready(adapt(state.params, state.state, support))
         times.append(time.perf_counter() - start)
     return round(1e3 * float(np.median(times[1:])), 3)  # the first one compiled
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """How well each learner does in the first test, by how long it takes to adapt."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    measure, interval = (
+        ("accuracy", "ci95") if results[0]["tests"][0]["accuracy"] is not None else ("loss", "loss_ci95")
+    )
+    for result in results:
+        test = result["tests"][0]
+        axis.errorbar(test["adaptation_milliseconds"], test[measure], test[interval], fmt="o", capsize=2)
+        axis.annotate(result["learner"], (test["adaptation_milliseconds"], test[measure]), fontsize="small")
+    axis.set(xscale="log", xlabel="milliseconds to adapt to one task", ylabel=measure, title=results[0]["tasks"])
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

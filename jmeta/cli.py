@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, get_args, Literal, NamedTuple
 
 import jax
 import optax
@@ -61,7 +61,9 @@ SOURCES = {
 }
 LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
-ENCODED = {"proto_maml", "protonet"}  # learners whose model is an encoder, without an output layer
+# Learners whose model is an encoder, without an output layer.
+ENCODED = {"matching", "proto_maml", "protonet", "relation", "siamese"}
+Benchmark = Literal["order", "learners"]  # those in benchmarks/ that the command runs
 
 
 # What a run is told.
@@ -220,7 +222,7 @@ class Demo:
 class Bench:
     """Measure, in a clone of the repository; `jmeta bench order --help` tells the options."""
 
-    name: Annotated[Literal["order", "learners"], tyro.conf.Positional]
+    name: Annotated[Benchmark, tyro.conf.Positional]
     """order: second order against first order; learners: all learners on the same tasks."""
 
 
@@ -504,7 +506,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         match arguments:
-            case ["bench", "order" | "learners" as name, *options]:
+            case ["bench", name, *options] if name in get_args(Benchmark):
                 bench(name, options)
             case _:
                 run(_told_in_a_line(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments))
