@@ -4,7 +4,7 @@ from jmeta.functional.attention import class_attention
 from jmeta.functional.conv import conv
 from jmeta.functional.encoders import Encoder, separate_encoders, shared_encoder
 from jmeta.functional.fast_weights import Descent, descent, fast_weight_learner, FastWeights, MetaParams
-from jmeta.functional.heads import Fitted, Head, head_learner, HeadParams
+from jmeta.functional.heads import Fitted, Head, head_learner, HeadParams, plain_head
 from jmeta.functional.inner_loop import constant_gradient, descent_step, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import InnerRule
 from jmeta.functional.mixed import mixed_gradient
@@ -41,6 +41,7 @@ __all__ = [
     "inner_loop",
     "max_pool",
     "mixed_gradient",
+    "plain_head",
     "prototypes",
     "separate_encoders",
     "shared_encoder",

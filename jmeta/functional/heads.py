@@ -1,4 +1,4 @@
-"""Learners that fit a head on features: all is theirs in common but the head."""
+"""Learners that adapt by a forward pass: a head reads the features of the support set and answers for queries."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,12 +11,15 @@ from jmeta.types import Array, Learner, Objective, PyTree
 
 
 class Head(NamedTuple):
-    """How queries are told apart by the features of a support set.
+    """What reads an encoded support set and answers for encoded queries.
+
+    The support set is `Examples` whose inputs are features [K, D].
 
     Attributes:
-        init: `(key, features [K, D]) -> params`, what is meta-learned of it.
-        fit: `(params, features [K, D], support) -> fitted`, any tree.
-        score: `(params, fitted, features [Q, D]) -> outputs [Q, N]`.
+        init: `(key, support) -> params`, what is meta-learned of it.
+        fit: `(params, support, *, train=False, key=None) -> fitted`, any tree.
+        score: `(params, fitted, features [Q, D], *, train=False, key=None) -> outputs
+            [Q, N]`, each row of which depends on its query alone.
     """
 
     init: Callable
@@ -48,6 +51,21 @@ class Fitted(NamedTuple):
     present: Array | None
 
 
+def plain_head(init: Callable, fit: Callable, score: Callable) -> Head:
+    """A head that does the same in training and in test, and draws nothing at random.
+
+    Args:
+        init: `(key, features [K, D]) -> params`.
+        fit: `(params, support) -> fitted`.
+        score: `(params, fitted, features [Q, D]) -> outputs [Q, N]`.
+    """
+    return Head(
+        lambda key, support: init(key, support.inputs),
+        lambda params, support, **context: fit(params, support),
+        lambda params, fitted, features, **context: score(params, fitted, features),
+    )
+
+
 def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
     """The learner that encodes a task and fits a head on its support set.
 
@@ -58,22 +76,26 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
 
     Returns:
         A `Learner` whose parameters are `HeadParams`, and whose `adapt` gives
-        `Fitted`. Its `init` raises a `ValueError` for an encoder whose features
-        are not vectors.
+        `Fitted`; its state is the encoder's. Its `init` raises a `ValueError` for
+        an encoder whose features are not vectors, and for outputs of a wrong width.
     """
 
     def init(key, task):
         encoder_key, head_key = jax.random.split(key)
         params, state = encoder.init(encoder_key, task)
         features = encoder.support(params, state, task.support.inputs, mask=task.support.mask)
-        check_vectors(features)
-        return HeadParams(params, head.init(head_key, features)), state
+        if features.ndim != 2:
+            raise ValueError(f"the encoder's features have shape {features.shape}; they must be vectors, [K, D].")
+        params = HeadParams(params, head.init(head_key, task.support._replace(inputs=features)))
+        jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
+        return params, state
 
-    def fit(params, features, support):
-        return Fitted(head.fit(params.head, features, support), objective.present(support))
+    def fit(params, features, support, **context):
+        fitted = head.fit(params.head, support._replace(inputs=features), **context)
+        return Fitted(fitted, objective.present(support))
 
-    def score(params, adapted, features):
-        return exclude_absent(head.score(params.head, adapted.head, features), adapted.present)
+    def score(params, adapted, features, **context):
+        return exclude_absent(head.score(params.head, adapted.head, features, **context), adapted.present)
 
     def adapt(params, state, support, *, key=None):
         return fit(params, encoder.support(params.encoder, state, support.inputs, mask=support.mask, key=key), support)
@@ -82,14 +104,11 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         return score(params, adapted, encoder.query(params.encoder, state, inputs, mask=mask))
 
     def loss(params, state, task, *, key=None):
-        features, queries, state = encoder.both(params.encoder, state, task, key=key)
-        labelled = (score(params, fit(params, features, task.support), queries), task.query.targets, task.query.mask)
+        encoder_key, fit_key, score_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        features, queries, state = encoder.both(params.encoder, state, task, key=encoder_key)
+        adapted = fit(params, features, task.support, train=True, key=fit_key)
+        outputs = score(params, adapted, queries, train=True, key=score_key)
+        labelled = (outputs, task.query.targets, task.query.mask)
         return objective.loss(*labelled), (state, objective.metrics(*labelled))
 
     return Learner(init, adapt, predict, loss)
-
-
-def check_vectors(features: Array) -> None:
-    """Raises a `ValueError` unless features are [K, D]."""
-    if features.ndim != 2:
-        raise ValueError(f"the encoder's features have shape {features.shape}; they must be vectors, [K, D].")

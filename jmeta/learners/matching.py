@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jmeta import losses
 from jmeta.functional.attention import class_attention
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import Head, head_learner
+from jmeta.functional.heads import head_learner, plain_head
 from jmeta.functional.prototypes import cosine_similarities
 from jmeta.types import Array, Learner, Model
 
@@ -30,7 +30,7 @@ def matching(model: Model, *, support_context: Model | None = None, query_contex
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and
-        `adapt` gives `Fitted`.
+        `adapt` gives `Fitted`, the encoded support set.
 
     Raises:
         ValueError: from `init`, if features are not [K, D], or a context has a
@@ -56,16 +56,15 @@ def matching(model: Model, *, support_context: Model | None = None, query_contex
             raise ValueError("support_context or query_context has a state; it must be a network without one.")
         return support_params, query_params
 
-    def fit(params, features, support):
-        features, _ = support_context.apply(params[0], {}, features, mask=support.mask)
-        return features, support.targets, support.mask
+    def fit(params, support):
+        features, _ = support_context.apply(params[0], {}, support.inputs, mask=support.mask)
+        return support._replace(inputs=features)
 
-    def score(params, fitted, queries):
-        features, targets, mask = fitted
-        queries, _ = query_context.apply(params[1], {}, (queries, features, mask))
-        return class_attention(cosine_similarities(queries, features), targets, mask)
+    def score(params, support, queries):
+        queries, _ = query_context.apply(params[1], {}, (queries, support.inputs, support.mask))
+        return class_attention(cosine_similarities(queries, support.inputs), support.targets, support.mask)
 
-    return head_learner(shared_encoder(model), Head(init, fit, score), losses.objective(losses.cross_entropy))
+    return head_learner(shared_encoder(model), plain_head(init, fit, score), losses.objective(losses.cross_entropy))
 
 
 def _unchanged(params, state, features: Array, *, mask: Array | None = None):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jmeta import losses
 from jmeta.functional.encoders import separate_encoders, shared_encoder
-from jmeta.functional.heads import Head, head_learner
+from jmeta.functional.heads import head_learner, plain_head
 from jmeta.functional.prototypes import (
     cosine_similarities,
     gaussians,
@@ -65,20 +65,20 @@ def _nothing(key, features):
     return ()
 
 
-def _means(params, features, support):
-    return prototypes(features, support.targets, support.mask)
+def _means(params, support):
+    return prototypes(*support)
 
 
 DISTANCES = {
-    "euclidean": Head(_nothing, _means, lambda params, points, queries: -squared_distances(queries, points)),
-    "cosine": Head(
+    "euclidean": plain_head(_nothing, _means, lambda params, points, queries: -squared_distances(queries, points)),
+    "cosine": plain_head(
         lambda key, features: jnp.full((), COSINE_SCALE, features.dtype),
         _means,
         lambda scale, points, queries: scale * cosine_similarities(queries, points),
     ),
-    "mahalanobis": Head(
+    "mahalanobis": plain_head(
         _nothing,
-        lambda params, features, support: gaussians(features, support.targets, support.mask),
+        lambda params, support: gaussians(*support),
         lambda params, fitted, queries: -squared_mahalanobis_distances(queries, fitted) / 2,
     ),
 }

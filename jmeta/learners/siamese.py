@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jmeta import losses
 from jmeta.functional.attention import scores_by_class
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import Head, head_learner
+from jmeta.functional.heads import head_learner, plain_head
 from jmeta.types import Array, Learner, Model
 
 
@@ -39,7 +39,7 @@ def siamese(model: Model) -> Learner:
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams` with a
-        `Likeness`, and `adapt` gives `Fitted`. Outputs are the logits of the best
+        `Likeness`, and `adapt` gives `Fitted`, the encoded support set. Outputs are the logits of the best
         pairs.
 
     Raises:
@@ -60,24 +60,21 @@ def siamese(model: Model) -> Learner:
         width = features.shape[-1]
         return Likeness(jnp.full(width, -1 / width, features.dtype), jnp.zeros((), features.dtype))
 
-    def fit(params, features, support):
-        return features, support.targets, support.mask
-
     def pairs(params, queries, features):
         return params.bias + jnp.abs(queries[:, None] - features[None]) @ params.weights
 
-    def score(params, fitted, queries):
-        features, targets, mask = fitted
-        return scores_by_class(pairs(params, queries, features), targets, mask).max(1)
+    def score(params, support, queries):
+        return scores_by_class(pairs(params, queries, support.inputs), support.targets, support.mask).max(1)
 
-    learner = head_learner(encoder, Head(init, fit, score), objective)
+    learner = head_learner(encoder, plain_head(init, lambda params, support: support, score), objective)
 
     def loss(params, state, task, *, key=None):
         support, query = task.support, task.query
         features, queries, state = encoder.both(params.encoder, state, task, key=key)
         same = query.targets @ support.targets.T
         real = query.mask[:, None] * support.mask[None]
-        metrics = objective.metrics(score(params.head, (features, *support[1:]), queries), query.targets, query.mask)
+        outputs = score(params.head, support._replace(inputs=features), queries)
+        metrics = objective.metrics(outputs, query.targets, query.mask)
         return pair_loss(pairs(params.head, queries, features), same, real), (state, metrics)
 
     return learner._replace(loss=loss)
