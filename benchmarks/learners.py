@@ -33,6 +33,7 @@ class Entry(NamedTuple):
 
     options: dict[str, Any]  # of the factory; `inner_rate` becomes gradient descent where it takes an optimizer
     model: Mapping[str, Any] = MappingProxyType({})  # beside what all models share
+    network: Callable | None = None  # in place of the suite's model
     outer: Callable = optax.adam
     rate: float = 1e-3  # of the outer optimizer; it falls to zero along a cosine
     tasks: Mapping[str, int] = MappingProxyType({})  # of training, where not as in all others
@@ -112,6 +113,9 @@ ENCODERS = Suite(
     entries={
         "protonet": Entry({}, model=RUNNING, tasks={"ways": 60}),
         "matching": Entry({}, model=RUNNING),
+        "relation": Entry(
+            {}, network=models.relation_encoder, model={"norm": "batch"}, tasks={"ways": 5, "batch_size": 4}
+        ),
         "siamese": Entry({}, model=RUNNING),
     },
 )
@@ -157,7 +161,8 @@ def sampler(source: str, split: str, data_dir: str | None, *, ways: int, shots: 
 def build(name: str, suite: Suite) -> jmeta.Learner:
     """The learner of an entry."""
     entry = suite.entries[name]
-    return build_learner(name, suite.model(**entry.model), {**suite.common, **entry.options})
+    model = (entry.network or suite.model)(**entry.model)
+    return build_learner(name, model, {**suite.common, **entry.options})
 
 
 def run(name: str, suite: Suite, data_dir: str | None, budget: float, seed: int) -> dict[str, Any]:
