@@ -62,7 +62,18 @@ SOURCES = {
 LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
 # Learners whose model is an encoder, without an output layer.
-ENCODED = {"matching", "proto_maml", "protonet", "relation", "siamese"}
+ENCODED = {
+    "baseline",
+    "baseline_pp",
+    "logistic",
+    "matching",
+    "metaoptnet",
+    "proto_maml",
+    "protonet",
+    "r2d2",
+    "relation",
+    "siamese",
+}
 Benchmark = Literal["order", "learners"]  # those in benchmarks/ that the command runs
 
 

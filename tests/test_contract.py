@@ -79,6 +79,12 @@ CASES = {
     "protonet, support encoder": Case(
         learners.protonet(mlp(outputs=4), support_encoder=mlp(outputs=4, norm="running")), (5,)
     ),
+    "r2d2": Case(learners.r2d2(mlp(outputs=None, norm="running")), (5,)),
+    "r2d2, plain model": Case(learners.r2d2(plain_model()), (5,)),
+    "metaoptnet": Case(learners.metaoptnet(mlp(outputs=None)), (5,)),
+    "logistic": Case(learners.logistic(mlp(outputs=None)), (5,)),
+    "baseline": Case(learners.baseline(mlp(outputs=None, norm="running"), classes=7), (5,)),
+    "baseline_pp": Case(learners.baseline_pp(mlp(outputs=None, norm="running"), classes=7), (5,)),
 }
 
 
@@ -190,7 +196,7 @@ def padded(examples, rows):
 def test_masked_padding_changes_nothing(subject):
     support, query = (padded(part, 2) for part in subject.task[:2])
     loss, (state, metrics) = subject.loss(subject.params, subject.task)
-    close(subject.loss(subject.params, Task(support, query)), (loss, (state, metrics)))
+    close(subject.loss(subject.params, subject.task._replace(support=support, query=query)), (loss, (state, metrics)))
     outputs = subject.predictions(subject.params, subject.task.support, subject.task.query)
     close(subject.predictions(subject.params, support, query)[:-2], outputs)
 

@@ -7,6 +7,7 @@ from jmeta.functional.fast_weights import Descent, descent, fast_weight_learner,
 from jmeta.functional.heads import Fitted, Head, head_learner, HeadParams, plain_head
 from jmeta.functional.inner_loop import constant_gradient, descent_step, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import InnerRule
+from jmeta.functional.logistic import logistic_regression
 from jmeta.functional.mixed import mixed_gradient
 from jmeta.functional.pooling import max_pool
 from jmeta.functional.prototypes import (
@@ -17,8 +18,12 @@ from jmeta.functional.prototypes import (
     squared_distances,
     squared_mahalanobis_distances,
 )
+from jmeta.functional.ridge import ridge_regression
+from jmeta.functional.svm import crammer_singer
+from jmeta.functional.transfer import Classifier, transfer_learner
 
 __all__ = [
+    "Classifier",
     "Descent",
     "Encoder",
     "FastWeights",
@@ -33,18 +38,22 @@ __all__ = [
     "constant_gradient",
     "conv",
     "cosine_similarities",
+    "crammer_singer",
     "descent",
     "descent_step",
     "fast_weight_learner",
     "gaussians",
     "head_learner",
     "inner_loop",
+    "logistic_regression",
     "max_pool",
     "mixed_gradient",
     "plain_head",
     "prototypes",
+    "ridge_regression",
     "separate_encoders",
     "shared_encoder",
     "squared_distances",
     "squared_mahalanobis_distances",
+    "transfer_learner",
 ]

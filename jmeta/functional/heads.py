@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import Encoder
@@ -112,3 +113,15 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         return objective.loss(*labelled), (state, objective.metrics(*labelled))
 
     return Learner(init, adapt, predict, loss)
+
+
+def check_positive(**numbers: float) -> None:
+    """Raises a `ValueError` for a number, by its name, that is not above 0."""
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"{name} is {value}; it must be above 0.")
+
+
+def numbers(**start: float) -> Callable:
+    """The `init` of a plain head of which a few numbers, by their names, are meta-learned from these on."""
+    return lambda key, features: {name: jnp.asarray(value, features.dtype) for name, value in start.items()}

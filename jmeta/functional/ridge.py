@@ -1,0 +1,38 @@
+"""Ridge regression in closed form."""
+
+import jax.numpy as jnp
+from jax.scipy.linalg import solve
+
+from jmeta.types import Array
+
+
+def ridge_regression(features: Array, targets: Array, mask: Array, regularisation: Array | float) -> Array:
+    """The weights W that minimise |X W - Y|^2 + lambda |W|^2 over the real examples.
+
+    Solved in the smaller of the two spaces: (X'X + lambda)^-1 X'Y, of as many
+    equations as features, or by the Woodbury identity X'(XX' + lambda)^-1 Y, of
+    as many as examples. To lambda is added the rounding error of the matrix it
+    regularises, which is thereby positive definite in every precision.
+
+    Args:
+        features: X, [K, D].
+        targets: Y, [K, N].
+        mask: [K].
+        regularisation: lambda, above 0.
+
+    Returns:
+        W, [D, N]; zeros if there is no real example.
+
+    Example:
+        >>> ridge_regression(jnp.array([[1.0], [9.0]]), jnp.array([[2.0], [9.0]]), jnp.array([1.0, 0.0]), 1.0)
+        Array([[1.]], dtype=float32)
+    """
+    x, y = features * mask[:, None], targets * mask[:, None]
+    if x.shape[0] < x.shape[1]:
+        return x.T @ _solve(x @ x.T, y, regularisation)
+    return _solve(x.T @ x, x.T @ y, regularisation)
+
+
+def _solve(gram, values, regularisation):
+    rounding = jnp.finfo(gram.dtype).eps * jnp.trace(gram)
+    return solve(gram + (regularisation + rounding) * jnp.eye(len(gram)), values, assume_a="pos")

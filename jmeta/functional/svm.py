@@ -1,0 +1,61 @@
+"""The multi-class support vector machine, as a quadratic program one can differentiate through."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from optax.projections import projection_simplex
+
+from jmeta.types import Array
+
+
+def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float, steps: int) -> Array:
+    """The weights of the multi-class support vector machine, without a bias.
+
+    Crammer & Singer, 2001, "On the Algorithmic Implementation of Multiclass
+    Kernel-based Vector Machines": W minimises |W|^2 / 2 plus `cost` times the sum
+    over examples of max_c (1 [c is wrong] + x W_c) - x W_y. Its dual, in A [K, N]
+    with W = X'A, minimises |X'A|^2 / 2 - <A, Y> where the rows of A sum to zero
+    and do not exceed `cost` times those of Y. The alternating direction method of
+    multipliers (Boyd et al., 2011, section 5.2) takes turns between the quadratic,
+    the same small matrix for all classes and steps, and the constraints, a
+    projection of each row onto a simplex. Derivatives go through the steps.
+
+    Args:
+        features: X, [K, D].
+        targets: Y, [K, N] one-hot; a class with no real example is left out.
+        mask: [K].
+        cost: C, above 0.
+        steps: of the method.
+
+    Returns:
+        W, [D, N]; zeros for a class with no real example.
+
+    Example:
+        >>> x, y = jnp.array([[1.0], [-1.0]]), jnp.eye(2)
+        >>> crammer_singer(x, y, jnp.ones(2), cost=10.0, steps=100)
+        Array([[ 0.5, -0.5]], dtype=float32)
+    """
+    x, y = features * mask[:, None], targets * mask[:, None]
+    present = y.sum(0) > 0
+    gram = x @ x.T
+    # The mean eigenvalue: the matrix to invert has then a condition number of at most 1 + K, whatever the features.
+    trace = jnp.trace(gram)
+    penalty = jnp.where(trace > 0, trace, 1) / jnp.maximum(mask.sum(), 1)
+    solution = jnp.linalg.inv(gram / penalty + jnp.eye(len(gram)))
+    linear = (y - mask[:, None] * present[None] / jnp.maximum(present.sum(), 1)) / penalty  # feasible rows sum to zero
+
+    def step(carry, _):
+        feasible, multipliers = carry
+        free = solution @ (linear + feasible - multipliers)
+        feasible = _nearest_feasible(free + multipliers, y, present, cost)
+        return (feasible, multipliers + free - feasible), None
+
+    zeros = jnp.zeros_like(y)
+    (feasible, _), _ = lax.scan(step, (zeros, zeros), length=steps)
+    return x.T @ feasible
+
+
+def _nearest_feasible(values, y, present, cost):
+    """What rows lack of their bounds sums to `cost` and is not negative; zero at absent classes."""
+    lacking = jnp.where(present[None], cost * y - values, -cost)
+    return cost * y - jax.vmap(projection_simplex, (0, None))(lacking, cost)

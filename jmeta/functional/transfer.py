@@ -1,0 +1,113 @@
+"""Transfer: features learned by classifying all training classes, and a new head for each task."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jmeta.functional.classes import exclude_absent
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.heads import head_learner, plain_head
+from jmeta.functional.inner_loop import check_counts, inner_loop
+from jmeta.functional.inner_rule import InnerOptimizer
+from jmeta.types import Array, Learner, Model, Objective
+
+# Stochastic gradient descent with momentum, dampening and weight decay, as Chen et al., 2019, fit
+# a head; the running mean of gradients starts at zero here, at the first gradient there.
+FINE_TUNING = optax.chain(optax.add_decayed_weights(1e-3), optax.ema(0.9, debias=False), optax.scale(-0.01))
+
+
+class Classifier(NamedTuple):
+    """A kind of head.
+
+    Attributes:
+        init: `(key, width, classes) -> params`, where training starts.
+        start: `(features [K, D], targets [K, N], mask [K]) -> params`, where a task
+            starts; alike for all its classes.
+        outputs: `(params, features [Q, D]) -> [Q, N]`.
+    """
+
+    init: Callable
+    start: Callable
+    outputs: Callable
+
+
+def transfer_learner(
+    model: Model, objective: Objective, classifier: Classifier, *, classes: int, optimizer: InnerOptimizer, steps: int
+) -> Learner:
+    """The learner trained by ordinary classification, that fits a new head to the features of a support set.
+
+    Args:
+        model: an encoder to features [K, D].
+        objective: the loss, over classes, of training and of fitting.
+        classifier: the kind of head.
+        classes: how many the training source has.
+        optimizer: of the head of a task.
+        steps: how many it takes.
+
+    Returns:
+        A `Learner`; its parameters are `HeadParams`, with the head of all training
+        classes, and `adapt` gives `Fitted`, with that of the task. Its metrics are
+        of all training classes. Its `init` and `loss` raise a `ValueError` for a task
+        without `class_ids`, or with one that is not below `classes`; under `jit`,
+        where ids have no values, the loss is NaN then.
+
+    Raises:
+        ValueError: for fewer than 2 classes, or a negative number of steps.
+    """
+    if classes != int(classes) or classes < 2:
+        raise ValueError(f"classes is {classes}; it must be the number of training classes, at least 2.")
+    check_counts(steps=steps)
+
+    encoder = shared_encoder(model)
+
+    def fit(params, support):
+        present = objective.present(support)
+
+        def support_loss(head, _):
+            outputs = exclude_absent(classifier.outputs(head, support.inputs), present)
+            return objective.loss(outputs, support.targets, support.mask)
+
+        return inner_loop(
+            support_loss, classifier.start(*support), rule=optimizer, steps=steps, meta_gradient="first_order"
+        )
+
+    head = plain_head(
+        lambda key, features: classifier.init(key, features.shape[-1], classes),
+        fit,
+        lambda params, fitted, features: classifier.outputs(fitted, features),
+    )
+    learner = head_learner(encoder, head, objective)
+
+    def init(key, task):
+        _check_class_ids(task.class_ids, classes)
+        return learner.init(key, task)
+
+    def loss(params, state, task, *, key=None):
+        _check_class_ids(task.class_ids, classes)
+        *features, state = encoder.both(params.encoder, state, task, key=key)
+        outputs = classifier.outputs(params.head, jnp.concatenate(features))
+        targets, mask = (jnp.concatenate(pair) for pair in zip(task.support[1:], task.query[1:], strict=True))
+        targets = targets @ jax.nn.one_hot(task.class_ids, classes, dtype=targets.dtype)
+        labelled = (outputs, targets, mask)
+        # A class id that is out of range would have no column and count for nothing, in silence.
+        is_known = (task.class_ids < classes).all()
+        return jnp.where(is_known, objective.loss(*labelled), jnp.nan), (state, objective.metrics(*labelled))
+
+    return learner._replace(init=init, loss=loss)
+
+
+def uniform_kernel(key: Array, width: int, classes: int) -> Array:
+    """Weights [D, N] drawn uniformly between plus and minus 1 / sqrt(D)."""
+    bound = 1 / math.sqrt(width)
+    return jax.random.uniform(key, (width, classes), float, -bound, bound)
+
+
+def _check_class_ids(class_ids, classes):
+    if class_ids is None:
+        raise ValueError("task.class_ids is None; a transfer baseline is trained on tasks that say which classes.")
+    if not isinstance(class_ids, jax.core.Tracer) and class_ids.max() >= classes:
+        raise ValueError(f"the task has class {class_ids.max()}, but classes is {classes}; it must be above every id.")

@@ -1,0 +1,63 @@
+"""Logistic regression on learned features, at its optimum."""
+
+import math
+
+import jax.numpy as jnp
+
+from jmeta import losses
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.heads import check_positive, head_learner, numbers, plain_head
+from jmeta.functional.inner_loop import check_counts
+from jmeta.functional.logistic import logistic_regression
+from jmeta.types import Learner, Model
+
+
+def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 10, cg_steps: int = 50) -> Learner:
+    """Regularised logistic regression on the features of each task, differentiated at its optimum.
+
+    What ANIL (Raghu et al., 2020) tends to as its inner steps grow: the loss is
+    convex in the head, and with a regulariser has one minimum wherever the steps
+    start, so that nothing of a head need be meta-learned and any number of ways
+    will do. The meta-gradient is the implicit one of that minimum (Rajeswaran et
+    al., 2019; Lee et al., 2019, for convex heads). Bertinetto et al., 2019, solve
+    the binary case by Newton's method and differentiate through its steps. The
+    cross-entropy is averaged over the support set, so that a regularisation means
+    the same at any number of ways and shots; it is learned, by its logarithm.
+
+    Args:
+        model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
+        regularisation: lambda of lambda / 2 |weights|^2, where learning starts;
+            there is no bias.
+        newton_steps: of Newton's method, at least 1.
+        cg_steps: most steps of conjugate gradient in each of those and in the
+            derivative, at least 1.
+
+    Returns:
+        A `Learner` for any number of ways; its parameters are `HeadParams`, and
+        `adapt` gives `Fitted`, weights [D, N].
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    Example:
+        >>> import jax
+        >>> from jmeta import data, models
+        >>> learner = logistic(models.mlp(outputs=None))
+        >>> task = data.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.adapt(params, state, task.support).head.shape
+        (40, 5)
+    """
+    check_positive(regularisation=regularisation, newton_steps=newton_steps, cg_steps=cg_steps)
+    check_counts(newton_steps=newton_steps, cg_steps=cg_steps)
+
+    def fit(params, support):
+        regularisation = jnp.exp(params["log_regularisation"]) * jnp.maximum(support.mask.sum(), 1)
+        x, y, mask = support
+        return logistic_regression(x, y, mask, regularisation, steps=newton_steps, cg_steps=cg_steps)
+
+    def score(params, weights, features):
+        return features @ weights
+
+    head = plain_head(numbers(log_regularisation=math.log(regularisation)), fit, score)
+    return head_learner(shared_encoder(model), head, losses.objective(losses.cross_entropy))

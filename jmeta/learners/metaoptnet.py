@@ -1,0 +1,54 @@
+"""MetaOptNet: a support vector machine on learned features (Lee et al., 2019)."""
+
+from jmeta import losses
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.heads import check_positive, head_learner, numbers, plain_head
+from jmeta.functional.inner_loop import check_counts
+from jmeta.functional.svm import crammer_singer
+from jmeta.types import Learner, Model
+
+
+def metaoptnet(model: Model, *, cost: float = 0.1, solver_steps: int = 100) -> Learner:
+    """A multi-class support vector machine on the features of each task.
+
+    Lee et al., 2019, "Meta-Learning with Differentiable Convex Optimization": the
+    machine of Crammer & Singer, 2001, without a bias, and outputs with a learned
+    scale that starts at 1. The quadratic program is solved in its dual by so many
+    steps of the alternating direction method of multipliers, through which the
+    meta-gradient goes, where the paper takes an interior-point method and its
+    optimality conditions. Labels of the query set are not smoothed.
+
+    Args:
+        model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
+        cost: C, of an example within the margin.
+        solver_steps: of the method, at least 1; 100 give the weights to 1e-3 or better
+            of the largest at 5-way 1-shot to 20-way 5-shot, with 64 features.
+
+    Returns:
+        A `Learner` for any number of ways; its parameters are `HeadParams`, and
+        `adapt` gives `Fitted`, weights [D, N].
+
+    Raises:
+        ValueError: for a cost that is not above 0, or a number of steps that is
+            not whole and at least 1.
+
+    Example:
+        >>> import jax
+        >>> from jmeta import data, models
+        >>> learner = metaoptnet(models.mlp(outputs=None))
+        >>> task = data.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.adapt(params, state, task.support).head.shape
+        (40, 5)
+    """
+    check_positive(cost=cost, solver_steps=solver_steps)
+    check_counts(solver_steps=solver_steps)
+
+    def fit(params, support):
+        return crammer_singer(*support, cost=cost, steps=solver_steps)
+
+    def score(params, weights, features):
+        return params["scale"] * (features @ weights)
+
+    head = plain_head(numbers(scale=1.0), fit, score)
+    return head_learner(shared_encoder(model), head, losses.objective(losses.cross_entropy))

@@ -1,0 +1,80 @@
+"""Logistic regression against scikit-learn, and its derivative against the equations of the optimum."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from jmeta.functional import logistic_regression
+
+RNG = np.random.default_rng(0)
+
+
+def clusters(ways, shots, width):
+    labels = np.repeat(np.arange(ways), shots)
+    features = RNG.normal(size=(ways, width))[labels] + 0.7 * RNG.normal(size=(ways * shots, width))
+    return jnp.asarray(features), jnp.eye(ways)[labels], labels
+
+
+def fit(features, targets, mask=None, *, regularisation=0.5, steps=12, cg_steps=100):
+    mask = jnp.ones(len(features)) if mask is None else mask
+    return logistic_regression(features, targets, mask, regularisation, steps=steps, cg_steps=cg_steps)
+
+
+@pytest.mark.parametrize(("ways", "shots", "width"), [(3, 10, 4), (5, 2, 400)])
+@pytest.mark.parametrize("regularisation", [1.0, 0.01])
+def test_its_weights_are_those_of_scikit_learn(ways, shots, width, regularisation, x64):
+    features, targets, labels = clusters(ways, shots, width)
+    oracle = LogisticRegression(C=1 / regularisation, fit_intercept=False, tol=1e-8, solver="newton-cg", max_iter=500)
+    expected = oracle.fit(np.asarray(features), labels).coef_.T
+    found = fit(features, targets, regularisation=regularisation)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_its_derivatives_are_those_of_the_optimum(x64):
+    """With a Hessian made entry by entry: dW = -H^-1 d(gradient), in features and in the regularisation."""
+    features, targets, _ = clusters(3, 4, 5)
+    weights = fit(features, targets)
+
+    def gradient(weights, features, regularisation):
+        slope = features.T @ (jax.nn.softmax(features @ weights) - targets) + regularisation * weights
+        return slope.ravel()
+
+    hessian, by_features, by_regularisation = jax.jacobian(gradient, argnums=(0, 1, 2))(weights, features, 0.5)
+    inverse = np.linalg.inv(hessian.reshape(15, 15))
+    found = jax.jacrev(lambda x, r: fit(x, targets, regularisation=r), argnums=(0, 1))(features, 0.5)
+    np.testing.assert_allclose(found[0].reshape(15, -1), -inverse @ by_features.reshape(15, -1), atol=1e-9)
+    np.testing.assert_allclose(found[1].ravel(), -inverse @ by_regularisation, atol=1e-9)
+
+
+def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):
+    features, targets, _ = clusters(4, 3, 6)
+    mask = (targets[:, 2] == 0).astype(float).at[0].set(0)
+    real = np.flatnonzero(mask)
+    expected = fit(features[real], targets[real][:, [0, 1, 3]])
+    found = fit(features, targets, mask)
+    np.testing.assert_allclose(found[:, [0, 1, 3]], expected, atol=1e-12)
+    assert (found[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("width", [4, 2000])
+@pytest.mark.parametrize("scale", [0.0, 100.0])
+def test_duplicates_stay_finite_in_single_precision(width, scale):
+    x = scale * jnp.asarray(np.repeat(RNG.normal(size=(3, width)), 4, axis=0), jnp.float32)
+    y = jnp.repeat(jnp.eye(3), 4, axis=0)
+
+    def total(x, regularisation):
+        return jnp.square(x @ fit(x, y, regularisation=regularisation)).sum()
+
+    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(x, 1e-3)
+    assert all(np.isfinite(leaf).all() for leaf in (value, *gradients))
+
+
+def test_it_does_not_step_over_the_minimum():
+    """Labels that contradict each other far out: where a full Newton step from zero goes uphill."""
+    x = jnp.array([[1.0], [1.0], [60.0], [-1.0], [-60.0]])
+    y = jnp.eye(2)[jnp.array([0, 1, 0, 0, 1])]
+    weights = fit(x, y, regularisation=1e-4, steps=30)
+    slope = x.T @ (jax.nn.softmax(x @ weights) - y) + 1e-4 * weights
+    assert np.abs(slope).max() < 1e-3

@@ -1,0 +1,83 @@
+"""The support vector machine against scikit-learn's, and its derivative against finite differences."""
+
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.svm import LinearSVC, SVC
+
+from jmeta.functional import crammer_singer
+
+RNG = np.random.default_rng(0)
+
+
+def clusters(ways, shots, width, spread=0.7):
+    labels = np.repeat(np.arange(ways), shots)
+    features = np.maximum(RNG.normal(size=(ways, width))[labels] + spread * RNG.normal(size=(ways * shots, width)), 0)
+    return jnp.asarray(features), jnp.eye(ways)[labels], labels
+
+
+def machine(features, targets, mask=None, *, cost=0.1, steps=400):
+    mask = jnp.ones(len(features)) if mask is None else mask
+    return crammer_singer(features, targets, mask, cost=cost, steps=steps)
+
+
+@pytest.mark.parametrize(("ways", "shots", "width"), [(5, 5, 64), (20, 1, 16), (5, 1, 1600)])
+def test_its_weights_are_those_of_scikit_learn(ways, shots, width, x64):
+    features, targets, labels = clusters(ways, shots, width)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its stopping rule, at the tolerance asked for
+        oracle = LinearSVC(multi_class="crammer_singer", fit_intercept=False, C=0.1, tol=1e-10, max_iter=10**6)
+        expected = oracle.fit(np.asarray(features), labels).coef_.T
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(machine(features, targets), expected, atol=1e-4 * largest)
+    # The number of steps that `metaoptnet` takes.
+    np.testing.assert_allclose(machine(features, targets, steps=100), expected, atol=1e-2 * largest)
+
+
+def test_of_two_classes_it_is_the_machine_of_the_kernel(x64):
+    """Two weights w and -w of margin 2 x w: the binary machine has 2 w, and twice the cost."""
+    features, targets, labels = clusters(2, 8, 5, spread=1.5)
+    features = jnp.concatenate([features, -features])  # a machine whose best bias is zero
+    targets, labels = jnp.concatenate([targets, targets[:, ::-1]]), np.concatenate([labels, 1 - labels])
+    oracle = SVC(kernel="precomputed", C=0.05, tol=1e-10).fit(np.asarray(features @ features.T), labels)
+    weights = oracle.dual_coef_[0] @ np.asarray(features)[oracle.support_]
+    found = machine(features, targets, cost=0.025, steps=2000)
+    np.testing.assert_allclose(found[:, 1] - found[:, 0], weights, atol=1e-6)
+
+
+def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):
+    features, targets, _ = clusters(4, 3, 6)
+    mask = (targets[:, 2] == 0).astype(float).at[0].set(0)
+    real = np.flatnonzero(mask)
+    expected = machine(features[real], targets[real][:, [0, 1, 3]])
+    found = machine(features, targets, mask)
+    np.testing.assert_allclose(found[:, [0, 1, 3]], expected, atol=1e-12)
+    assert (found[:, 2] == 0).all()
+
+
+def test_its_derivative_is_that_of_the_solution(x64):
+    features, targets, _ = clusters(3, 2, 4)
+    direction, weights = RNG.normal(size=features.shape), RNG.normal(size=(4, 3))
+
+    def total(x, steps):
+        return (machine(x, targets, cost=0.5, steps=steps) * weights).sum()
+
+    slope = jax.jvp(partial(total, steps=400), (features,), (direction,))[1]
+    difference = (total(features + 1e-5 * direction, 3000) - total(features - 1e-5 * direction, 3000)) / 2e-5
+    np.testing.assert_allclose(slope, difference, rtol=1e-5)
+    gradient = jax.grad(partial(total, steps=400))(features)
+    np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=1e-10)
+
+
+@pytest.mark.parametrize("width", [4, 2000])
+@pytest.mark.parametrize("scale", [0.0, 100.0])
+def test_duplicates_stay_finite_in_single_precision(width, scale):
+    x = scale * jnp.asarray(np.repeat(RNG.normal(size=(3, width)), 4, axis=0), jnp.float32)
+    y = jnp.repeat(jnp.eye(3), 4, axis=0)
+    value, gradient = jax.value_and_grad(lambda x: jnp.square(x @ machine(x, y, steps=50)).sum())(x)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()

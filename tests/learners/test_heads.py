@@ -1,0 +1,76 @@
+"""Learners that fit a linear head in one solve, end to end against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import data, learners, losses
+from jmeta.types import Examples, Model, Task
+
+IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
+HEADS = {name: getattr(learners, name) for name in ("r2d2", "metaoptnet", "logistic")}
+
+
+def task_of_clusters(key, ways=5, shots=2, width=8):
+    inputs = np.random.default_rng(0).normal(size=(ways, 6, width)) + 6 * np.eye(ways, width)[:, None]
+    table = data.class_table(inputs.reshape(-1, width), np.repeat(np.arange(ways), 6))
+    return data.episodes(table, ways=ways, shots=shots, queries=3)(key)
+
+
+def test_r2d2_is_ridge_regression_with_a_regularised_bias_and_mean_squared_errors(x64):
+    task = task_of_clusters(jax.random.key(0))
+    learner = learners.r2d2(IDENTITY, regularisation=0.2, scale=3.0)
+    params, state = learner.init(jax.random.key(1), task)
+    outputs = learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
+    x, q = (np.column_stack([part.inputs, np.ones(len(part.inputs))]) for part in task[:2])
+    weights = np.linalg.solve(x.T @ x / 10 + 0.2 * np.eye(9), x.T @ np.asarray(task.support.targets) / 10)
+    np.testing.assert_allclose(outputs, 3 * q @ weights, atol=1e-12)
+
+
+def test_r2d2_regresses_a_line(x64):
+    x = jnp.linspace(-1, 1, 7)[:, None]
+    line = Examples(x, 2 * x + 1, jnp.ones(7))
+    learner = learners.r2d2(IDENTITY, regularisation=1e-12, scale=1.0, loss_fn=losses.squared_error)
+    params, state = learner.init(jax.random.key(0), Task(line, line))
+    loss, (_, metrics) = learner.loss(params, state, Task(line, line))
+    assert loss < 1e-20
+    assert metrics == {}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_meta_gradient_of_the_head_is_the_slope_of_the_loss(name, x64):
+    task = task_of_clusters(jax.random.key(0))
+    learner = HEADS[name](IDENTITY)
+    params, state = learner.init(jax.random.key(1), task)
+    loss = jax.jit(lambda head: learner.loss(params._replace(head=head), state, task)[0])
+    gradient = jax.grad(loss)(params.head)
+    for number, slope in gradient.items():
+        above, below = (loss(params.head | {number: params.head[number] + step}) for step in (1e-5, -1e-5))
+        np.testing.assert_allclose(slope, (above - below) / 2e-5, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_serves_any_number_of_ways(name):
+    learner = HEADS[name](IDENTITY)
+    params, state = learner.init(jax.random.key(1), task_of_clusters(jax.random.key(0)))
+    task = task_of_clusters(jax.random.key(2), ways=8)
+    outputs = learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
+    assert losses.accuracy(outputs, task.query.targets, task.query.mask) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: learners.r2d2(IDENTITY, regularisation=0.0), "regularisation is 0.0; it must be above 0"),
+        (lambda: learners.r2d2(IDENTITY, scale=-1.0), "scale is -1.0"),
+        (lambda: learners.metaoptnet(IDENTITY, cost=0.0), "cost is 0.0"),
+        (lambda: learners.metaoptnet(IDENTITY, solver_steps=0), "solver_steps is 0"),
+        (lambda: learners.logistic(IDENTITY, regularisation=-1.0), "regularisation is -1.0"),
+        (lambda: learners.logistic(IDENTITY, newton_steps=1.5), "newton_steps is 1.5; it must be a whole number"),
+        (lambda: learners.logistic(IDENTITY, cg_steps=0), "cg_steps is 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
