@@ -31,7 +31,7 @@ TEST_QUERIES = {"sinusoid": 10, "omniglot": 15}  # for each class; of regression
 class Entry(NamedTuple):
     """How one learner is trained."""
 
-    options: dict[str, Any]  # of the factory, but for rates: see `build_learner`
+    options: dict[str, Any]  # of the factory; `inner_rate` becomes gradient descent where it takes an optimizer
     model: Mapping[str, Any] = MappingProxyType({})  # beside what all models share
     network: Callable | None = None  # in place of the suite's model
     outer: Callable = optax.adam
@@ -94,13 +94,8 @@ OMNIGLOT = Suite(
         "boil": Entry({"inner_rate": 0.5, "test_steps": 3}),
         "meta_sgd": Entry({"inner_rate": 0.4, "test_steps": 3}),
         "meta_curvature": Entry({"inner_rate": 0.4, "test_steps": 3}),
-        # Ten examples of a class and five tasks in a meta-step, as in its paper; a rate for a smaller network.
-        "reptile": Entry(
-            {"inner_adam": 1e-2},
-            outer=reptile_step,
-            rate=1.0,
-            tasks={"queries": 9, "batch_size": 5},
-        ),
+        # Ten examples of a class and five tasks in a meta-step, as in its paper; not its Adam at 0.001.
+        "reptile": Entry({"inner_rate": 0.1}, outer=reptile_step, rate=1.0, tasks={"queries": 9, "batch_size": 5}),
         "imaml": Entry({"inner_rate": 0.4, "proximal": 0.5}),
         "cavia": Entry({"inner_rate": 1.0}, model={"context": 100}),
         "mamlpp": Entry({"inner_rate": 0.1, "multi_step_until": 1_000, "first_order_until": 1_000}),

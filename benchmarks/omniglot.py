@@ -94,10 +94,8 @@ def build(configuration: Configuration) -> tuple[jmeta.Learner, optax.GradientTr
 
 
 def build_learner(name: str, model: jmeta.Model, options: Mapping[str, Any]) -> jmeta.Learner:
-    """A learner; an `inner_rate` is that of gradient descent, where it takes an optimizer, an `inner_adam` of Adam."""
+    """A learner; an `inner_rate` is that of gradient descent, where it takes an optimizer."""
     options, factory = dict(options), getattr(learners, name)
-    if "inner_adam" in options:
-        options["inner_optimizer"] = optax.adam(options.pop("inner_adam"), b1=0.0)  # as Reptile's
     if "inner_rate" in options and "inner_optimizer" in factory.__kwdefaults__:
         options["inner_optimizer"] = optax.sgd(options.pop("inner_rate"))
     return factory(model, **options)

@@ -61,19 +61,8 @@ SOURCES = {
 }
 LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
-# Learners whose model is an encoder, without an output layer.
-ENCODED = {
-    "baseline",
-    "baseline_pp",
-    "logistic",
-    "matching",
-    "metaoptnet",
-    "proto_maml",
-    "protonet",
-    "r2d2",
-    "relation",
-    "siamese",
-}
+# Learners whose model has an output layer as wide as the targets; that of others is an encoder.
+HEADED = {"anil", "boil", "cavia", "fomaml", "imaml", "maml", "mamlpp", "meta_curvature", "meta_sgd", "reptile"}
 Benchmark = Literal["order", "learners"]  # those in benchmarks/ that the command runs
 
 
@@ -303,7 +292,7 @@ def _build_model(configuration: Configuration, source: Source) -> Model:
     factory = _named("model", name, MODELS)
     width = 1 if source.regression else configuration.protocol.ways
     options = {name: getattr(configuration, name) for name in ("norm", "width", "strided", "context")}
-    outputs = None if configuration.learner in ENCODED else width
+    outputs = width if configuration.learner in HEADED else None
     return factory(outputs=outputs, **_accepted(factory, name, options))
 
 

@@ -7,11 +7,12 @@ example in the support set get no probability.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.stats import norm
 
 from jmeta.types import Array, Examples, Objective
 
@@ -82,6 +83,37 @@ def squared_error(outputs: Array, targets: Array, mask: Array) -> Array:
     """
     _check_shapes(outputs, targets)
     return masked_mean(jnp.square(outputs - targets).mean(-1), mask)
+
+
+class Gaussian(NamedTuple):
+    """A prediction with its uncertainty.
+
+    Attributes:
+        mean: [K, D].
+        deviation: [K, D] standard deviations, above 0.
+    """
+
+    mean: Array
+    deviation: Array
+
+
+def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
+    """Negative log likelihood of independent Gaussians: summed over D, the mean over real examples, in nats.
+
+    Args:
+        outputs: a `Gaussian` of [K, D].
+        targets: [K, D].
+        mask: [K].
+
+    Raises:
+        ValueError: if its mean and `targets` differ in shape.
+
+    Example:
+        >>> print(gaussian_nll(Gaussian(jnp.zeros((1, 1)), jnp.ones((1, 1))), jnp.zeros((1, 1)), jnp.ones(1)))
+        0.9189385
+    """
+    _check_shapes(outputs.mean, targets)
+    return masked_mean(-norm.logpdf(targets, *outputs).sum(-1), mask)
 
 
 def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:

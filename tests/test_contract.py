@@ -1,5 +1,6 @@
 """What every learner promises, in float64."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -12,7 +13,7 @@ import pytest
 import jmeta
 from jmeta import checkpoints, learners, losses, models
 from jmeta.functional.partition import in_layer, path_name
-from jmeta.types import apply_model, Examples, Model, Task
+from jmeta.types import apply_model, Examples, Model, Normalisation, Task
 
 WAYS = 3
 
@@ -37,10 +38,59 @@ def mlp(**options):
     return models.mlp(**{"outputs": WAYS, "norm": "layer"} | options)
 
 
+def transformer(outputs):
+    return models.transformer(outputs, width=8, depth=1, heads=2)
+
+
+def snail(outputs):
+    return models.snail(outputs, filters=4, attention=[(4, 3), (4, 3)], length=8)
+
+
+def mann(outputs):
+    return models.mann(outputs, controller=6, slots=5, width=4, heads=2)
+
+
+def reordered(model, order, size=1):
+    """The model with its slots for labels, the first of its inputs, in another order, as rows of weights would be."""
+
+    def apply(params, state, inputs, *, mask=None, train=False, key=None):
+        slots, rest = jnp.split(inputs, [WAYS * size], axis=1)
+        slots = slots.reshape(-1, WAYS, size)[:, jnp.argsort(order)].reshape(slots.shape)
+        inputs = jnp.concatenate([slots, rest], axis=1)
+        return apply_model(model, params, state, inputs, mask=mask, train=train, key=key)
+
+    return Model(model.init, apply)
+
+
+def slots_in(network, order, size=1):
+    """The network with its slots for labels and its outputs in another order."""
+
+    def make(outputs):
+        model = reordered(network(outputs), order, size)
+
+        def apply(*args, mask=None, **options):
+            values, state = model.apply(*args, mask=mask, **options)
+            return values[:, order], state
+
+        return Model(model.init, apply)
+
+    return make
+
+
+SUMMARY = models.mlp(hidden=(6,), outputs=4)
+
+
+def decoder(outputs):
+    return models.mlp(hidden=(6,), outputs=outputs)
+
+
 class Case(NamedTuple):
     learner: jmeta.Learner
     shape: tuple  # of one input
     head: str | None = None  # the layer with a column per class, of a learner that has one
+    # Of a learner with a network that has slots for labels: (order) -> the learner with them in that order.
+    slots_in: Callable | None = None
+    ordered: bool = False  # whether the support set is a sequence to it
 
 
 CASES = {
@@ -55,8 +105,26 @@ CASES = {
     "meta_sgd": Case(learners.meta_sgd(plain_model()), (5,), "w"),
     "meta_curvature": Case(learners.meta_curvature(mlp()), (5,), "head"),
     "reptile": Case(learners.reptile(mlp(), inner_batch=None, test_steps=3), (5,), "head"),
+    "in_context": Case(
+        learners.in_context(mlp(outputs=None), sequence=transformer),
+        (5,),
+        slots_in=lambda order: learners.in_context(mlp(outputs=None), sequence=slots_in(transformer, order)),
+    ),
     "imaml": Case(learners.imaml(plain_model(), inner_steps=4), (5,), "w"),
     "cavia": Case(learners.cavia(mlp(context=3)), (5,), "head"),
+    "mann": Case(
+        learners.mann(mlp(outputs=None), network=mann),
+        (5,),
+        slots_in=lambda order: learners.mann(mlp(outputs=None), network=slots_in(mann, order)),
+        ordered=True,
+    ),
+    "cnp": Case(
+        learners.cnp(mlp(outputs=None), summary=SUMMARY, decoder=decoder),
+        (5,),
+        slots_in=lambda order: learners.cnp(
+            mlp(outputs=None), summary=reordered(SUMMARY, order), decoder=slots_in(decoder, order, size=4)
+        ),
+    ),
     "mamlpp": Case(learners.mamlpp(mlp(norm="running"), inner_steps=2, test_steps=4), (5,), "head"),
     "proto_maml": Case(learners.proto_maml(conv4(None), inner_steps=2), (8, 8, 1)),
     "matching": Case(learners.matching(mlp(outputs=None)), (5,)),
@@ -85,6 +153,12 @@ CASES = {
     "logistic": Case(learners.logistic(mlp(outputs=None)), (5,)),
     "baseline": Case(learners.baseline(mlp(outputs=None, norm="running"), classes=7), (5,)),
     "baseline_pp": Case(learners.baseline_pp(mlp(outputs=None, norm="running"), classes=7), (5,)),
+    "snail": Case(
+        learners.snail(mlp(outputs=None), sequence=snail),
+        (5,),
+        slots_in=lambda order: learners.snail(mlp(outputs=None), sequence=slots_in(snail, order)),
+        ordered=True,
+    ),
 }
 
 
@@ -109,6 +183,15 @@ class Subject(NamedTuple):
     loss: Any  # (params, task) -> (loss, aux)
 
 
+def predictions_of(learner, state):
+    @jax.jit
+    def predictions(params, support, query):
+        adapted = learner.adapt(params, state, support)
+        return learner.predict(params, state, adapted, query.inputs, mask=query.mask)
+
+    return predictions
+
+
 @pytest.fixture(scope="module", params=CASES)
 def subject(request):
     with jax.enable_x64(True):
@@ -117,15 +200,10 @@ def subject(request):
         params, state = case.learner.init(jax.random.key(0), task)
 
         @jax.jit
-        def predictions(params, support, query):
-            adapted = case.learner.adapt(params, state, support)
-            return case.learner.predict(params, state, adapted, query.inputs, mask=query.mask)
-
-        @jax.jit
         def loss(params, task):
             return case.learner.loss(params, state, task)
 
-        yield Subject(case, params, state, task, predictions, loss)
+        yield Subject(case, params, state, task, predictions_of(case.learner, state), loss)
 
 
 def close(one, other, atol=1e-12):
@@ -158,6 +236,8 @@ def test_a_vmapped_loss_is_the_loss_of_each_task(subject):
 
 
 def test_the_order_of_support_examples_changes_nothing(subject):
+    if subject.case.ordered:
+        pytest.skip("to this learner the support set is a sequence")
     order = jax.random.permutation(jax.random.key(2), len(subject.task.support.mask))
     shuffled = Examples(*(leaf[order] for leaf in subject.task.support))
     outputs = [
@@ -170,7 +250,12 @@ def test_permuted_labels_permute_the_outputs(subject):
     order = jnp.array([2, 0, 1])
     support = subject.task.support._replace(targets=subject.task.support.targets[:, order])
     outputs = subject.predictions(subject.params, subject.task.support, subject.task.query)
-    permuted = subject.predictions(permuted_head(subject, order), support, subject.task.query)
+    if subject.case.slots_in is None:
+        permuted = subject.predictions(permuted_head(subject, order), support, subject.task.query)
+    else:
+        permuted = predictions_of(subject.case.slots_in(order), subject.state)(
+            subject.params, support, subject.task.query
+        )
     close(permuted, outputs[:, order], atol=1e-10)
 
 
@@ -199,6 +284,16 @@ def test_masked_padding_changes_nothing(subject):
     close(subject.loss(subject.params, subject.task._replace(support=support, query=query)), (loss, (state, metrics)))
     outputs = subject.predictions(subject.params, subject.task.support, subject.task.query)
     close(subject.predictions(subject.params, support, query)[:-2], outputs)
+
+
+def test_without_batch_statistics_one_query_knows_nothing_of_the_others(subject):
+    if Normalisation("batch") in jax.tree.leaves(subject.state, is_leaf=lambda node: isinstance(node, Normalisation)):
+        pytest.skip("statistics of the query set are what batch normalisation is")
+    query = subject.task.query
+    others = query._replace(inputs=query.inputs.at[1:].multiply(-3.0))
+    one, other = (subject.predictions(subject.params, subject.task.support, queries) for queries in (query, others))
+    np.testing.assert_array_equal(one[0], other[0])
+    assert (one[1:] != other[1:]).any()
 
 
 def test_a_class_that_is_not_there_gets_no_probability(subject):

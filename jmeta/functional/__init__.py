@@ -19,6 +19,7 @@ from jmeta.functional.prototypes import (
     squared_mahalanobis_distances,
 )
 from jmeta.functional.ridge import ridge_regression
+from jmeta.functional.sequences import Past, prompted, recurrent
 from jmeta.functional.svm import crammer_singer
 from jmeta.functional.transfer import Classifier, transfer_learner
 
@@ -34,6 +35,7 @@ __all__ = [
     "InnerRule",
     "MetaGradientOptions",
     "MetaParams",
+    "Past",
     "class_attention",
     "constant_gradient",
     "conv",
@@ -49,7 +51,9 @@ __all__ = [
     "max_pool",
     "mixed_gradient",
     "plain_head",
+    "prompted",
     "prototypes",
+    "recurrent",
     "ridge_regression",
     "separate_encoders",
     "shared_encoder",

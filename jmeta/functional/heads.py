@@ -125,3 +125,9 @@ def check_positive(**numbers: float) -> None:
 def numbers(**start: float) -> Callable:
     """The `init` of a plain head of which a few numbers, by their names, are meta-learned from these on."""
     return lambda key, features: {name: jnp.asarray(value, features.dtype) for name, value in start.items()}
+
+
+def check_stateless(name: str, state: PyTree) -> None:
+    """Raises a `ValueError` if a network of a head keeps statistics of a set, which queries would share."""
+    if jax.tree.leaves(state):
+        raise ValueError(f'{name} keeps running statistics; it must normalise without, as norm="layer" does.')

@@ -5,11 +5,14 @@ from jmeta.learners.baseline import baseline
 from jmeta.learners.baseline_pp import baseline_pp
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
+from jmeta.learners.cnp import cnp
 from jmeta.learners.fomaml import fomaml
 from jmeta.learners.imaml import imaml
+from jmeta.learners.in_context import in_context
 from jmeta.learners.logistic import logistic
 from jmeta.learners.maml import maml
 from jmeta.learners.mamlpp import mamlpp
+from jmeta.learners.mann import mann
 from jmeta.learners.matching import matching
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
@@ -20,6 +23,7 @@ from jmeta.learners.r2d2 import r2d2
 from jmeta.learners.relation import relation
 from jmeta.learners.reptile import reptile
 from jmeta.learners.siamese import siamese
+from jmeta.learners.snail import snail
 
 __all__ = [
     "anil",
@@ -27,12 +31,15 @@ __all__ = [
     "baseline_pp",
     "boil",
     "cavia",
+    "cnp",
     "fomaml",
     "imaml",
     "logistic",
     "maml",
     "mamlpp",
     "matching",
+    "in_context",
+    "mann",
     "meta_curvature",
     "meta_sgd",
     "metaoptnet",
@@ -42,4 +49,5 @@ __all__ = [
     "relation",
     "reptile",
     "siamese",
+    "snail",
 ]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jmeta import losses
 from jmeta.functional.attention import class_attention
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import head_learner, plain_head
+from jmeta.functional.heads import check_stateless, head_learner, plain_head
 from jmeta.functional.prototypes import cosine_similarities
 from jmeta.types import Array, Learner, Model
 
@@ -52,8 +52,7 @@ def matching(model: Model, *, support_context: Model | None = None, query_contex
         mask = jnp.ones(len(features), features.dtype)
         support_params, support_state = support_context.init(support_key, features)
         query_params, query_state = query_context.init(query_key, (features, features, mask))
-        if jax.tree.leaves((support_state, query_state)):
-            raise ValueError("support_context or query_context has a state; it must be a network without one.")
+        check_stateless("support_context or query_context", (support_state, query_state))
         return support_params, query_params
 
     def fit(params, support):

@@ -1,0 +1,141 @@
+"""Heads that read the support set as a sequence: the prompt of a sequence model, the past of a recurrent one."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmeta.functional.heads import check_stateless, Head
+from jmeta.types import apply_model, Array, Examples, PyTree
+
+
+class Past(NamedTuple):
+    """What a head with a recurrent network makes of the support set.
+
+    Attributes:
+        carry: what the network holds after it.
+        last: [N] the target of the last support example.
+    """
+
+    carry: PyTree
+    last: Array
+
+
+def prompted(sequence: Callable) -> Head:
+    """Each query is the end of a sequence of its own, which begins with the support set.
+
+    No query is in the sequence of another, so none can leak. A token is a target,
+    a flag and features: a support example has its own target and the flag 0, the
+    query zeros and the flag 1.
+
+    Args:
+        sequence: `(outputs) -> Model`, which maps tokens [L, outputs + 1 + D] to
+            [L, outputs] and takes a `mask` [L]; the output of the last is the
+            prediction. Masked tokens come first.
+
+    Returns:
+        A `Head` that is fitted to the encoded support set itself, padding first; in
+        training, given a key, in a random order. Its `init` raises a `ValueError`
+        if the sequence model keeps running statistics.
+    """
+
+    def init(key, support):
+        tokens = jnp.concatenate([_tokens(support.targets, support.inputs, 0), _query_token(support)])
+        params, state = sequence(support.targets.shape[-1]).init(key, tokens)
+        check_stateless("the sequence model", state)
+        return params
+
+    def fit(params, support, *, train=False, key=None):
+        return _in_order(support, key)
+
+    def score(params, support, features, *, train=False, key=None):
+        network = sequence(support.targets.shape[-1])
+        prompt = _tokens(support.targets, support.inputs, 0)
+        mask = jnp.concatenate([support.mask, jnp.ones_like(support.mask, shape=1)])
+
+        def answer(feature):
+            tokens = jnp.concatenate([prompt, _query_token(support._replace(inputs=feature[None]))])
+            return apply_model(network, params, {}, tokens, mask=mask, train=train, key=key)[0][-1]
+
+        return jax.vmap(answer)(features)
+
+    return Head(init, fit, score)
+
+
+def recurrent(network: Callable) -> Head:
+    """The support set is read once, and each query comes next, as if no other query had been.
+
+    A token is the target of the example before, zeros at first, and the features
+    of this one; beside a query it is the target of the last support example.
+
+    Args:
+        network: `(outputs) -> Model`, recurrent: its `state` is what it holds, None
+            before the first token; it maps tokens [L, outputs + D] to [L, outputs]
+            and takes a `mask` [L]; masked tokens leave it as it is.
+
+    Returns:
+        A `Head` that is fitted to a `Past`; in training, given a key, the support
+        set is in a random order.
+    """
+
+    def init(key, support):
+        return network(support.targets.shape[-1]).init(key, _offset_tokens(support))[0]
+
+    def fit(params, support, *, train=False, key=None):
+        ordered = _in_order(support, key)
+        model = network(support.targets.shape[-1])
+        _, carry = apply_model(model, params, None, _offset_tokens(ordered), mask=ordered.mask, train=train)
+        return Past(carry, ordered.targets[-1] * ordered.mask[-1])
+
+    def score(params, past, features, *, train=False, key=None):
+        model = network(past.last.size)
+
+        def answer(feature):
+            token = jnp.concatenate([past.last, feature])[None]
+            return apply_model(model, params, past.carry, token, mask=jnp.ones(1), train=train, key=key)[0][0]
+
+        return jax.vmap(answer)(features)
+
+    return Head(init, fit, score)
+
+
+def real_last(mask: Array, key: Array | None = None) -> Array:
+    """Rows [K] of a set in the order in which a sequence model reads them: padding first, then real examples.
+
+    So padding never lies between an example and what comes after it.
+
+    Args:
+        mask: [K], 1 for a real example.
+        key: of a random order of the real ones, which padding does not change;
+            None for that in which they come.
+
+    Example:
+        >>> real_last(jnp.array([1, 0, 1, 0])).tolist()
+        [1, 3, 0, 2]
+    """
+    index = jnp.arange(mask.size)
+    # A key for each real example, by its number, for an order that does not depend on padding.
+    number = jnp.cumsum(mask > 0)
+    rank = index if key is None else jax.vmap(lambda n: jax.random.uniform(jax.random.fold_in(key, n)))(number)
+    return jnp.argsort(jnp.where(mask > 0, rank, -1))
+
+
+def _in_order(support, key):
+    rows = real_last(support.mask, key)
+    return Examples(*(leaf[rows] for leaf in support))
+
+
+def _tokens(targets, features, flag):
+    return jnp.concatenate([targets, jnp.full((len(features), 1), flag, features.dtype), features], axis=1)
+
+
+def _query_token(support):
+    return _tokens(jnp.zeros_like(support.targets[:1]), support.inputs[:1], 1)
+
+
+def _offset_tokens(support):
+    """Tokens whose target is that of the real example before: padding, which comes first, has none."""
+    targets = support.targets * support.mask[:, None]
+    before = jnp.concatenate([jnp.zeros_like(targets[:1]), targets[:-1]])
+    return jnp.concatenate([before, support.inputs], axis=1)

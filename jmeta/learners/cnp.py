@@ -1,0 +1,155 @@
+"""Conditional neural processes (Garnelo et al., 2018)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from jmeta import losses, models
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.heads import check_stateless, Head, head_learner
+from jmeta.functional.prototypes import prototypes
+from jmeta.types import apply_model, Array, Learner, Model, Objective
+
+# The least standard deviation that is predicted, as in the paper's code.
+LEAST_DEVIATION = 0.1
+
+# The paper's networks on curves.
+SUMMARY = models.mlp(hidden=(128, 128, 128), outputs=128)
+
+
+def decoder_mlp(outputs: int) -> Model:
+    """The decoder of the paper's code."""
+    return models.mlp(hidden=(128, 128), outputs=outputs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Representation:
+    """What a conditional neural process makes of the support set.
+
+    Attributes:
+        values: [N, R] for classification, the mean summary of each class; [1, R]
+            for regression, that of the support set.
+        width: of the targets.
+    """
+
+    values: Array
+    width: int = field(metadata={"static": True})
+
+
+def cnp(
+    model: Model,
+    *,
+    summary: Model = SUMMARY,
+    decoder: Callable[[int], Model] = decoder_mlp,
+    loss_fn: Callable = losses.cross_entropy,
+) -> Learner:
+    """Decodes each query beside the mean of what a network makes of the support examples.
+
+    Garnelo et al., 2018, "Conditional Neural Processes". For regression the
+    prediction is a Gaussian, whose mean `predict` gives and `gaussian_cnp` all of;
+    for classification each class has a mean of its own, and the decoder sees
+    them one after another. The losses are those of the query set alone, where the
+    paper adds the support set to it.
+
+    Args:
+        model: an encoder to features [K, D]; on curves the paper has none, which is
+            `models.mlp(hidden=(), outputs=None)`.
+        summary: from a target beside the features of its example [K, N + D] to
+            their summary [K, R].
+        decoder: `(outputs) -> Model`, from representation and features of a query
+            [Q, R + D], or [Q, N R + D], to [Q, outputs]: a logit for each class, or
+            two numbers for each dimension of the target.
+        loss_fn: `losses.gaussian_nll` for regression; one over classes,
+            `(outputs, targets, mask) -> scalar`, for classification.
+
+    Returns:
+        A `Learner` for the number of ways of the task it is initialised with and
+        any number of shots; `adapt` gives `Fitted`, a `Representation`. For regression its
+        metrics have the `"squared_error"`. Its `init` raises a `ValueError` if a
+        network besides the encoder keeps running statistics.
+
+    Raises:
+        ValueError: for another loss.
+
+    Example:
+        >>> from jmeta import data
+        >>> learner = cnp(models.mlp(hidden=(), outputs=None), loss_fn=losses.gaussian_nll)
+        >>> task = data.sinusoid(shots=5, queries=3)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs).shape
+        (3, 1)
+    """
+    if losses.is_classification(loss_fn):
+        head = _aggregator(summary, decoder, groups=lambda support: support.targets, answer=lambda decoded: decoded)
+        return head_learner(shared_encoder(model), head, losses.objective(loss_fn))
+    if loss_fn is not losses.gaussian_nll:
+        raise ValueError(
+            f"loss_fn is {getattr(loss_fn, '__name__', loss_fn)}; a conditional neural process predicts classes, "
+            "with a loss over classes, or a variance, with losses.gaussian_nll."
+        )
+    learner = gaussian_cnp(model, summary=summary, decoder=decoder)
+
+    def predict(params, state, adapted, inputs, *, mask=None):
+        return learner.predict(params, state, adapted, inputs, mask=mask).mean
+
+    return learner._replace(predict=predict)
+
+
+def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[int], Model] = decoder_mlp) -> Learner:
+    """The `cnp` of regression, of the same parameters, whose `predict` gives a `losses.Gaussian`.
+
+    That is the mean [Q, D] and the standard deviation [Q, D] of each query's
+    target; the deviation is at least 0.1, as in the paper's code.
+
+    Args:
+        model: as for `cnp`, like the others.
+        summary: see there.
+        decoder: see there.
+    """
+
+    def one_group(support):
+        return jnp.ones((support.mask.size, 1), support.mask.dtype)
+
+    def gaussian(outputs):
+        mean, raw = jnp.split(outputs, 2, axis=-1)
+        return losses.Gaussian(mean, LEAST_DEVIATION + (1 - LEAST_DEVIATION) * jax.nn.softplus(raw))
+
+    def metrics(outputs, targets, mask):
+        return {"squared_error": losses.squared_error(outputs.mean, targets, mask)}
+
+    objective = Objective(losses.gaussian_nll, metrics, lambda support: None)
+    head = _aggregator(summary, lambda width: decoder(2 * width), groups=one_group, answer=gaussian)
+    return head_learner(shared_encoder(model), head, objective)
+
+
+def _aggregator(summary, decoder, *, groups, answer):
+    """Means of summaries over `groups(support)` [K, G], then `answer(decoded)`."""
+
+    def pairs(support):
+        return jnp.concatenate([support.targets, support.inputs], axis=1)
+
+    def fit(params, support, *, train=False, key=None):
+        options = {"mask": support.mask, "train": train, "key": key}
+        summaries, _ = apply_model(summary, params["summary"], {}, pairs(support), **options)
+        return Representation(prototypes(summaries, groups(support), support.mask), support.targets.shape[1])
+
+    def beside(features, fitted):
+        values = jnp.broadcast_to(fitted.values.reshape(1, -1), (len(features), fitted.values.size))
+        return jnp.concatenate([values, features], axis=1)
+
+    def init(key, support):
+        summary_key, decoder_key = jax.random.split(key)
+        read, read_state = summary.init(summary_key, pairs(support))
+        fitted = fit({"summary": read}, support)
+        written, written_state = decoder(fitted.width).init(decoder_key, beside(support.inputs, fitted))
+        check_stateless("the summary or the decoder", (read_state, written_state))
+        return {"summary": read, "decoder": written}
+
+    def score(params, fitted, features, *, train=False, key=None):
+        rows, network = beside(features, fitted), decoder(fitted.width)
+        return answer(apply_model(network, params["decoder"], {}, rows, train=train, key=key)[0])
+
+    return Head(init, fit, score)

@@ -1,0 +1,48 @@
+"""In-context learning by a Transformer (Garg et al., 2022; Kirsch et al., 2022)."""
+
+from collections.abc import Callable
+
+from jmeta import losses, models
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.heads import head_learner
+from jmeta.functional.sequences import prompted
+from jmeta.types import Learner, Model
+
+
+def in_context(
+    model: Model, *, sequence: Callable[[int], Model] = models.transformer, loss_fn: Callable = losses.cross_entropy
+) -> Learner:
+    """A Transformer whose prompt is the support set, and each query the end of a prompt of its own.
+
+    Garg et al., 2022, "What Can Transformers Learn In-Context?"; Kirsch et al.,
+    2022, "General-Purpose In-Context Learning by Meta-Learning Transformers".
+    As in the latter, a token is an example with its target beside it. We depart
+    from both in that tokens have no positions and all see all, so that the order of
+    the support set does not matter; that the loss is that of the queries only, not
+    of every prefix; and that the default Transformer is smaller (4 layers of width
+    64, where Garg et al. have 12 of 256), for a CPU.
+
+    Args:
+        model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`);
+            `models.mlp(hidden=(), outputs=None)` leaves inputs as they are.
+        sequence: `(outputs) -> Model` from tokens [L, outputs + 1 + D] to
+            [L, outputs], that takes a `mask` [L]; see `functional.prompted`.
+        loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
+            `losses.squared_error` for regression.
+
+    Returns:
+        A `Learner` for the number of ways of the task it is initialised with and
+        any number of shots; `adapt` gives `Fitted`, the encoded support set. Its `init` raises a
+        `ValueError` if the sequence model keeps running statistics.
+
+    Example:
+        >>> import functools, jax
+        >>> from jmeta import data
+        >>> small = functools.partial(models.transformer, width=8, depth=1)
+        >>> learner = in_context(models.mlp(outputs=None), sequence=small, loss_fn=losses.squared_error)
+        >>> task = data.sinusoid(shots=5, queries=3)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs).shape
+        (3, 1)
+    """
+    return head_learner(shared_encoder(model), prompted(sequence), losses.objective(loss_fn))

@@ -1,0 +1,48 @@
+"""MANN: the memory-augmented neural network (Santoro et al., 2016)."""
+
+from collections.abc import Callable
+
+from jmeta import losses, models
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.heads import head_learner
+from jmeta.functional.sequences import recurrent
+from jmeta.types import Learner, Model
+
+
+def mann(
+    model: Model, *, network: Callable[[int], Model] = models.mann, loss_fn: Callable = losses.cross_entropy
+) -> Learner:
+    """Reads the support set into a memory, with the label of each example beside the one after it.
+
+    Santoro et al., 2016, "Meta-Learning with Memory-Augmented Neural Networks".
+    The support set is a sequence: its order, that in which examples come, changes
+    predictions; in training, given a key, it is random. Each query is
+    presented right after the support set, with the label of the last support
+    example beside it, to the memory as the support set left it. We depart from the
+    paper, whose queries follow one another, in that no query is in the memory of
+    another; and in that the loss is that of queries only, not of every step. For
+    how the default network departs from it see `models.mann`.
+
+    Args:
+        model: an encoder to features [K, D]; the paper has none, which is
+            `models.mlp(hidden=(), outputs=None)`.
+        network: `(outputs) -> Model`, recurrent, from tokens [L, outputs + D] to
+            [L, outputs]; see `functional.recurrent`.
+        loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
+            `losses.squared_error` for regression.
+
+    Returns:
+        A `Learner` for the number of ways of the task it is initialised with and
+        any number of shots; `adapt` gives `Fitted`, a `Past`.
+
+    Example:
+        >>> import functools, jax
+        >>> from jmeta import data
+        >>> small = functools.partial(models.mann, controller=8, slots=8, width=4, heads=2)
+        >>> learner = mann(models.mlp(outputs=None), network=small)
+        >>> task = data.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.adapt(params, state, task.support).head.carry.memory.slots.shape
+        (8, 4)
+    """
+    return head_learner(shared_encoder(model), recurrent(network), losses.objective(loss_fn))

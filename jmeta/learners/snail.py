@@ -1,0 +1,46 @@
+"""SNAIL: the simple neural attentive meta-learner (Mishra et al., 2018)."""
+
+from collections.abc import Callable
+
+from jmeta import losses, models
+from jmeta.functional.encoders import shared_encoder
+from jmeta.functional.heads import head_learner
+from jmeta.functional.sequences import prompted
+from jmeta.types import Learner, Model
+
+
+def snail(
+    model: Model, *, sequence: Callable[[int], Model] = models.snail, loss_fn: Callable = losses.cross_entropy
+) -> Learner:
+    """Causal convolutions and attention over the support set, with each query the end of a sequence of its own.
+
+    Mishra et al., 2018, "A Simple Neural Attentive Meta-Learner". The support set
+    is a sequence: its order, that in which examples come, changes predictions. In
+    training, given a key, it is random, as in the paper, so that no class
+    is known by its place. Beside the paper's target a token has a flag that tells
+    the query. For how the default network departs from it see `models.snail`.
+
+    Args:
+        model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
+        sequence: `(outputs) -> Model` from tokens [L, outputs + 1 + D] to
+            [L, outputs], that takes a `mask` [L]; see `functional.prompted`. For
+            more than 25 support examples give `models.snail` its `length`.
+        loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
+            `losses.squared_error` for regression.
+
+    Returns:
+        A `Learner` for the number of ways of the task it is initialised with and
+        any number of shots; `adapt` gives `Fitted`, the encoded support set. Its `init` raises a
+        `ValueError` if the sequence model keeps running statistics.
+
+    Example:
+        >>> import functools, jax
+        >>> from jmeta import data
+        >>> small = functools.partial(models.snail, filters=4, attention=[(4, 4)], length=6)
+        >>> learner = snail(models.mlp(outputs=None), sequence=small)
+        >>> task = data.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs).shape
+        (10, 5)
+    """
+    return head_learner(shared_encoder(model), prompted(sequence), losses.objective(loss_fn))

@@ -1,0 +1,110 @@
+"""The memory-augmented network (Santoro et al., 2016)."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jmeta.functional.memory import access, empty_memory, Memory
+from jmeta.models.layers import check_widths, dense
+from jmeta.types import Array, Model, PyTree
+
+
+class Carry(NamedTuple):
+    """What the network holds between two tokens.
+
+    Attributes:
+        controller: the LSTM's cell and hidden state.
+        memory: its memory.
+        read: [H, M] what the heads last read.
+    """
+
+    controller: PyTree
+    memory: Memory
+    read: Array
+
+
+def mann(
+    outputs: int, *, controller: int = 200, slots: int = 128, width: int = 40, heads: int = 4, decay: float = 0.99
+) -> Model:
+    """An LSTM that writes to and reads from a memory by least recently used access.
+
+    Santoro et al., 2016, "Meta-Learning with Memory-Augmented Neural Networks",
+    and its sizes. As in the neural Turing machine (Graves et al., 2014) the
+    controller sees what was last read, and learns how sharply each head reads: a
+    softmax over 128 cosines, the paper's, is nearly uniform. Memory starts at zero.
+
+    Args:
+        outputs: width of the linear output layer.
+        controller: width of the LSTM.
+        slots: in memory.
+        width: numbers in a slot.
+        heads: that read and write.
+        decay: of the usage of slots, per token.
+
+    Returns:
+        A recurrent `Model` from tokens [L, D] to [L, outputs]: its state is what
+        it holds, a `Carry` (None is an empty one), and `apply` gives that after the last token. Masked
+        tokens leave it as it is.
+
+    Raises:
+        ValueError: for a width below 1, fewer slots than heads, or a decay that is
+            not between 0 and 1.
+    """
+    check_widths(outputs, controller, width, heads)
+    if slots < heads:
+        raise ValueError(f"slots is {slots}; it must be at least the number of heads, {heads}.")
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay is {decay}; it must be between 0 and 1.")
+    module = MANN(outputs, controller, decay)
+
+    def init(key, tokens):
+        return module.init(key, empty(), tokens, jnp.ones(len(tokens)))["params"], None
+
+    def empty():
+        zeros = jnp.zeros(controller)
+        return Carry((zeros, zeros), empty_memory(slots, width, heads), jnp.zeros((heads, width)))
+
+    def apply(params, carry, tokens, *, train=False, key=None, mask=None):
+        mask = jnp.ones(len(tokens)) if mask is None else mask
+        carry, values = module.apply({"params": params}, empty() if carry is None else carry, tokens, mask)
+        return values, carry
+
+    return Model(init, apply)
+
+
+class MANN(nn.Module):
+    """The module behind `mann`."""
+
+    outputs: int
+    controller: int
+    decay: float
+
+    @nn.compact
+    def __call__(self, carry: Carry, x: Array, mask: Array) -> tuple[Carry, Array]:
+        """What it holds after the tokens [L, D], and their outputs."""
+        over_tokens = nn.scan(Access, variable_broadcast="params", split_rngs={"params": False})
+        carry, seen = over_tokens(self.controller, self.decay)(carry, (x, mask))
+        return carry, dense(self.outputs, name="head")(seen)
+
+
+class Access(nn.Module):
+    """One token: the controller's step, and its access to the memory."""
+
+    controller: int
+    decay: float
+
+    @nn.compact
+    def __call__(self, carry: Carry, token: tuple[Array, Array]) -> tuple[Carry, Array]:
+        """What is held afterwards, and the controller's output beside what was read."""
+        x, real = token
+        cell = nn.OptimizedLSTMCell(self.controller, param_dtype=jnp.result_type(float))
+        controller, hidden = cell(carry.controller, jnp.concatenate([x, carry.read.reshape(-1)]))
+        heads, width = carry.read.shape
+        keys = jnp.tanh(dense(heads * width, name="keys")(hidden)).reshape(heads, width)
+        strengths = 1 + nn.softplus(dense(heads, name="strengths")(hidden))
+        gates = nn.sigmoid(dense(heads, name="gates")(hidden))
+        read, memory = access(carry.memory, keys, strengths, gates, decay=self.decay)
+        after = jax.tree.map(lambda new, old: jnp.where(real > 0, new, old), Carry(controller, memory, read), carry)
+        return after, jnp.concatenate([hidden, read.reshape(-1)])

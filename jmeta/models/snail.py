@@ -1,0 +1,83 @@
+"""SNAIL: causal convolutions and causal attention by turns (Mishra et al., 2018)."""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jmeta.models.adapters import from_linen
+from jmeta.models.layers import check_widths, dense
+from jmeta.types import Array, Model
+
+# (keys, values) of each attention, as in the paper.
+ATTENTION = ((64, 32), (256, 128), (512, 256))
+
+
+def snail(
+    outputs: int, *, filters: int = 128, attention: Sequence[tuple[int, int]] = ATTENTION, length: int = 26
+) -> Model:
+    """Attention, and between two of them a stack of dilated convolutions, all causal and densely connected.
+
+    Mishra et al., 2018, "A Simple Neural Attentive Meta-Learner". The paper takes
+    the number of convolutions from the length of its sequences; here it is
+    `length` whatever the sequences are, so that one network reads any number of
+    shots: what is further back, attention alone sees. Dilations are 1, 2, 4, ...,
+    with which a stack sees exactly as far back as it is meant to.
+
+    Args:
+        outputs: width of the linear output layer.
+        filters: of each convolution, over two tokens.
+        attention: widths of keys and of values, of each attention.
+        length: tokens that a stack of convolutions spans, at least; 26 are those
+            of 5 ways and 5 shots and a query.
+
+    Returns:
+        A `Model` from tokens [L, D] to [L, outputs], each of which sees itself
+        and those before it. Masked tokens must come first.
+
+    Raises:
+        ValueError: for a width below 1, no attention, or a length below 2.
+    """
+    check_widths(outputs, filters, *(width for widths in attention for width in widths))
+    if not attention:
+        raise ValueError("attention is empty; it must have the widths of at least one.")
+    if length < 2:
+        raise ValueError(f"length is {length}; it must be at least 2 tokens.")
+    return from_linen(SNAIL(outputs, filters, tuple(attention), math.ceil(math.log2(length))))
+
+
+class SNAIL(nn.Module):
+    """The module behind `snail`, with `depth` convolutions in a stack."""
+
+    outputs: int
+    filters: int
+    attention: tuple[tuple[int, int], ...]
+    depth: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Outputs of tokens [L, D]."""
+        real = jnp.ones(len(x), bool) if mask is None else mask > 0
+        # What comes before the first token is zero, so padding must be in every layer.
+        x = _only(real, x)
+        for block, (keys, values) in enumerate(self.attention):
+            for level in range(self.depth if block else 0):
+                x = jnp.concatenate([x, _only(real, self._convolve(x, 2**level))], axis=1)
+            x = jnp.concatenate([x, _only(real, self._attend(x, real, keys, values))], axis=1)
+        return dense(self.outputs, name="head")(x)
+
+    def _convolve(self, x, dilation):
+        """The gated causal convolution, as a dense layer on each token and the one `dilation` before it."""
+        earlier = jnp.concatenate([jnp.zeros((dilation, x.shape[1]), x.dtype), x])[: len(x)]
+        signal, gate = jnp.split(dense(2 * self.filters)(jnp.concatenate([earlier, x], axis=1)), 2, axis=1)
+        return jnp.tanh(signal) * nn.sigmoid(gate)
+
+    def _attend(self, x, real, keys, values):
+        query, key, value = (dense(width)(x)[:, None] for width in (keys, keys, values))
+        seen = nn.make_causal_mask(real) * real[None, None]
+        return nn.dot_product_attention(query, key, value, mask=seen)[:, 0]
+
+
+def _only(real, x):
+    return jnp.where(real[:, None], x, 0)

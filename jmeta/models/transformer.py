@@ -1,0 +1,59 @@
+"""The Transformer over a set of tokens."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jmeta.models.adapters import from_linen
+from jmeta.models.layers import check_widths, dense
+from jmeta.types import Array, Model
+
+
+def transformer(outputs: int, *, width: int = 64, depth: int = 4, heads: int = 4) -> Model:
+    """Pre-norm attention and feed-forward layers on tokens without positions.
+
+    Vaswani et al., 2017, "Attention Is All You Need"; layer normalisation comes
+    before each part, and feed-forward layers are four times as wide, as in GPT-2.
+
+    Args:
+        outputs: width of the linear output layer.
+        width: of a token inside.
+        depth: layers.
+        heads: of attention in each; they share the width.
+
+    Returns:
+        A `Model` from tokens [L, D] to [L, outputs], each of which sees all that
+        are not masked. The order of tokens changes nothing but that of outputs.
+
+    Raises:
+        ValueError: for a width below 1, fewer than 1 layer or head, or heads that
+            do not divide the width.
+    """
+    check_widths(outputs, width)
+    for name, value in (("depth", depth), ("heads", heads)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
+    if width % heads:
+        raise ValueError(f"heads is {heads}; it must divide the width, {width}.")
+    return from_linen(Transformer(outputs, width, depth, heads))
+
+
+class Transformer(nn.Module):
+    """The module behind `transformer`."""
+
+    outputs: int
+    width: int
+    depth: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Outputs of tokens [L, D]."""
+        dtype = jnp.result_type(float)
+        seen = None if mask is None else (mask > 0)[None, None, :]
+        x = dense(self.width)(x)
+        for _ in range(self.depth):
+            attention = nn.MultiHeadDotProductAttention(self.heads, param_dtype=dtype)
+            x += attention(nn.LayerNorm(param_dtype=dtype)(x), mask=seen)
+            hidden = nn.gelu(dense(4 * self.width)(nn.LayerNorm(param_dtype=dtype)(x)))
+            x += dense(self.width)(hidden)
+        return dense(self.outputs, name="head")(nn.LayerNorm(param_dtype=dtype)(x))

@@ -1,0 +1,201 @@
+"""What each learner that adapts by a forward pass is, against its own definition, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+import jmeta
+from jmeta import data, learners, losses, models
+from jmeta.learners.cnp import gaussian_cnp
+from jmeta.types import Examples, Model, Task
+
+RAW = models.mlp(hidden=(), outputs=None)
+TASK = jax.jit(data.sinusoid(shots=6, queries=5))
+
+
+def transformer(outputs):
+    return models.transformer(outputs, width=8, depth=2, heads=2)
+
+
+def snail(outputs):
+    return models.snail(outputs, filters=4, attention=[(4, 4), (4, 4)], length=8)
+
+
+def mann(outputs):
+    return models.mann(outputs, controller=6, slots=5, width=4, heads=2)
+
+
+SQUARED = {"loss_fn": losses.squared_error}
+SMALL = {
+    "in_context": learners.in_context(RAW, sequence=transformer, **SQUARED),
+    "snail": learners.snail(RAW, sequence=snail, **SQUARED),
+    "cnp": learners.cnp(RAW, loss_fn=losses.gaussian_nll),
+    "mann": learners.mann(RAW, network=mann, **SQUARED),
+}
+
+
+@pytest.fixture
+def task(x64):
+    return TASK(jax.random.key(0))
+
+
+def answers(learner, params, state, support, inputs):
+    return learner.predict(params, state, learner.adapt(params, state, support), inputs)
+
+
+def first_answers(learner, task):
+    params, state = learner.init(jax.random.key(0), task)
+    return answers(learner, params, state, task.support, task.query.inputs)
+
+
+def two_functions(apply, shape=(3, 2)):
+    """A network that is a matrix, and what `apply` does with it."""
+    return Model(lambda key, inputs: (jax.random.normal(key, shape), ()), apply)
+
+
+def close(one, other):
+    np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+# All of them; what they promise of classification is in tests/test_contract.py.
+
+
+@pytest.fixture(params=SMALL)
+def outputs_of(request, task):
+    """(support, query inputs) -> outputs, compiled."""
+    learner = SMALL[request.param]
+    params, state = jax.jit(learner.init)(jax.random.key(1), task)
+    return jax.jit(lambda *given: answers(learner, params, state, *given))
+
+
+def test_a_regression_reads_targets_and_neither_padding_nor_other_queries(task, outputs_of):
+    support, inputs = task.support, task.query.inputs
+    outputs = outputs_of(support, inputs)
+    assert outputs.shape == task.query.targets.shape
+    assert (outputs_of(support._replace(targets=support.targets.at[2].add(1)), inputs) != outputs).all()
+    others = outputs_of(support, inputs.at[1:].multiply(-3.0))
+    np.testing.assert_array_equal(others[0], outputs[0])
+    assert (others[1:] != outputs[1:]).all()
+    masked = support._replace(mask=support.mask.at[2].set(0))
+    padding = masked._replace(inputs=masked.inputs.at[2].set(9.0), targets=masked.targets.at[2].set(7.0))
+    np.testing.assert_array_equal(outputs_of(padding, inputs), outputs_of(masked, inputs))
+
+
+def test_in_training_a_key_shuffles_a_sequence(task):
+    learner = SMALL["snail"]
+    params, state = jax.jit(learner.init)(jax.random.key(1), task)
+    loss = jax.jit(learner.loss)
+    values = {float(loss(params, state, task, key=jax.random.key(seed))[0]) for seed in range(3)}
+    assert len(values) == 3
+
+
+def test_a_network_with_running_statistics_is_refused(task):
+    def decoder(outputs):
+        return models.mlp(outputs=outputs, norm="running")
+
+    with pytest.raises(ValueError, match="the summary or the decoder keeps running statistics"):
+        learners.cnp(RAW, decoder=decoder, loss_fn=losses.gaussian_nll).init(jax.random.key(0), task)
+    with pytest.raises(ValueError, match="the sequence model keeps running statistics"):
+        learners.in_context(RAW, sequence=decoder, **SQUARED).init(jax.random.key(0), task)
+
+
+def test_an_encoder_that_gives_no_features_is_refused(x64):
+    images = Model(lambda key, inputs: ((), ()), lambda params, state, inputs, **_: (inputs, state))
+    examples = Examples(jnp.zeros((5, 8, 8, 1)), jnp.eye(5), jnp.ones(5))
+    with pytest.raises(ValueError, match=r"have shape \(5, 8, 8, 1\); they must be vectors"):
+        learners.in_context(images).init(jax.random.key(0), Task(examples, examples))
+
+
+# Prompts.
+
+
+def test_with_a_kernel_for_a_sequence_model_it_is_kernel_regression(task):
+    def smoother(outputs):
+        def apply(params, state, tokens, *, mask, train=False, key=None):
+            targets, flags, x = jnp.split(tokens, [outputs, outputs + 1], axis=1)
+            weights = jnp.exp(-jnp.square(x[-1:] - x).sum(1)) * mask * (1 - flags[:, 0])
+            return jnp.broadcast_to(weights @ targets / weights.sum(), targets.shape), state
+
+        return two_functions(apply)
+
+    learner = learners.in_context(RAW, sequence=smoother, **SQUARED)
+    outputs = first_answers(learner, task)
+    x, y = np.asarray(task.support.inputs), np.asarray(task.support.targets)
+    weights = np.exp(-((np.asarray(task.query.inputs) - x.T) ** 2))
+    close(outputs, weights @ y / weights.sum(1, keepdims=True))
+
+
+# Memory.
+
+
+def test_labels_come_one_token_late_and_each_query_after_the_last_example(task):
+    def leaky(outputs):
+        def apply(params, carry, tokens, *, mask, train=False, key=None):
+            def step(carry, token):
+                carry = jnp.where(token[-1] > 0, carry / 2 + token[:-1] @ params, carry)
+                return carry, carry
+
+            carry = jnp.zeros(1) if carry is None else carry
+            carry, values = jax.lax.scan(step, carry, jnp.concatenate([tokens, mask[:, None]], axis=1))
+            return values, carry
+
+        return Model(lambda key, tokens: (jnp.array([[3.0], [5.0]]), None), apply)
+
+    learner = learners.mann(RAW, network=leaky, **SQUARED)
+    outputs = first_answers(learner, task)
+    held, label = 0.0, 0.0
+    for x, y in zip(task.support.inputs[:, 0], task.support.targets[:, 0], strict=True):
+        held, label = held / 2 + 3 * label + 5 * x, y
+    close(outputs, held / 2 + 3 * label + 5 * task.query.inputs)
+
+
+# Conditional neural processes.
+
+
+def matrix_model(shape):
+    return two_functions(lambda params, state, inputs, **_: (inputs @ params, state), shape)
+
+
+def test_a_conditional_process_decodes_the_mean_of_what_it_encodes(task):
+    networks = {"summary": matrix_model((2, 3)), "decoder": lambda outputs: matrix_model((4, outputs))}
+    learner = gaussian_cnp(RAW, **networks)
+    params, state = learner.init(jax.random.key(0), task)
+    found = answers(learner, params, state, task.support, task.query.inputs)
+    (x, y, _), queries = map(np.asarray, task.support), np.asarray(task.query.inputs)
+    values = (np.concatenate([y, x], axis=1) @ params.head["summary"]).mean(0)
+    decoded = np.concatenate([np.tile(values, (5, 1)), queries], axis=1) @ params.head["decoder"]
+    deviation = 0.1 + 0.9 * np.log1p(np.exp(decoded[:, 1:]))
+    close(found.mean, decoded[:, :1])
+    close(found.deviation, deviation)
+    likelihood = stats.norm.logpdf(np.asarray(task.query.targets), decoded[:, :1], deviation)
+    loss, (_, metrics) = learner.loss(params, state, task)
+    close(loss, -likelihood.mean())
+    close(metrics["squared_error"], np.square(decoded[:, :1] - task.query.targets).mean())
+    mean = learners.cnp(RAW, loss_fn=losses.gaussian_nll, **networks)
+    np.testing.assert_array_equal(answers(mean, params, state, task.support, task.query.inputs), found.mean)
+    assert mean.loss(params, state, task)[0] == loss
+
+
+def test_a_conditional_process_of_classes_decodes_the_mean_of_each(x64):
+    inputs = jnp.array([[1.0], [3.0], [10.0]])
+    support = Examples(inputs, jnp.array([[1.0, 0], [1, 0], [0, 1]]), jnp.ones(3))
+    features = two_functions(lambda params, state, inputs, **_: (inputs[:, 2:], state))
+    decoder = two_functions(lambda params, state, inputs, **_: (-jnp.square(inputs[:, :2] - inputs[:, 2:]), state))
+    learner = learners.cnp(RAW, summary=features, decoder=lambda outputs: decoder)
+    outputs = first_answers(learner, Task(support, support))
+    close(outputs, -np.square([[2.0, 10.0]] - np.asarray(inputs)))
+
+
+def test_a_conditional_process_without_a_variance_is_refused():
+    with pytest.raises(ValueError, match="loss_fn is squared_error; a conditional neural process"):
+        learners.cnp(RAW, **SQUARED)
+
+
+def test_a_conditional_process_learns_curves():
+    learner, sample = learners.cnp(RAW, loss_fn=losses.gaussian_nll), data.sinusoid()
+    state = jmeta.fit(learner, optax.adam(1e-3), sample, key=jax.random.key(0), steps=500, batch_size=16)
+    report = jmeta.evaluate(learner, state, sample, key=jax.random.key(1))
+    assert report.loss + report.loss_ci95 < 4.25 / 2  # 4.25 is the variance of the targets

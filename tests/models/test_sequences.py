@@ -1,0 +1,99 @@
+"""The networks that read sequences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import models
+
+KEY = jax.random.key(0)
+
+
+def built(model, tokens):
+    params, state = jax.jit(model.init)(KEY, tokens)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases start at zero
+    return params, state, jax.jit(model.apply)
+
+
+def softmax(x):
+    return np.exp(x) / np.exp(x).sum()
+
+
+def test_snail_is_the_papers_network_token_by_token(x64):
+    tokens = jax.random.normal(KEY, (6, 3))
+    model = models.snail(2, filters=2, attention=[(4, 2), (3, 2)], length=4)
+    params, state, apply = built(model, tokens)
+    outputs, _ = apply(params, state, tokens)
+
+    layers = iter([params[f"Dense_{number}"] for number in range(8)])
+
+    def affine(layer, x):
+        return x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+
+    def attend(x):
+        query, key, value = (affine(next(layers), x) for _ in range(3))
+        reads = [softmax(key[: t + 1] @ query[t] / query.shape[1] ** 0.5) @ value[: t + 1] for t in range(len(x))]
+        return np.concatenate([x, reads], axis=1)
+
+    def convolve(x, dilation):
+        layer = next(layers)
+        rows = []
+        for t in range(len(x)):
+            before = x[t - dilation] if t >= dilation else np.zeros(x.shape[1])
+            hidden = affine(layer, np.concatenate([before, x[t]]))
+            rows.append(np.tanh(hidden[:2]) / (1 + np.exp(-hidden[2:])))
+        return np.concatenate([x, rows], axis=1)
+
+    expected = affine(params["head"], attend(convolve(convolve(attend(np.asarray(tokens)), 1), 2)))
+    np.testing.assert_allclose(outputs, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "layers"), [(2, 1), (6, 3), (8, 3), (26, 5)])
+def test_a_stack_of_convolutions_spans_the_length(length, layers):
+    model = models.snail(2, filters=2, attention=[(2, 2), (2, 2)], length=length)
+    params, _ = jax.eval_shape(model.init, KEY, jnp.ones((3, 4)))
+    assert len(params) == 3 + layers + 3 + 1
+    assert 2**layers >= length > 2 ** (layers - 1)
+
+
+def test_a_transformer_sees_a_set(x64):
+    tokens = jax.random.normal(KEY, (5, 3))
+    model = models.transformer(2, width=8, depth=2, heads=2)
+    params, state, apply = built(model, tokens)
+    order = jnp.array([3, 1, 4, 0, 2])
+    outputs, _ = apply(params, state, tokens)
+    np.testing.assert_allclose(apply(params, state, tokens[order])[0], outputs[order], atol=1e-12)
+    some, _ = apply(params, state, tokens, mask=jnp.array([0, 1, 1, 0, 1]))
+    kept = jnp.array([1, 2, 4])
+    np.testing.assert_allclose(some[kept], apply(params, state, tokens[kept])[0], atol=1e-12)
+
+
+def test_mann_stops_and_goes_on_where_it_was(x64):
+    tokens = jax.random.normal(KEY, (6, 3))
+    model = models.mann(2, controller=5, slots=4, width=3, heads=2)
+    params, start, apply = built(model, tokens)
+    outputs, end = apply(params, start, tokens)
+    first, carry = apply(params, start, tokens[:4])
+    last, after = apply(params, carry, tokens[4:])
+    np.testing.assert_allclose(jnp.concatenate([first, last]), outputs, atol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after, end)
+    _, skipped = apply(params, start, tokens, mask=jnp.array([1, 1, 1, 1, 0, 0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), skipped, carry)
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "message"),
+    [
+        (models.transformer, {"depth": 0}, "depth is 0"),
+        (models.transformer, {"width": 6, "heads": 4}, "heads is 4; it must divide the width, 6"),
+        (models.snail, {"attention": []}, "attention is empty"),
+        (models.snail, {"length": 1}, "length is 1"),
+        (models.snail, {"filters": 0}, "width is 0"),
+        (models.mann, {"slots": 2}, "slots is 2; it must be at least the number of heads, 4"),
+        (models.mann, {"decay": 1.5}, "decay is 1.5"),
+    ],
+)
+def test_refuses_what_no_network_can_be(factory, options, message):
+    with pytest.raises(ValueError, match=message):
+        factory(5, **options)
