@@ -58,25 +58,29 @@ def reptile_step(learning_rate):
     return optax.sgd(learning_rate)
 
 
+FIVE = {"inner_rate": 0.01, "inner_steps": 5, "test_steps": 5}
+RAW = {"hidden": (), "outputs": None}  # inputs as they are
 SINUSOID = Suite(
     source="sinusoid",
     model=models.mlp,
-    common={"inner_steps": 5, "test_steps": 5, "loss_fn": losses.squared_error},
+    common={"loss_fn": losses.squared_error},
     tasks={"ways": 1, "shots": 10, "queries": 10, "batch_size": 25},
     tests=((1, 10),),
     dispatch=500,
     seconds=60,
     entries={
-        "maml": Entry({"inner_rate": 0.01}),
-        "fomaml": Entry({"inner_rate": 0.01}),
-        "anil": Entry({"inner_rate": 0.01}),
-        "boil": Entry({"inner_rate": 0.01}),
+        "maml": Entry(FIVE),
+        "fomaml": Entry(FIVE),
+        "anil": Entry(FIVE),
+        "boil": Entry(FIVE),
         "meta_sgd": Entry({"inner_rate": 0.01, "inner_steps": 1, "test_steps": 1}),  # as in its paper
-        "meta_curvature": Entry({"inner_rate": 0.01}),
-        "reptile": Entry({"inner_rate": 0.01, "inner_batch": None}, outer=reptile_step, rate=0.5),
+        "meta_curvature": Entry(FIVE),
+        "reptile": Entry({**FIVE, "inner_batch": None}, outer=reptile_step, rate=0.5),
         "imaml": Entry({"inner_rate": 0.01, "inner_steps": 16, "test_steps": 16, "proximal": 0.1}),
-        "cavia": Entry({"inner_rate": 0.1}, model={"context": 4}),
-        "mamlpp": Entry({"inner_rate": 0.01, "multi_step_until": 2_000, "first_order_until": 2_000}),
+        "cavia": Entry({**FIVE, "inner_rate": 0.1}, model={"context": 4}),
+        "mamlpp": Entry({**FIVE, "multi_step_until": 2_000, "first_order_until": 2_000}),
+        "cnp": Entry({"loss_fn": losses.gaussian_nll}, model=RAW),
+        "in_context": Entry({}, model=RAW),
     },
 )
 OMNIGLOT = Suite(
@@ -102,22 +106,30 @@ OMNIGLOT = Suite(
         "proto_maml": Entry({"inner_rate": 0.1, "inner_steps": 5}, model={"outputs": None}),
     },
 )
-RUNNING = {"norm": "running"}
+# What does not fix the number of ways is trained on more of them than it is tested on, as Snell et al. found best.
+FIVE_WAYS = {"ways": 5, "batch_size": 4}
 ENCODERS = Suite(
     source="omniglot",
-    model=lambda **options: models.conv4(**{"width": 64} | options),
+    model=lambda **options: models.conv4(**{"width": 64, "norm": "running"} | options),
     common={},
     tasks={"ways": 20, "shots": 1, "queries": 5, "batch_size": 1},
     tests=((5, 1), (5, 5), (20, 1), (20, 5)),
     dispatch=10,
     seconds=600,
     entries={
-        "protonet": Entry({}, model=RUNNING, tasks={"ways": 60}),
-        "matching": Entry({}, model=RUNNING),
-        "relation": Entry(
-            {}, network=models.relation_encoder, model={"norm": "batch"}, tasks={"ways": 5, "batch_size": 4}
-        ),
-        "siamese": Entry({}, model=RUNNING),
+        "protonet": Entry({}, tasks={"ways": 60}),
+        "matching": Entry({}),
+        "relation": Entry({}, network=models.relation_encoder, tasks=FIVE_WAYS),
+        "siamese": Entry({}),
+        "r2d2": Entry({}),
+        "metaoptnet": Entry({}),
+        "logistic": Entry({}),
+        "baseline": Entry({"classes": 4112}, tasks={"ways": 64, "queries": 1}),  # a batch of 128 drawings
+        "baseline_pp": Entry({"classes": 4112}, tasks={"ways": 64, "queries": 1}),
+        "mann": Entry({}, tasks=FIVE_WAYS, any_ways=False),
+        "snail": Entry({}, tasks=FIVE_WAYS, any_ways=False),
+        "cnp": Entry({}, tasks=FIVE_WAYS, any_ways=False),
+        "in_context": Entry({}, tasks=FIVE_WAYS, any_ways=False),
     },
 )
 SUITES = {"sinusoid": SINUSOID, "omniglot": OMNIGLOT, "omniglot-encoders": ENCODERS}
