@@ -8,12 +8,11 @@ from sklearn.linear_model import LogisticRegression
 
 from jmeta.functional import logistic_regression
 
-RNG = np.random.default_rng(0)
-
 
 def clusters(ways, shots, width):
+    rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(ways), shots)
-    features = RNG.normal(size=(ways, width))[labels] + 0.7 * RNG.normal(size=(ways * shots, width))
+    features = rng.normal(size=(ways, width))[labels] + 0.7 * rng.normal(size=(ways * shots, width))
     return jnp.asarray(features), jnp.eye(ways)[labels], labels
 
 
@@ -29,7 +28,9 @@ def test_its_weights_are_those_of_scikit_learn(ways, shots, width, regularisatio
     oracle = LogisticRegression(C=1 / regularisation, fit_intercept=False, tol=1e-8, solver="newton-cg", max_iter=500)
     expected = oracle.fit(np.asarray(features), labels).coef_.T
     found = fit(features, targets, regularisation=regularisation)
-    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())  # as exact as scikit-learn is
+    slope = features.T @ (jax.nn.softmax(features @ found) - targets) + regularisation * found
+    assert np.abs(slope).max() < 1e-12
 
 
 def test_its_derivatives_are_those_of_the_optimum(x64):
@@ -61,7 +62,8 @@ def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):
 @pytest.mark.parametrize("width", [4, 2000])
 @pytest.mark.parametrize("scale", [0.0, 100.0])
 def test_duplicates_stay_finite_in_single_precision(width, scale):
-    x = scale * jnp.asarray(np.repeat(RNG.normal(size=(3, width)), 4, axis=0), jnp.float32)
+    rng = np.random.default_rng(0)
+    x = scale * jnp.asarray(np.repeat(rng.normal(size=(3, width)), 4, axis=0), jnp.float32)
     y = jnp.repeat(jnp.eye(3), 4, axis=0)
 
     def total(x, regularisation):

@@ -7,8 +7,6 @@ import pytest
 
 from jmeta.functional import ridge_regression
 
-RNG = np.random.default_rng(0)
-
 
 def normal_equations(x, y, regularisation):
     return np.linalg.solve(x.T @ x + regularisation * np.eye(x.shape[1]), x.T @ y)
@@ -16,14 +14,16 @@ def normal_equations(x, y, regularisation):
 
 @pytest.mark.parametrize("width", [3, 7, 200], ids=["more examples", "as many", "more features"])
 def test_it_solves_the_normal_equations_in_whichever_space_is_smaller(width, x64):
-    x, y = RNG.normal(size=(7, width)), RNG.normal(size=(7, 2))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(7, width)), rng.normal(size=(7, 2))
     weights = ridge_regression(jnp.asarray(x), jnp.asarray(y), jnp.ones(7), 0.3)
     np.testing.assert_allclose(weights, normal_equations(x, y, 0.3), atol=1e-12)
 
 
 @pytest.mark.parametrize("width", [3, 20])
 def test_padding_contributes_nothing(width, x64):
-    x, y, mask = RNG.normal(size=(7, width)), RNG.normal(size=(7, 2)), np.array([1.0, 0, 1, 1, 0, 1, 1])
+    rng = np.random.default_rng(0)
+    x, y, mask = rng.normal(size=(7, width)), rng.normal(size=(7, 2)), np.array([1.0, 0, 1, 1, 0, 1, 1])
     weights = ridge_regression(jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask), 0.3)
     np.testing.assert_allclose(weights, normal_equations(x[mask > 0], y[mask > 0], 0.3), atol=1e-12)
 
@@ -31,7 +31,8 @@ def test_padding_contributes_nothing(width, x64):
 @pytest.mark.parametrize("width", [4, 2000])
 def test_duplicates_and_little_regularisation_stay_finite_in_single_precision(width):
     """Examples four times over: a matrix of a fifth of its rank, and a regularisation below its rounding error."""
-    x = jnp.asarray(np.repeat(RNG.normal(size=(5, width)), 4, axis=0), jnp.float32)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.repeat(rng.normal(size=(5, width)), 4, axis=0), jnp.float32)
     y = jnp.repeat(jnp.eye(5), 4, axis=0)
 
     def total(x, regularisation):

@@ -11,12 +11,11 @@ from sklearn.svm import LinearSVC, SVC
 
 from jmeta.functional import crammer_singer
 
-RNG = np.random.default_rng(0)
-
 
 def clusters(ways, shots, width, spread=0.7):
+    rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(ways), shots)
-    features = np.maximum(RNG.normal(size=(ways, width))[labels] + spread * RNG.normal(size=(ways * shots, width)), 0)
+    features = np.maximum(rng.normal(size=(ways, width))[labels] + spread * rng.normal(size=(ways * shots, width)), 0)
     return jnp.asarray(features), jnp.eye(ways)[labels], labels
 
 
@@ -60,8 +59,9 @@ def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):
 
 
 def test_its_derivative_is_that_of_the_solution(x64):
+    rng = np.random.default_rng(0)
     features, targets, _ = clusters(3, 2, 4)
-    direction, weights = RNG.normal(size=features.shape), RNG.normal(size=(4, 3))
+    direction, weights = rng.normal(size=features.shape), rng.normal(size=(4, 3))
 
     def total(x, steps):
         return (machine(x, targets, cost=0.5, steps=steps) * weights).sum()
@@ -76,7 +76,8 @@ def test_its_derivative_is_that_of_the_solution(x64):
 @pytest.mark.parametrize("width", [4, 2000])
 @pytest.mark.parametrize("scale", [0.0, 100.0])
 def test_duplicates_stay_finite_in_single_precision(width, scale):
-    x = scale * jnp.asarray(np.repeat(RNG.normal(size=(3, width)), 4, axis=0), jnp.float32)
+    rng = np.random.default_rng(0)
+    x = scale * jnp.asarray(np.repeat(rng.normal(size=(3, width)), 4, axis=0), jnp.float32)
     y = jnp.repeat(jnp.eye(3), 4, axis=0)
     value, gradient = jax.value_and_grad(lambda x: jnp.square(x @ machine(x, y, steps=50)).sum())(x)
     assert np.isfinite(value)
