@@ -94,7 +94,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "maml": Case(learners.maml(conv4(WAYS), inner_steps=2, inner_optimizer=optax.sgd(0.1)), (8, 8, 1), "head"),
+    "maml": Case(learners.maml(mlp(norm="batch"), inner_steps=2, inner_optimizer=optax.sgd(0.1)), (5,), "head"),
+    "maml, conv4": Case(learners.maml(conv4(WAYS), inner_steps=2, inner_optimizer=optax.sgd(0.1)), (8, 8, 1), "head"),
     "maml, first order": Case(learners.maml(mlp(norm="running"), meta_gradient="first_order"), (5,), "head"),
     "maml, truncated": Case(
         learners.maml(plain_model(), inner_steps=3, meta_gradient="truncated", last_steps=2), (5,), "w"
@@ -126,7 +127,8 @@ CASES = {
         ),
     ),
     "mamlpp": Case(learners.mamlpp(mlp(norm="running"), inner_steps=2, test_steps=4), (5,), "head"),
-    "proto_maml": Case(learners.proto_maml(conv4(None), inner_steps=2), (8, 8, 1)),
+    "proto_maml": Case(learners.proto_maml(mlp(outputs=None), inner_steps=2), (5,)),
+    "proto_maml, conv4": Case(learners.proto_maml(conv4(None), inner_steps=2), (8, 8, 1)),
     "matching": Case(learners.matching(mlp(outputs=None)), (5,)),
     "matching, query context": Case(
         learners.matching(mlp(outputs=4), query_context=models.attention_lstm(steps=2)), (5,)
@@ -192,7 +194,12 @@ def predictions_of(learner, state):
     return predictions
 
 
-@pytest.fixture(scope="module", params=CASES)
+LONG = {"maml, conv4", "proto_maml, conv4"}  # a minute each, for what the others show but for convolutions
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in CASES]
+)
 def subject(request):
     with jax.enable_x64(True):
         case = CASES[request.param]
