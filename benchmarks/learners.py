@@ -161,7 +161,8 @@ def main(
     for name in only or suite.entries:
         result = run(name, suite, data_dir, budget, seed)
         (out / f"{tasks}-{name}.json").write_text(json.dumps({"tasks": tasks, **result}, indent=1) + "\n")
-        draw([json.loads(path.read_text()) for path in sorted(out.glob(f"{tasks}-*.json"))], out / f"{tasks}.png")
+        found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+        draw([result for result in found if result["tasks"] == tasks], out / f"{tasks}.png")
 
 
 def sampler(source: str, split: str, data_dir: str | None, *, ways: int, shots: int, queries: int) -> Callable:

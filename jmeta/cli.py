@@ -63,6 +63,7 @@ LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
 # Learners whose model has an output layer as wide as the targets; that of others is an encoder.
 HEADED = {"anil", "boil", "cavia", "fomaml", "imaml", "maml", "mamlpp", "meta_curvature", "meta_sgd", "reptile"}
+REGRESSION = {"cnp": losses.gaussian_nll}  # losses of regression other than the squared error
 Benchmark = Literal["order", "learners"]  # those in benchmarks/ that the command runs
 
 
@@ -130,7 +131,9 @@ class Configuration:
     damping: float | None = None
     """Added to the weight of the proximal term in the meta-gradient under implicit."""
     distance: str | None = None
-    """Distance of a prototypical network: euclidean or cosine."""
+    """Distance of a prototypical network: euclidean, cosine or mahalanobis."""
+    classes: int | None = None
+    """How many classes the training data have, of a transfer baseline; 4112 of Omniglot."""
     batch_size: int = 16
     """Tasks in a meta-step."""
     learning_rate: float = 1e-3
@@ -270,7 +273,7 @@ def build_learner(configuration: Configuration) -> Learner:
     by_rate = "inner_rate" in inspect.signature(factory).parameters  # others take an optimizer
     options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {
         "inner_rate" if by_rate else "inner_optimizer": rate if by_rate or rate is None else optax.sgd(rate),
-        "loss_fn": losses.squared_error if source.regression else None,
+        "loss_fn": REGRESSION.get(configuration.learner, losses.squared_error) if source.regression else None,
     }
     return factory(_build_model(configuration, source), **_accepted(factory, configuration.learner, options))
 
@@ -280,6 +283,7 @@ LEARNER_OPTIONS = (
     "inner_steps",
     "test_steps",
     "inner_batch",
+    "classes",
     "distance",
     "multi_step_until",
     "first_order_until",
@@ -305,6 +309,9 @@ def _accepted(factory: Callable, name: str, options: dict[str, Any]) -> dict[str
         if option == "loss_fn":
             raise ValueError(f"{name} classifies; it cannot be trained on a source of regression tasks.")
         raise ValueError(f"{OPTION_NAMES.get(option, option)} was given, but {name} has no such option.")
+    for option, parameter in parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and option not in given:
+            raise ValueError(f"{name} needs the option --{option}.")
     return given
 
 

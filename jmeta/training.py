@@ -66,9 +66,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Task], tuple[TrainState, dict[str, Array]]]:
     """One meta-step: the mean loss over tasks, its meta-gradient, one optimizer update.
 
-    An inner loop may diverge on one task of many. A task whose loss or
-    meta-gradient is not finite never reaches the parameters, and one that is
-    on its way there, of a huge meta-gradient, counts for no more than others.
+    An inner loop may diverge on one task of many. A task whose loss, or the
+    length of whose meta-gradient, is not finite never reaches the parameters, and
+    one on its way there, of a huge meta-gradient, is bounded.
 
     Args:
         learner: what is trained.
@@ -82,8 +82,9 @@ def make_train_step(
             was if there is one such task, for the caller to stop, as `fit` does; a
             `make_train_loop` goes on with other tasks.
         max_task_norm: a longer meta-gradient of a task is scaled down to this
-            length before the mean; `math.inf` for no bound. The default is far
-            above the lengths of tasks from which something is learned.
+            length before the mean; `math.inf` for no bound. The default is meant
+            to be out of the way of losses that are means over examples and of
+            targets of order one; where losses are larger, set it.
 
     Returns:
         `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate

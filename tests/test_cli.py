@@ -13,6 +13,7 @@ import pytest
 
 from jmeta import checkpoints, cli
 from jmeta.metrics import read_metrics
+from jmeta.types import Learner
 
 SINUSOID = [
     *("train", "--data", "sinusoid", "--shots", "5", "--queries", "5", "--batch-size", "2"),
@@ -152,6 +153,7 @@ MISTAKES = {
     "train --out {new} --steps -5": "steps is -5",
     "train --out {new} --ways five": "Error parsing --ways: invalid literal for int() with base 10: 'five'",
     "train --out {new} --leaner maml": "Unrecognized options: --leaner",
+    "train --learner baseline --out {new}": "baseline needs the option --classes",
     "train --learner protonet --data sinusoid --out {new}": "protonet classifies",
     "train --data sinusoid --model conv4 --out {new}": "inputs have shape (1, 1); a convolutional network needs images",
     "train --model conv4 --width 0 --out {new}": "a layer's width is 0",
@@ -204,3 +206,9 @@ def test_a_mistake_in_a_process_of_its_own_has_no_traceback():
     assert process.returncode == 2
     assert "Traceback" not in err
     assert "did you mean 'protonet'" in err
+
+
+@pytest.mark.parametrize("name", cli.LEARNERS)
+def test_every_learner_can_be_built_by_its_name(name):
+    classes = 100 if name.startswith("baseline") else None
+    assert isinstance(cli.build_learner(cli.Configuration(learner=name, classes=classes)), Learner)

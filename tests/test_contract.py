@@ -130,8 +130,12 @@ CASES = {
     "proto_maml": Case(learners.proto_maml(mlp(outputs=None), inner_steps=2), (5,)),
     "proto_maml, conv4": Case(learners.proto_maml(conv4(None), inner_steps=2), (8, 8, 1)),
     "matching": Case(learners.matching(mlp(outputs=None)), (5,)),
-    "matching, query context": Case(
-        learners.matching(mlp(outputs=4), query_context=models.attention_lstm(steps=2)), (5,)
+    "matching, full context": Case(
+        learners.matching(
+            mlp(outputs=4), support_context=models.bidirectional_lstm(), query_context=models.attention_lstm(steps=2)
+        ),
+        (5,),
+        ordered=True,
     ),
     "relation": Case(
         learners.relation(models.relation_encoder(width=3), comparator=models.relation_module(width=3, hidden=4)),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import Encoder
-from jmeta.types import Array, Learner, Objective, PyTree
+from jmeta.types import Array, Learner, Normalisation, Objective, PyTree
 
 
 class Head(NamedTuple):
@@ -85,8 +85,16 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         encoder_key, head_key = jax.random.split(key)
         params, state = encoder.init(encoder_key, task)
         features = encoder.support(params, state, task.support.inputs, mask=task.support.mask)
-        if features.ndim != 2:
-            raise ValueError(f"the encoder's features have shape {features.shape}; they must be vectors, [K, D].")
+        queries = jax.eval_shape(encoder.query, params, state, task.query.inputs)
+        for name, found in {"support": features, "query": queries}.items():
+            if found.ndim != 2:
+                raise ValueError(
+                    f"the encoder's {name} features have shape {found.shape}; they must be vectors, [K, D]."
+                )
+        if features.shape[1] != queries.shape[1]:
+            raise ValueError(
+                f"support features have width {features.shape[1]}, query features {queries.shape[1]}; they must agree."
+            )
         params = HeadParams(params, head.init(head_key, task.support._replace(inputs=features)))
         jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
         return params, state
@@ -99,7 +107,9 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         return exclude_absent(head.score(params.head, adapted.head, features, **context), adapted.present)
 
     def adapt(params, state, support, *, key=None):
-        return fit(params, encoder.support(params.encoder, state, support.inputs, mask=support.mask, key=key), support)
+        encoder_key, fit_key = (None, None) if key is None else jax.random.split(key)
+        features = encoder.support(params.encoder, state, support.inputs, mask=support.mask, key=encoder_key)
+        return fit(params, features, support, key=fit_key)
 
     def predict(params, state, adapted, inputs, *, mask=None):
         return score(params, adapted, encoder.query(params.encoder, state, inputs, mask=mask))
@@ -128,6 +138,7 @@ def numbers(**start: float) -> Callable:
 
 
 def check_stateless(name: str, state: PyTree) -> None:
-    """Raises a `ValueError` if a network of a head keeps statistics of a set, which queries would share."""
-    if jax.tree.leaves(state):
-        raise ValueError(f'{name} keeps running statistics; it must normalise without, as norm="layer" does.')
+    """Raises a `ValueError` if a network of a head takes or keeps statistics of a set, which queries would share."""
+    policies = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Normalisation))
+    if any(policy not in map(Normalisation, ("none", "layer", "group")) for policy in policies):
+        raise ValueError(f'{name} has statistics of a batch; it must normalise without, as norm="layer" does.')

@@ -34,8 +34,10 @@ class MetaGradientOptions(TypedDict, total=False):
         proximal: weight of lambda / 2 |params - start|^2 in the inner objective
             (Rajeswaran et al., 2019; default 0).
         cg_steps: most steps of conjugate gradient under `"implicit"` (default 5).
-        damping: under `"implicit"`, added to `proximal` in the system they solve;
-            0 (default) is exact, more keeps that of a network from being singular.
+        damping: under `"implicit"`, added to lambda in the meta-gradient, which is
+            (lambda + damping) (H + lambda + damping)^-1 v, but not in the inner
+            objective; 0 (default) is exact, more keeps H + lambda, of a network,
+            from being singular.
     """
 
     meta_gradient: MetaGradient
@@ -84,7 +86,7 @@ def inner_loop(
         last_steps: how many steps are exact under `"truncated"`.
         proximal: weight of the proximal term.
         cg_steps: most steps of conjugate gradient under `"implicit"`.
-        damping: added to `proximal` in their system.
+        damping: added to `proximal` in the implicit meta-gradient alone.
 
     Returns:
         The fast parameters, of the structure of `params`.

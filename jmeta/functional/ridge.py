@@ -35,4 +35,4 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
 
 def _solve(gram, values, regularisation):
     rounding = jnp.finfo(gram.dtype).eps * jnp.trace(gram)
-    return solve(gram + (regularisation + rounding) * jnp.eye(len(gram)), values, assume_a="pos")
+    return solve(gram + (regularisation + rounding) * jnp.eye(len(gram), dtype=gram.dtype), values, assume_a="pos")

@@ -35,9 +35,9 @@ def prompted(sequence: Callable) -> Head:
             prediction. Masked tokens come first.
 
     Returns:
-        A `Head` that is fitted to the encoded support set itself, padding first; in
-        training, given a key, in a random order. Its `init` raises a `ValueError`
-        if the sequence model keeps running statistics.
+        A `Head` that is fitted to the encoded support set itself, padding first;
+        given a key, in a random order. Its `init` raises a `ValueError` if the
+        sequence model normalises by statistics of a batch.
     """
 
     def init(key, support):
@@ -75,17 +75,18 @@ def recurrent(network: Callable) -> Head:
             and takes a `mask` [L]; masked tokens leave it as it is.
 
     Returns:
-        A `Head` that is fitted to a `Past`; in training, given a key, the support
-        set is in a random order.
+        A `Head` that is fitted to a `Past`; given a key, the support set is in a
+        random order.
     """
 
     def init(key, support):
         return network(support.targets.shape[-1]).init(key, _offset_tokens(support))[0]
 
     def fit(params, support, *, train=False, key=None):
-        ordered = _in_order(support, key)
-        model = network(support.targets.shape[-1])
-        _, carry = apply_model(model, params, None, _offset_tokens(ordered), mask=ordered.mask, train=train)
+        order_key, network_key = (None, None) if key is None else jax.random.split(key)
+        ordered, model = _in_order(support, order_key), network(support.targets.shape[-1])
+        tokens = _offset_tokens(ordered)
+        _, carry = apply_model(model, params, None, tokens, mask=ordered.mask, train=train, key=network_key)
         return Past(carry, ordered.targets[-1] * ordered.mask[-1])
 
     def score(params, past, features, *, train=False, key=None):

@@ -41,7 +41,7 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
     # The mean eigenvalue: the matrix to invert has then a condition number of at most 1 + K, whatever the features.
     trace = jnp.trace(gram)
     penalty = jnp.where(trace > 0, trace, 1) / jnp.maximum(mask.sum(), 1)
-    solution = jnp.linalg.inv(gram / penalty + jnp.eye(len(gram)))
+    solution = jnp.linalg.inv(gram / penalty + jnp.eye(len(gram), dtype=gram.dtype))
     linear = (y - mask[:, None] * present[None] / jnp.maximum(present.sum(), 1)) / penalty  # feasible rows sum to zero
 
     def step(carry, _):

@@ -69,7 +69,7 @@ def cnp(
         A `Learner` for the number of ways of the task it is initialised with and
         any number of shots; `adapt` gives `Fitted`, a `Representation`. For regression its
         metrics have the `"squared_error"`. Its `init` raises a `ValueError` if a
-        network besides the encoder keeps running statistics.
+        network besides the encoder normalises by statistics of a batch.
 
     Raises:
         ValueError: for another loss.

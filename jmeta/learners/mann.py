@@ -16,7 +16,7 @@ def mann(
 
     Santoro et al., 2016, "Meta-Learning with Memory-Augmented Neural Networks".
     The support set is a sequence: its order, that in which examples come, changes
-    predictions; in training, given a key, it is random. Each query is
+    predictions; given a key, as in training and evaluation, it is random. Each query is
     presented right after the support set, with the label of the last support
     example beside it, to the memory as the support set left it. We depart from the
     paper, whose queries follow one another, in that no query is in the memory of

@@ -8,7 +8,7 @@ from jmeta.functional.attention import class_attention
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import check_stateless, head_learner, plain_head
 from jmeta.functional.prototypes import cosine_similarities
-from jmeta.types import Array, Learner, Model
+from jmeta.types import apply_model, Array, Learner, Model
 
 
 def matching(model: Model, *, support_context: Model | None = None, query_context: Model | None = None) -> Learner:
@@ -33,8 +33,8 @@ def matching(model: Model, *, support_context: Model | None = None, query_contex
         `adapt` gives `Fitted`, the encoded support set.
 
     Raises:
-        ValueError: from `init`, if features are not [K, D], or a context has a
-            state (running statistics).
+        ValueError: from `init`, if features are not [K, D], or a context
+            normalises by statistics of a batch.
 
     Example:
         >>> from jmeta import data, models
@@ -56,7 +56,7 @@ def matching(model: Model, *, support_context: Model | None = None, query_contex
         return support_params, query_params
 
     def fit(params, support):
-        features, _ = support_context.apply(params[0], {}, support.inputs, mask=support.mask)
+        features, _ = apply_model(support_context, params[0], {}, support.inputs, mask=support.mask)
         return support._replace(inputs=features)
 
     def score(params, support, queries):

@@ -15,9 +15,9 @@ def snail(
     """Causal convolutions and attention over the support set, with each query the end of a sequence of its own.
 
     Mishra et al., 2018, "A Simple Neural Attentive Meta-Learner". The support set
-    is a sequence: its order, that in which examples come, changes predictions. In
-    training, given a key, it is random, as in the paper, so that no class
-    is known by its place. Beside the paper's target a token has a flag that tells
+    is a sequence: its order, that in which examples come, changes predictions. Given
+    a key, as in training and evaluation, it is random, as in the paper, so that no
+    class is known by its place. Beside the paper's target a token has a flag that tells
     the query. For how the default network departs from it see `models.snail`.
 
     Args:
@@ -31,7 +31,7 @@ def snail(
     Returns:
         A `Learner` for the number of ways of the task it is initialised with and
         any number of shots; `adapt` gives `Fitted`, the encoded support set. Its `init` raises a
-        `ValueError` if the sequence model keeps running statistics.
+        `ValueError` if the sequence model normalises by statistics of a batch.
 
     Example:
         >>> import functools, jax

@@ -84,21 +84,28 @@ def test_a_regression_reads_targets_and_neither_padding_nor_other_queries(task, 
     np.testing.assert_array_equal(outputs_of(padding, inputs), outputs_of(masked, inputs))
 
 
-def test_in_training_a_key_shuffles_a_sequence(task):
-    learner = SMALL["snail"]
+@pytest.mark.parametrize("name", ["snail", "mann"])
+def test_a_key_shuffles_a_sequence_in_training_and_in_adaptation(name, task):
+    learner = SMALL[name]
     params, state = jax.jit(learner.init)(jax.random.key(1), task)
-    loss = jax.jit(learner.loss)
-    values = {float(loss(params, state, task, key=jax.random.key(seed))[0]) for seed in range(3)}
-    assert len(values) == 3
+
+    @jax.jit
+    def run(key):
+        outputs = learner.predict(params, state, learner.adapt(params, state, task.support, key=key), task.query.inputs)
+        return learner.loss(params, state, task, key=key)[0], outputs[0, 0]
+
+    for values in zip(*(map(float, run(jax.random.key(seed))) for seed in range(3)), strict=True):
+        assert len(set(values)) == 3
 
 
-def test_a_network_with_running_statistics_is_refused(task):
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_a_network_with_statistics_of_a_batch_is_refused(task, norm):
     def decoder(outputs):
-        return models.mlp(outputs=outputs, norm="running")
+        return models.mlp(outputs=outputs, norm=norm)
 
-    with pytest.raises(ValueError, match="the summary or the decoder keeps running statistics"):
+    with pytest.raises(ValueError, match="the summary or the decoder has statistics of a batch"):
         learners.cnp(RAW, decoder=decoder, loss_fn=losses.gaussian_nll).init(jax.random.key(0), task)
-    with pytest.raises(ValueError, match="the sequence model keeps running statistics"):
+    with pytest.raises(ValueError, match="the sequence model has statistics of a batch"):
         learners.in_context(RAW, sequence=decoder, **SQUARED).init(jax.random.key(0), task)
 
 

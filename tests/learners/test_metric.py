@@ -119,6 +119,7 @@ def test_a_siamese_network_takes_the_best_pair_and_learns_from_all_of_them(task)
     assert set(metrics) == {"accuracy"}
 
 
-def test_a_context_with_a_state_is_refused(task):
-    with pytest.raises(ValueError, match="support_context or query_context keeps running statistics"):
-        learners.matching(IDENTITY, support_context=models.mlp(outputs=4, norm="running")).init(jax.random.key(0), task)
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_a_context_with_statistics_of_a_batch_is_refused(task, norm):
+    with pytest.raises(ValueError, match="support_context or query_context has statistics of a batch"):
+        learners.matching(IDENTITY, support_context=models.mlp(outputs=4, norm=norm)).init(jax.random.key(0), task)

@@ -72,3 +72,9 @@ def test_refuses_an_encoder_of_maps(task):
     maps = Model(IDENTITY.init, lambda params, state, inputs, *, train=False, key=None: (inputs[:, None], state))
     with pytest.raises(ValueError, match=r"features have shape \(6, 1, 4\); they must be vectors"):
         learners.protonet(maps).init(jax.random.key(0), task)
+
+
+def test_refuses_encoders_of_different_width(task):
+    learner = learners.protonet(IDENTITY, support_encoder=models.mlp(outputs=1))
+    with pytest.raises(ValueError, match="support features have width 1, query features 4; they must agree"):
+        learner.init(jax.random.key(0), task)
