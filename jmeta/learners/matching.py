@@ -8,7 +8,7 @@ from jmeta.functional.attention import class_attention
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import check_stateless, head_learner, plain_head
 from jmeta.functional.prototypes import cosine_similarities
-from jmeta.types import apply_model, Array, Learner, Model
+from jmeta.types import apply_model, Learner, Model
 
 
 def matching(model: Model, *, support_context: Model | None = None, query_context: Model | None = None) -> Learner:
@@ -66,7 +66,7 @@ def matching(model: Model, *, support_context: Model | None = None, query_contex
     return head_learner(shared_encoder(model), plain_head(init, fit, score), losses.objective(losses.cross_entropy))
 
 
-def _unchanged(params, state, features: Array, *, mask: Array | None = None):
+def _unchanged(params, state, features, *, train=False, key=None):
     return features, state
 
 
