@@ -21,7 +21,8 @@ def logistic_regression(
     Newton's method finds them, with directions by conjugate gradient; derivatives
     are those of the minimum, by `implicit_minimum`. Both work on V = W sqrt(lambda),
     whose regulariser is |V|^2 / 2: lambda is then a part of the loss, and no
-    Hessian has an eigenvalue below 1.
+    Hessian has an eigenvalue below 1. To lambda is added the rounding error of the
+    squared features, so that none is too large for the precision of the dtype.
 
     Args:
         features: X, [K, D].
@@ -43,7 +44,9 @@ def logistic_regression(
     """
     x, y = features * mask[:, None], targets * mask[:, None]
     present = y.sum(0) > 0
-    scaled = x / jnp.sqrt(regularisation)
+    rounding = jnp.finfo(x.dtype).eps * jnp.square(x).sum()
+    scale = jnp.sqrt(regularisation + rounding)
+    scaled = x / scale
 
     def loss(weights, _):
         return -(y * jax.nn.log_softmax(exclude_absent(scaled @ weights, present))).sum()
@@ -53,7 +56,7 @@ def logistic_regression(
 
     start = jnp.zeros((x.shape[1], y.shape[1]), scaled.dtype)
     found = implicit_minimum(loss, start, minimise=minimise, data=None, proximal=1.0, cg_steps=cg_steps)
-    return found / jnp.sqrt(regularisation)
+    return found / scale
 
 
 def _newton(objective, start, data, *, steps, cg_steps):

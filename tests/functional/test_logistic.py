@@ -60,16 +60,18 @@ def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):
 
 
 @pytest.mark.parametrize("width", [4, 2000])
-@pytest.mark.parametrize("scale", [0.0, 100.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
 def test_duplicates_stay_finite_in_single_precision(width, scale):
-    rng = np.random.default_rng(0)
-    x = scale * jnp.asarray(np.repeat(rng.normal(size=(3, width)), 4, axis=0), jnp.float32)
+    """Over many drawings: which of them overflows, without care, depends on the machine."""
+    drawn = np.random.default_rng(0).normal(size=(20, 3, width))
+    x = scale * jnp.asarray(np.repeat(drawn, 4, axis=1), jnp.float32)
     y = jnp.repeat(jnp.eye(3), 4, axis=0)
 
     def total(x, regularisation):
         return jnp.square(x @ fit(x, y, regularisation=regularisation)).sum()
 
-    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(x, 1e-3)
+    differentiate = jax.jit(jax.vmap(jax.value_and_grad(total, argnums=(0, 1)), in_axes=(0, None)))
+    value, gradients = differentiate(x, 1e-3)
     assert all(np.isfinite(leaf).all() for leaf in (value, *gradients))
 
 
