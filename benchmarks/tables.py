@@ -3,20 +3,24 @@
 python -m benchmarks.tables
 """
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# Published accuracies on Omniglot, in per cent, by learner and (ways, shots):
-# Snell et al., 2017, table 1; Finn et al., 2017, table 1.
+# Published accuracies on Omniglot, in per cent: 5-way 1-shot, 5-way 5-shot, 20-way 1-shot, 20-way 5-shot.
+SHAPES = ((5, 1), (5, 5), (20, 1), (20, 5))
 PUBLISHED = {
-    ("protonet", 5, 1): "98.8",
-    ("protonet", 5, 5): "99.7",
-    ("protonet", 20, 1): "96.0",
-    ("protonet", 20, 5): "98.9",
-    ("maml", 5, 1): "98.7 ± 0.4",
+    "protonet": ("98.8", "99.7", "96.0", "98.9"),  # Snell et al., 2017, table 1
+    "maml": ("98.7 ± 0.4", "99.9 ± 0.1", "95.8 ± 0.3", "98.9 ± 0.2"),  # Finn et al., 2017, table 1
+    "matching": ("98.1", "98.9", "93.8", "98.5"),  # Vinyals et al., 2016, table 1
+    "siamese": ("97.3", "98.4", "88.2", "97.0"),  # Koch et al., 2015, as in Sung et al., 2018, table 1
+    "relation": ("99.6", "99.8", "97.6", "99.1"),  # Sung et al., 2018, table 1
+    "r2d2": ("98.6", "99.7", "94.7", "98.9"),  # Bertinetto et al., 2019, table 2
+    "snail": ("99.07", "99.78", "97.64", "99.36"),  # Mishra et al., 2018, table 1
+    "mann": ("82.8", "94.9"),  # Santoro et al., 2016, table 1: second and fifth instance, no convolutions
 }
 
 
@@ -29,8 +33,8 @@ def omniglot() -> str:
         training = f"{steps:,} steps, {result['training_seconds'] / 60:.0f} min on {device}"
         for test in result["tests"]:
             ways, shots = test["ways"], test["shots"]
-            figure = f"{100 * test['accuracy']:.1f} ± {100 * test['ci95']:.1f} %"
-            published = PUBLISHED[learner, ways, shots]
+            figure = _accuracy(test)
+            published = PUBLISHED[learner][SHAPES.index((ways, shots))]
             command = f"`python -m benchmarks.omniglot {result['name']}`"
             rows.append([f"`{learner}`", f"{ways}-way {shots}-shot", figure, published, training, command])
     return _table(["learner", "task", "accuracy", "published", "training", "command"], rows)
@@ -83,7 +87,7 @@ def learners() -> str:
     ]
     rows = []
     found = {(result["tasks"], result["learner"]): result for result in _results("learners/*.json")}
-    for name in dict.fromkeys(learner for _, learner in sorted(found)):
+    for name in dict.fromkeys(learner for tasks, learner in sorted(found) if tasks in ("omniglot", "sinusoid")):
         cells = [f"`{name}`"]
         if result := found.get(("sinusoid", name)):
             test = result["tests"][0]
@@ -92,11 +96,26 @@ def learners() -> str:
             cells += ["classes only", ""]
         if result := found.get(("omniglot", name)):
             test = result["tests"][0]
-            cells += [f"{100 * test['accuracy']:.1f} ± {100 * test['ci95']:.1f} %", f"{result['steps']:,}"]
+            cells += [_accuracy(test), f"{result['steps']:,}"]
             cells += [f"{test['adaptation_milliseconds']:.1f} ms"]
         else:
             cells += ["", "", ""]
         rows.append(cells)
+    return _table(header, rows)
+
+
+def encoders() -> str:
+    """Learners on one encoder, each test beside the published figure."""
+    header = ["learner", *(f"{ways}-way {shots}-shot" for ways, shots in SHAPES), "meta-steps", "memory", "adapts in"]
+    rows = []
+    for result in _results("learners/omniglot-encoders-*.json"):
+        tested = {(test["ways"], test["shots"]): _accuracy(test) for test in result["tests"]}
+        published = PUBLISHED.get(result["learner"], ())
+        cells = [f"`{result['learner']}`"]
+        for shape, figure in itertools.zip_longest(SHAPES, published):
+            cells.append(tested.get(shape, "") + (f" ({figure})" if figure and shape in tested else ""))
+        cells += [f"{result['steps']:,}", f"{result['temporary_bytes'] / 2**20:.0f} MiB"]
+        rows.append([*cells, f"{result['tests'][0]['adaptation_milliseconds']:.1f} ms"])
     return _table(header, rows)
 
 
@@ -115,6 +134,10 @@ def sinusoid() -> str:
     return _table(header, rows)
 
 
+def _accuracy(test):
+    return f"{100 * test['accuracy']:.1f} ± {100 * test['ci95']:.1f} %"
+
+
 def _table(header, rows):
     """A Markdown table."""
     header, *body = (f"| {' | '.join(map(str, cells))} |" for cells in [header, *rows])
@@ -130,7 +153,14 @@ DOCUMENTS = tuple(
         "docs/decisions/0006-nonfinite-tasks.md",
     )
 )
-TABLES = {"chunks": chunks, "learners": learners, "omniglot": omniglot, "order": order, "sinusoid": sinusoid}
+TABLES = {
+    "chunks": chunks,
+    "encoders": encoders,
+    "learners": learners,
+    "omniglot": omniglot,
+    "order": order,
+    "sinusoid": sinusoid,
+}
 
 
 def with_tables(text: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import subjaxprs
 
 from jmeta import losses
-from jmeta.types import Array, Learner, Normalisation, PyTree, takes_mask, Task, TrainState
+from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, TrainState
 
 # Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
 # cache one at a time is faster (docs/decisions/0004-chunks.md); elsewhere it bounds the memory.
@@ -116,7 +116,7 @@ def evaluate(
     if "orphans" in found and found["orphans"].any():
         raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
     alone = np.asarray(run(*arguments, chunks[0], True)["first"][0])
-    return _report(found, _differ(found["first"][0], alone), _policies(state.state))
+    return _report(found, _differ(found["first"][0], alone), normalisations(state.state))
 
 
 def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
@@ -213,11 +213,6 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 def _span(values: np.ndarray) -> int | tuple[int, int]:
     low, high = int(values.min()), int(values.max())
     return low if low == high else (low, high)
-
-
-def _policies(state: PyTree) -> tuple[str, ...]:
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Normalisation))
-    return tuple(sorted({node.policy for node in nodes if isinstance(node, Normalisation)}))
 
 
 def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:

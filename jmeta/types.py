@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
@@ -126,6 +127,17 @@ class Normalisation:
     """
 
     policy: str
+
+
+def normalisations(state: PyTree) -> tuple[str, ...]:
+    """The policies of the networks that a state belongs to, each once, in alphabetical order."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Normalisation))
+    return tuple(sorted({node.policy for node in nodes if isinstance(node, Normalisation)}))
+
+
+def together(task: Task) -> Examples:
+    """Support and query as one set, the support examples first."""
+    return Examples(*(jnp.concatenate(pair) for pair in zip(task.support, task.query, strict=True)))
 
 
 def takes_mask(function: Callable) -> bool:

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from jmeta.types import apply_model, Examples, Model
+from jmeta.types import apply_model, Model, together
 
 
 class Encoder(NamedTuple):
@@ -40,8 +39,8 @@ def shared_encoder(model: Model) -> Encoder:
         return apply_model(model, params, state, inputs, mask=mask, key=key)[0]
 
     def both(params, state, task, *, key=None):
-        together = Examples(*(jnp.concatenate(pair) for pair in zip(task.support, task.query, strict=True)))
-        features, state = apply_model(model, params, state, together.inputs, mask=together.mask, train=True, key=key)
+        inputs, _, mask = together(task)
+        features, state = apply_model(model, params, state, inputs, mask=mask, train=True, key=key)
         shots = task.support.mask.size
         return features[:shots], features[shots:], state
 

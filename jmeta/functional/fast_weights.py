@@ -6,8 +6,9 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from jmeta.functional.checks import check_counts
 from jmeta.functional.classes import exclude_absent
-from jmeta.functional.inner_loop import check_counts, check_options, inner_loop, MetaGradientOptions
+from jmeta.functional.inner_loop import check_options, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
 from jmeta.functional.partition import check_part, join, part
 from jmeta.types import apply_model, Array, Examples, Learner, Model, Objective, PyTree

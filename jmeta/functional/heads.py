@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import Encoder
-from jmeta.types import Array, Learner, Normalisation, Objective, PyTree
+from jmeta.types import Array, Learner, normalisations, Objective, PyTree
 
 
 class Head(NamedTuple):
@@ -78,7 +78,8 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
     Returns:
         A `Learner` whose parameters are `HeadParams`, and whose `adapt` gives
         `Fitted`; its state is the encoder's. Its `init` raises a `ValueError` for
-        an encoder whose features are not vectors, and for outputs of a wrong width.
+        an encoder whose features are not vectors, and for outputs of a wrong width;
+        its `adapt` and `loss`, for other ways than those of a head that fixes them.
     """
 
     def init(key, task):
@@ -100,8 +101,9 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         return params, state
 
     def fit(params, features, support, **context):
-        fitted = head.fit(params.head, support._replace(inputs=features), **context)
-        return Fitted(fitted, objective.present(support))
+        encoded = support._replace(inputs=features)
+        _check_ways(head, params.head, encoded)
+        return Fitted(head.fit(params.head, encoded, **context), objective.present(support))
 
     def score(params, adapted, features, **context):
         return exclude_absent(head.score(params.head, adapted.head, features, **context), adapted.present)
@@ -125,11 +127,13 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
     return Learner(init, adapt, predict, loss)
 
 
-def check_positive(**numbers: float) -> None:
-    """Raises a `ValueError` for a number, by its name, that is not above 0."""
-    for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} is {value}; it must be above 0.")
+def _check_ways(head, params, support):
+    fitting = jax.eval_shape(head.init, jax.random.key(0), support)
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, fitting):
+        raise ValueError(
+            f"the support set has targets of width {support.targets.shape[-1]}, which the learned head does not fit: "
+            "it keeps the number of ways that it was initialised with. Initialise a learner for this one."
+        )
 
 
 def numbers(**start: float) -> Callable:
@@ -139,6 +143,5 @@ def numbers(**start: float) -> Callable:
 
 def check_stateless(name: str, state: PyTree) -> None:
     """Raises a `ValueError` if a network of a head takes or keeps statistics of a set, which queries would share."""
-    policies = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Normalisation))
-    if any(policy not in map(Normalisation, ("none", "layer", "group")) for policy in policies):
+    if jax.tree.leaves(state) or set(normalisations(state)) - {"none", "layer", "group"}:
         raise ValueError(f'{name} has statistics of a batch; it must normalise without, as norm="layer" does.')

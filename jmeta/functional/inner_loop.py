@@ -8,6 +8,7 @@ import jax
 import optax
 from jax import lax
 
+from jmeta.functional.checks import check_counts
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
 from jmeta.functional.mixed import mixed_gradient
@@ -201,13 +202,6 @@ def check_options(
             raise ValueError(f"{name} is {weight}; it must be 0 or more.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
-
-
-def check_counts(**counts: int) -> None:
-    """Raises a `ValueError` for a number of steps, by its name, that is not a whole number of 0 or more."""
-    for name, value in counts.items():
-        if value != int(value) or value < 0:
-            raise ValueError(f"{name} is {value}; it must be a whole number, 0 or more.")
 
 
 def _begin(rule, rule_params, params):

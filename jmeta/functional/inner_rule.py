@@ -48,12 +48,6 @@ def as_rule(optimizer: InnerOptimizer) -> InnerRule:
     )
 
 
-def check_rate(rate: float) -> None:
-    """Raises a `ValueError` for an inner rate that is not positive."""
-    if not rate > 0:
-        raise ValueError(f"inner_rate is {rate}; it must be above 0.")
-
-
 def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
     """Refuses a rule whose update has no derivative where an element of the gradient is zero.
 

@@ -54,15 +54,18 @@ def read_weights(slots: Array, keys: Array, strengths: Array) -> Array:
     return jax.nn.softmax(strengths[:, None] * cosine_similarities(keys, slots))
 
 
-def access(memory: Memory, keys: Array, strengths: Array, gates: Array, *, decay: float) -> tuple[Array, Memory]:
-    """Writes the keys, then reads by them.
+def access(
+    memory: Memory, written: Array, keys: Array, strengths: Array, gates: Array, *, decay: float
+) -> tuple[Array, Memory]:
+    """Writes, then reads by the keys.
 
-    Each head writes its key partly where it last read, and for the rest to the
-    slots that are used least, as many as there are heads; these are wiped before
-    (the paper wipes one).
+    Each head writes partly where it last read, and for the rest to the slots that
+    are used least, as many as there are heads; these are wiped before (the paper
+    wipes one). In the paper what is written is the key.
 
     Args:
         memory: before.
+        written: [H, M].
         keys: [H, M].
         strengths: [H], see `read_weights`.
         gates: [H] share that goes to where the head last read.
@@ -73,7 +76,7 @@ def access(memory: Memory, keys: Array, strengths: Array, gates: Array, *, decay
     """
     least = least_used(memory.usage, len(keys))
     writing = gates[:, None] * memory.reading + (1 - gates)[:, None] * least[None]
-    slots = memory.slots * (1 - least)[:, None] + writing.T @ keys
+    slots = memory.slots * (1 - least)[:, None] + writing.T @ written
     reading = read_weights(slots, keys, strengths)
     usage = decay * memory.usage + reading.sum(0) + writing.sum(0)
     return reading @ slots, Memory(slots, usage, reading)

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jmeta.functional.checks import check_counts
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, plain_head
-from jmeta.functional.inner_loop import check_counts, inner_loop
+from jmeta.functional.inner_loop import inner_loop
 from jmeta.functional.inner_rule import InnerOptimizer
-from jmeta.types import Array, Learner, Model, Objective
+from jmeta.types import apply_model, Array, Learner, Model, Objective, together
 
 # Stochastic gradient descent with momentum, dampening and weight decay, as Chen et al., 2019, fit
 # a head; the running mean of gradients starts at zero here, at the first gradient there.
@@ -62,8 +63,6 @@ def transfer_learner(
         raise ValueError(f"classes is {classes}; it must be the number of training classes, at least 2.")
     check_counts(steps=steps)
 
-    encoder = shared_encoder(model)
-
     def fit(params, support):
         present = objective.present(support)
 
@@ -80,7 +79,7 @@ def transfer_learner(
         fit,
         lambda params, fitted, features: classifier.outputs(fitted, features),
     )
-    learner = head_learner(encoder, head, objective)
+    learner = head_learner(shared_encoder(model), head, objective)
 
     def init(key, task):
         _check_class_ids(task.class_ids, classes)
@@ -88,9 +87,9 @@ def transfer_learner(
 
     def loss(params, state, task, *, key=None):
         _check_class_ids(task.class_ids, classes)
-        *features, state = encoder.both(params.encoder, state, task, key=key)
-        outputs = classifier.outputs(params.head, jnp.concatenate(features))
-        targets, mask = (jnp.concatenate(pair) for pair in zip(task.support[1:], task.query[1:], strict=True))
+        inputs, targets, mask = together(task)
+        features, state = apply_model(model, params.encoder, state, inputs, mask=mask, train=True, key=key)
+        outputs = classifier.outputs(params.head, features)
         targets = targets @ jax.nn.one_hot(task.class_ids, classes, dtype=targets.dtype)
         labelled = (outputs, targets, mask)
         # A class id that is out of range would have no column and count for nothing, in silence.

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jmeta import losses
+from jmeta.functional.checks import check_counts, check_positive
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.fast_weights import FastWeights
-from jmeta.functional.inner_loop import check_counts, constant_gradient, descent_step, scan_steps
-from jmeta.functional.inner_rule import check_rate, InnerRule
+from jmeta.functional.inner_loop import constant_gradient, descent_step, scan_steps
+from jmeta.functional.inner_rule import InnerRule
 from jmeta.functional.mixed import mixed_gradient
 from jmeta.functional.partition import check_part, join, part
 from jmeta.types import apply_model, Array, Learner, Model, PyTree
@@ -186,7 +187,7 @@ def rate_per_step(rate: float, steps: int) -> InnerRule:
     Raises:
         ValueError: for a rate that is not positive.
     """
-    check_rate(rate)
+    check_positive(inner_rate=rate)
 
     def init(params):
         return jax.tree.map(lambda leaf: jnp.full(steps, rate, leaf.dtype), params)

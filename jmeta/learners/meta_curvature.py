@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses
+from jmeta.functional.checks import check_positive
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
-from jmeta.functional.inner_rule import check_rate, InnerRule
+from jmeta.functional.inner_rule import InnerRule
 from jmeta.types import Array, Learner, Model, PyTree
 
 
@@ -60,7 +61,7 @@ def curvature(rate: float) -> InnerRule:
     Raises:
         ValueError: for a rate that is not positive.
     """
-    check_rate(rate)
+    check_positive(inner_rate=rate)
 
     def init(params):
         return [identities(leaf) for leaf in jax.tree.leaves(params)]

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses
+from jmeta.functional.checks import check_positive
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
-from jmeta.functional.inner_rule import check_rate, InnerRule
+from jmeta.functional.inner_rule import InnerRule
 from jmeta.types import Learner, Model
 
 
@@ -65,7 +66,7 @@ def rate_per_parameter(rate: float) -> InnerRule:
     Raises:
         ValueError: for a rate that is not positive.
     """
-    check_rate(rate)
+    check_positive(inner_rate=rate)
 
     def init(params):
         return jax.tree.map(lambda leaf: jnp.full_like(leaf, rate), params)

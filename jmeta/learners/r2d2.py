@@ -6,8 +6,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jmeta import losses
+from jmeta.functional.checks import check_positive
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import check_positive, head_learner, numbers, plain_head
+from jmeta.functional.heads import head_learner, numbers, plain_head
 from jmeta.functional.ridge import ridge_regression
 from jmeta.types import Learner, Model
 

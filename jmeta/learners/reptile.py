@@ -3,14 +3,13 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import lax
 
 from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_rule import InnerOptimizer
-from jmeta.types import Examples, Learner, Model
+from jmeta.types import Learner, Model, together
 
 
 def reptile(
@@ -61,8 +60,7 @@ def reptile(
     def loss(params, state, task, *, key=None):
         inner_key, query_key = (None, None) if key is None else jax.random.split(key)
         query = task.query
-        both = Examples(*(jnp.concatenate(pair) for pair in zip(task.support, query, strict=True)))
-        adapted = inner.run(params, state, both, steps=inner_steps, train=True, key=inner_key)
+        adapted = inner.run(params, state, together(task), steps=inner_steps, train=True, key=inner_key)
         target = lax.stop_gradient(adapted.params)
         outputs, state = inner.outputs(params, state, adapted, query.inputs, mask=query.mask, train=True, key=query_key)
         distance = optax.tree.norm(optax.tree.sub(params.model, target), squared=True) / 2

@@ -10,6 +10,9 @@ from jmeta.functional.memory import access, empty_memory, Memory
 from jmeta.models.layers import check_widths, dense
 from jmeta.types import Array, Model, PyTree
 
+# What is added, before the softplus, to how sharply a head reads.
+SHARPNESS = 8.0
+
 
 class Carry(NamedTuple):
     """What the network holds between two tokens.
@@ -32,8 +35,11 @@ def mann(
 
     Santoro et al., 2016, "Meta-Learning with Memory-Augmented Neural Networks",
     and its sizes. As in the neural Turing machine (Graves et al., 2014) the
-    controller sees what was last read, and learns how sharply each head reads: a
-    softmax over 128 cosines, the paper's, is nearly uniform. Memory starts at zero.
+    controller sees what was last read, a head writes something else than the key
+    by which it reads, and learns how sharply it reads. The paper writes the key
+    itself and reads by a softmax of bare cosines, over 128 slots nearly uniform;
+    so built, the network is at chance for several times as many meta-steps.
+    Memory starts at zero.
 
     Args:
         outputs: width of the linear output layer.
@@ -102,9 +108,12 @@ class Access(nn.Module):
         cell = nn.OptimizedLSTMCell(self.controller, param_dtype=jnp.result_type(float))
         controller, hidden = cell(carry.controller, jnp.concatenate([x, carry.read.reshape(-1)]))
         heads, width = carry.read.shape
-        keys = jnp.tanh(dense(heads * width, name="keys")(hidden)).reshape(heads, width)
-        strengths = 1 + nn.softplus(dense(heads, name="strengths")(hidden))
+        written, keys = (
+            jnp.tanh(dense(heads * width, name=name)(hidden)).reshape(heads, width) for name in ("written", "keys")
+        )
+        # Sharp from the start: where all slots are read alike, no gradient tells one from another.
+        strengths = 1 + nn.softplus(SHARPNESS + dense(heads, name="strengths")(hidden))
         gates = nn.sigmoid(dense(heads, name="gates")(hidden))
-        read, memory = access(carry.memory, keys, strengths, gates, decay=self.decay)
+        read, memory = access(carry.memory, written, keys, strengths, gates, decay=self.decay)
         after = jax.tree.map(lambda new, old: jnp.where(real > 0, new, old), Carry(controller, memory, read), carry)
         return after, jnp.concatenate([hidden, read.reshape(-1)])

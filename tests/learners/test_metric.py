@@ -30,7 +30,7 @@ def outputs(learner, params, task):
 
 def test_matching_is_the_attention_to_each_class(task):
     support, targets, queries = numpy(task)
-    learner = learners.matching(IDENTITY)
+    learner = learners.matching(IDENTITY, scale=1.0)
     params, _ = learner.init(jax.random.key(0), task)
     cosines = queries @ support.T / np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(support, axis=1))
     weights = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
@@ -38,7 +38,7 @@ def test_matching_is_the_attention_to_each_class(task):
 
 
 def test_attention_weights_of_real_examples_sum_to_one(task):
-    learner = learners.matching(IDENTITY)
+    learner = learners.matching(IDENTITY, scale=1.0)
     params, _ = learner.init(jax.random.key(0), task)
     part = task._replace(support=task.support._replace(mask=jnp.array([1.0, 0, 1, 1, 0, 0])))
     probability = jax.nn.softmax(outputs(learner, params, part))
