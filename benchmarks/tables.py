@@ -119,6 +119,17 @@ def encoders() -> str:
     return _table(header, rows)
 
 
+def linear_regression() -> str:
+    """A Transformer's error on linear regression beside the least there is."""
+    header = ["dimensions", "examples", "noise", "meta-steps", "in_context", "optimum", "ratio"]
+    rows = []
+    for result in _results("linear-regression.json"):
+        errors = [f"{result['errors'][name]:.4f}" for name in ("in_context", "optimum")]
+        cells = [result[name] for name in ("dimensions", "shots", "noise")]
+        rows.append([*cells, f"{result['meta_steps']:,}", *errors, f"{result['ratio']:.3f}"])
+    return _table(header, rows)
+
+
 def sinusoid() -> str:
     """MAML at the paper's length, the mean over seeds."""
     header = ["inner steps in training", "seeds", "with a NaN parameter", "tasks skipped", *(
@@ -157,6 +168,7 @@ TABLES = {
     "chunks": chunks,
     "encoders": encoders,
     "learners": learners,
+    "linear_regression": linear_regression,
     "omniglot": omniglot,
     "order": order,
     "sinusoid": sinusoid,

@@ -254,17 +254,14 @@ def fit(
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     config = {**(config or {}), "key": jax.random.key_data(_typed(key)).tolist(), "batch_size": batch_size}
     init_key, validation_key = jax.random.split(_typed(key))
-    task = jax.jit(lambda sample, key: sample(key))(as_argument(sample), validation_key)
+    task = _draw(as_argument(sample), validation_key)
     state = init_state(learner, optimizer, init_key, task)
     folder = None if out is None else Path(out) / "checkpoints"
     if folder is not None and checkpoints.latest_step(folder) is not None:
         checkpoints.check_config(folder, config)
         state = checkpoints.restore(folder, state)
-    train_step = make_train_step(
-        learner, optimizer, tasks_per_chunk=tasks_per_chunk, nonfinite=nonfinite, max_task_norm=max_task_norm
-    )
-    # Under "raise" the state before a dispatch is kept, so that the good steps of it can be run again.
-    dispatch = _make_dispatch(train_step, sample, batch_size, donate=() if nonfinite == "raise" else ("state",))
+    loop = _compiled_loop(learner, optimizer, batch_size, tasks_per_chunk, nonfinite, max_task_norm)
+    dispatch = functools.partial(_dispatch, loop, as_argument(sample))
 
     done = saved = int(state.step)
     with _stop_signals() as stopping, _Reporter(out, steps, done, batch_size) as reporter:
@@ -292,22 +289,33 @@ def fit(
     return state
 
 
-def _make_dispatch(train_step, sample, batch_size, donate):
-    """`(state, steps) -> (state, metrics, whether parameters and state are finite, seconds)`, compiled."""
-    sampler = as_argument(sample)
+@jax.jit
+def _draw(sample, key):
+    return sample(key)
 
-    @functools.partial(jax.jit, static_argnames="steps", donate_argnames=donate)
-    def loop(state, sampler, steps):
-        state, metrics = make_train_loop(train_step, sampler, batch_size=batch_size, steps=steps)(state)
+
+@functools.lru_cache(maxsize=16)
+def _compiled_loop(learner, optimizer, batch_size, tasks_per_chunk, nonfinite, max_task_norm):
+    """`(state, sample, steps) -> (state, metrics, is finite)`, kept so that a run that goes on compiles nothing."""
+    train_step = make_train_step(
+        learner, optimizer, tasks_per_chunk=tasks_per_chunk, nonfinite=nonfinite, max_task_norm=max_task_norm
+    )
+
+    # Under "raise" the state before a dispatch is kept, so that the good steps of it can be run again.
+    @functools.partial(jax.jit, static_argnames="steps", donate_argnames=() if nonfinite == "raise" else ("state",))
+    def loop(state, sample, steps):
+        state, metrics = make_train_loop(train_step, sample, batch_size=batch_size, steps=steps)(state)
         return state, metrics, _all_finite((state.params, state.state))
 
-    def dispatch(state, steps):
-        start = time.perf_counter()
-        state, metrics, is_finite = loop(state, sampler, steps)
-        metrics = jax.tree.map(np.asarray, metrics)  # waits for the device
-        return state, metrics, bool(is_finite), time.perf_counter() - start
+    return loop
 
-    return dispatch
+
+def _dispatch(loop, sample, state, steps):
+    """So many meta-steps: the state, their metrics, whether parameters and state are finite, seconds."""
+    start = time.perf_counter()
+    state, metrics, is_finite = loop(state, sample, steps)
+    metrics = jax.tree.map(np.asarray, metrics)  # waits for the device
+    return state, metrics, bool(is_finite), time.perf_counter() - start
 
 
 class _Reporter:

@@ -1,5 +1,6 @@
 """Meta-steps, loops and `fit`."""
 
+import functools
 import os
 import signal
 import threading
@@ -18,19 +19,23 @@ import jmeta
 from jmeta import checkpoints, data, learners, losses, models
 from jmeta.metrics import read_metrics
 
-SAMPLE = data.sinusoid(shots=5, queries=5)
+SAMPLE = jax.jit(data.sinusoid(shots=5, queries=5))
 OPTIMIZER = optax.adam(1e-3)
 
 
-def learner():
-    return learners.maml(models.mlp(hidden=(8,)), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+LEARNER = learners.maml(models.mlp(hidden=(8,)), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
 
 
 def batch(tasks=8):
     return jax.vmap(SAMPLE)(jax.random.split(jax.random.key(1), tasks))
 
 
-def begin(subject):
+@functools.cache
+def compiled_step(chunk=None):
+    return jax.jit(jmeta.make_train_step(LEARNER, OPTIMIZER, tasks_per_chunk=chunk))
+
+
+def begin(subject=LEARNER):
     return jmeta.init_state(subject, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
 
 
@@ -40,21 +45,20 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 8, 100])
 def test_every_chunking_gives_the_same_step(x64, chunk):
-    subject = learner()
-    state, tasks = begin(subject), batch()
-    whole, metrics = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=8))(state, tasks)
-    parts, others = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=chunk))(state, tasks)
+    state, tasks = begin(), batch()
+    whole, metrics = compiled_step(8)(state, tasks)
+    parts, others = compiled_step(chunk)(state, tasks)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), (whole.params, metrics), (parts.params, others)
     )
 
 
 def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
-    subject, optimizer = learner(), optax.sgd(0.1)
-    state, tasks = begin(subject)._replace(opt_state=optimizer.init({})), batch(3)
-    after, _ = jmeta.make_train_step(subject, optimizer)(state, tasks)
+    optimizer = optax.sgd(0.1)
+    state, tasks = begin()._replace(opt_state=optimizer.init({})), batch(3)
+    after, _ = jmeta.make_train_step(LEARNER, optimizer)(state, tasks)
     gradients = [
-        jax.grad(lambda p, i=i: subject.loss(p, state.state, jax.tree.map(lambda leaf: leaf[i], tasks))[0])(
+        jax.grad(lambda p, i=i: LEARNER.loss(p, state.state, jax.tree.map(lambda leaf: leaf[i], tasks))[0])(
             state.params
         )
         for i in range(3)
@@ -79,9 +83,8 @@ def test_running_statistics_are_the_mean_over_tasks(x64):
 
 def test_a_step_compiles_once():
     chex.clear_trace_counter()
-    subject = learner()
-    step = jax.jit(chex.assert_max_traces(jmeta.make_train_step(subject, OPTIMIZER), n=1), donate_argnums=0)
-    state = begin(subject)
+    step = jax.jit(chex.assert_max_traces(jmeta.make_train_step(LEARNER, OPTIMIZER), n=1), donate_argnums=0)
+    state = begin()
     for seed in range(3):
         tasks = jax.vmap(SAMPLE)(jax.random.split(jax.random.key(seed), 4))
         state, _ = step(state, tasks)
@@ -89,11 +92,10 @@ def test_a_step_compiles_once():
 
 
 def test_a_loop_is_the_steps_one_after_another():
-    subject = learner()
-    step = jmeta.make_train_step(subject, OPTIMIZER)
-    looped, metrics = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=4, steps=3))(begin(subject))
+    step = jmeta.make_train_step(LEARNER, OPTIMIZER)
+    looped, metrics = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=4, steps=3))(begin())
     once = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=4, steps=1))
-    state = begin(subject)
+    state = begin()
     for _ in range(3):
         state, _ = once(state)
     assert metrics["loss"].shape == (3,)
@@ -108,12 +110,10 @@ def bad_tasks(tasks, *bad):
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])
 def test_a_task_that_is_not_finite_is_left_out_of_the_mean_and_counted(x64, chunk):
-    subject = learner()
-    state, tasks = begin(subject), batch(4)
-    step = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=chunk))
-    after, metrics = step(state, bad_tasks(tasks, 1, 2))
+    state, tasks = begin(), batch(4)
+    after, metrics = compiled_step(chunk)(state, bad_tasks(tasks, 1, 2))
     rest = jax.tree.map(lambda leaf: leaf[jnp.array([0, 3])], tasks)
-    expected, others = jax.jit(jmeta.make_train_step(subject, OPTIMIZER))(state, rest)
+    expected, others = compiled_step()(state, rest)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
         (after.params, after.opt_state, metrics["loss"], metrics["gradient_norm"]),
@@ -177,9 +177,8 @@ def test_by_default_a_huge_meta_gradient_moves_no_further_than_the_bound(size, l
 
 
 def test_a_step_without_a_finite_task_changes_no_parameter_and_has_no_loss():
-    subject = learner()
-    state = begin(subject)
-    after, metrics = jmeta.make_train_step(subject, OPTIMIZER)(state, bad_tasks(batch(2), 0, 1))
+    state = begin()
+    after, metrics = compiled_step()(state, bad_tasks(batch(2), 0, 1))
     assert_same((after.params, after.opt_state, after.state), (state.params, state.opt_state, state.state))
     assert after.step == 1
     assert np.isnan(metrics["loss"])
@@ -187,9 +186,8 @@ def test_a_step_without_a_finite_task_changes_no_parameter_and_has_no_loss():
 
 
 def test_a_step_told_to_raise_gives_back_the_state_it_was_given():
-    subject = learner()
-    state = begin(subject)
-    step = jmeta.make_train_step(subject, OPTIMIZER, nonfinite="raise")
+    state = begin()
+    step = jax.jit(jmeta.make_train_step(LEARNER, OPTIMIZER, nonfinite="raise"))
     after, metrics = step(state, bad_tasks(batch(3), 1))
     assert_same(after._replace(key=0), state._replace(key=0))
     assert after.key == state.key
@@ -198,17 +196,17 @@ def test_a_step_told_to_raise_gives_back_the_state_it_was_given():
 
 
 def test_a_tasks_meta_gradient_is_scaled_down_to_the_bound_and_never_up(x64):
-    subject, optimizer = learner(), optax.sgd(1.0)
-    state, tasks = begin(subject)._replace(opt_state=optimizer.init({})), batch(2)
+    optimizer = optax.sgd(1.0)
+    state, tasks = begin()._replace(opt_state=optimizer.init({})), batch(2)
     gradients = [
-        jax.grad(lambda p, i=i: subject.loss(p, state.state, jax.tree.map(lambda leaf: leaf[i], tasks))[0])(
+        jax.grad(lambda p, i=i: LEARNER.loss(p, state.state, jax.tree.map(lambda leaf: leaf[i], tasks))[0])(
             state.params
         )
         for i in range(2)
     ]
     norms = [optax.tree.norm(gradient) for gradient in gradients]
     bound = float(sum(norms) / 2)  # between the two
-    after, _ = jmeta.make_train_step(subject, optimizer, max_task_norm=bound)(state, tasks)
+    after, _ = jmeta.make_train_step(LEARNER, optimizer, max_task_norm=bound)(state, tasks)
     scales = [min(1, bound / norm) for norm in norms]
     assert min(scales) < 1 == max(scales)
     expected = jax.tree.map(
@@ -227,7 +225,7 @@ def sometimes_bad(key):
 
 
 def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
-    state = jmeta.fit(learner(), OPTIMIZER, sometimes_bad, key=jax.random.key(0), steps=60, batch_size=2, out=tmp_path)
+    state = jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, key=jax.random.key(0), steps=60, batch_size=2, out=tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     counted = [line["nonfinite_tasks"] for line in read_metrics(tmp_path)]
     assert 0 < sum(counted) < 24
@@ -237,16 +235,16 @@ def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
 def test_a_run_told_to_raise_stops_at_the_first_one_with_the_state_before_it(tmp_path):
     options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10}
     with pytest.raises(FloatingPointError, match="not finite at meta-step") as error:
-        jmeta.fit(learner(), OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", nonfinite="raise", **options)
+        jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", nonfinite="raise", **options)
     step = checkpoints.latest_step(tmp_path / "raised" / "checkpoints")
     assert f"meta-step {step + 1}; the last good checkpoint is" in str(error.value)
-    expected = jmeta.fit(learner(), OPTIMIZER, sometimes_bad, steps=step, **options)
+    expected = jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=step, **options)
     assert_same(checkpoints.restore(tmp_path / "raised" / "checkpoints", expected).params, expected.params)
 
 
 def fitted(out=None, steps=60, **options):
     options = {"log_every": 10, "save_every": 20, "validation": SAMPLE, "episodes": 10} | options
-    return jmeta.fit(learner(), OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=steps, batch_size=2, out=out, **options)
+    return jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=steps, batch_size=2, out=out, **options)
 
 
 def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(tmp_path):
@@ -303,7 +301,7 @@ def test_a_loss_that_turns_nan_stops_with_the_step_and_the_last_good_checkpoint(
         FloatingPointError, match=rf"meta-step 21; the last good checkpoint is {tmp_path}/checkpoints/20"
     ):
         jmeta.fit(
-            learner(), OPTIMIZER, poisoned, key=jax.random.key(0), steps=40, batch_size=2, out=tmp_path, save_every=20
+            LEARNER, OPTIMIZER, poisoned, key=jax.random.key(0), steps=40, batch_size=2, out=tmp_path, save_every=20
         )
     assert checkpoints.latest_step(tmp_path / "checkpoints") == 20
 
@@ -311,7 +309,7 @@ def test_a_loss_that_turns_nan_stops_with_the_step_and_the_last_good_checkpoint(
 def test_parameters_that_turn_infinite_are_not_saved(tmp_path):
     options = {"key": jax.random.key(0), "steps": 4, "batch_size": 2, "out": tmp_path, "log_every": 1, "save_every": 1}
     with pytest.raises(FloatingPointError, match="meta-step 1; no checkpoint was saved before it"):
-        jmeta.fit(learner(), optax.sgd(np.inf), SAMPLE, **options)
+        jmeta.fit(LEARNER, optax.sgd(np.inf), SAMPLE, **options)
     assert checkpoints.latest_step(tmp_path / "checkpoints") is None
 
 
@@ -324,7 +322,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
 def test_another_key_in_the_folder_is_refused(tmp_path):
     fitted(tmp_path, steps=20)
     with pytest.raises(ValueError, match="are of another run: its key is"):
-        jmeta.fit(learner(), OPTIMIZER, SAMPLE, key=jax.random.key(1), steps=40, batch_size=2, out=tmp_path)
+        jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(1), steps=40, batch_size=2, out=tmp_path)
 
 
 def test_a_config_of_tuples_is_its_own_after_json(tmp_path):
@@ -341,7 +339,7 @@ def test_a_run_made_longer_from_an_odd_step_is_saved_and_validated_on_time(tmp_p
 
 def test_a_raw_key_is_resumed_like_a_typed_one(tmp_path):
     def run(key, steps):
-        return jmeta.fit(learner(), OPTIMIZER, SAMPLE, key=key, steps=steps, batch_size=2, out=tmp_path)
+        return jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=key, steps=steps, batch_size=2, out=tmp_path)
 
     run(jax.random.PRNGKey(0), 10)
     assert run(jax.random.key(0), 20).step == 20

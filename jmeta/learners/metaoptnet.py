@@ -8,12 +8,12 @@ from jmeta.functional.svm import crammer_singer
 from jmeta.types import Learner, Model
 
 
-def metaoptnet(model: Model, *, cost: float = 0.1, solver_steps: int = 100) -> Learner:
+def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_steps: int = 100) -> Learner:
     """A multi-class support vector machine on the features of each task.
 
     Lee et al., 2019, "Meta-Learning with Differentiable Convex Optimization": the
     machine of Crammer & Singer, 2001, without a bias, and outputs with a learned
-    scale that starts at 1. The quadratic program is solved in its dual by so many
+    scale, which starts at 1 there. The quadratic program is solved in its dual by so many
     steps of the alternating direction method of multipliers, through which the
     meta-gradient goes, where the paper takes an interior-point method and its
     optimality conditions. Labels of the query set are not smoothed.
@@ -21,6 +21,8 @@ def metaoptnet(model: Model, *, cost: float = 0.1, solver_steps: int = 100) -> L
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
         cost: C, of an example within the margin.
+        scale: of the outputs, where its learning starts; a margin is of size one,
+            where the logits of a sure answer are far larger.
         solver_steps: of the method, at least 1; 100 give the weights to 1e-3 or better
             of the largest at 5-way 1-shot to 20-way 5-shot, with 64 features.
 
@@ -29,7 +31,7 @@ def metaoptnet(model: Model, *, cost: float = 0.1, solver_steps: int = 100) -> L
         `adapt` gives `Fitted`, weights [D, N].
 
     Raises:
-        ValueError: for a cost that is not above 0, or a number of steps that is
+        ValueError: for a cost or scale that is not above 0, or a number of steps that is
             not whole and at least 1.
 
     Example:
@@ -41,7 +43,7 @@ def metaoptnet(model: Model, *, cost: float = 0.1, solver_steps: int = 100) -> L
         >>> learner.adapt(params, state, task.support).head.shape
         (40, 5)
     """
-    check_positive(cost=cost, solver_steps=solver_steps)
+    check_positive(cost=cost, scale=scale, solver_steps=solver_steps)
     check_counts(solver_steps=solver_steps)
 
     def fit(params, support):
@@ -50,5 +52,5 @@ def metaoptnet(model: Model, *, cost: float = 0.1, solver_steps: int = 100) -> L
     def score(params, weights, features):
         return params["scale"] * (features @ weights)
 
-    head = plain_head(numbers(scale=1.0), fit, score)
+    head = plain_head(numbers(scale=scale), fit, score)
     return head_learner(shared_encoder(model), head, losses.objective(losses.cross_entropy))
