@@ -35,6 +35,14 @@ def compiled_step(chunk=None):
     return jax.jit(jmeta.make_train_step(LEARNER, OPTIMIZER, tasks_per_chunk=chunk))
 
 
+META_GRADIENT = jax.jit(jax.grad(LEARNER.loss, has_aux=True))
+
+
+def single(tasks):
+    """The tasks of a batch, one by one."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tasks) for i in range(len(tasks.query.mask))]
+
+
 def begin(subject=LEARNER):
     return jmeta.init_state(subject, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
 
@@ -57,12 +65,7 @@ def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
     optimizer = optax.sgd(0.1)
     state, tasks = begin()._replace(opt_state=optimizer.init({})), batch(3)
     after, _ = jmeta.make_train_step(LEARNER, optimizer)(state, tasks)
-    gradients = [
-        jax.grad(lambda p, i=i: LEARNER.loss(p, state.state, jax.tree.map(lambda leaf: leaf[i], tasks))[0])(
-            state.params
-        )
-        for i in range(3)
-    ]
+    gradients = [META_GRADIENT(state.params, state.state, task)[0] for task in single(tasks)]
     expected = jax.tree.map(lambda p, *g: p - 0.1 * sum(g) / 3, state.params, *gradients)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.params, expected)
     assert after.step == 1
@@ -70,13 +73,12 @@ def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
 
 def test_running_statistics_are_the_mean_over_tasks(x64):
     subject = learners.protonet(models.mlp(hidden=(4,), outputs=None, norm="running"))
-    sample = data.glyphs(ways=2, shots=1, queries=1)
+    sample = jax.jit(data.glyphs(ways=2, shots=1, queries=1))
     tasks = jax.vmap(sample)(jax.random.split(jax.random.key(1), 4))
     state = jmeta.init_state(subject, OPTIMIZER, jax.random.key(0), sample(jax.random.key(1)))
-    states = [
-        subject.loss(state.params, state.state, jax.tree.map(lambda leaf, i=i: leaf[i], tasks))[1][0] for i in range(4)
-    ]
-    after, _ = jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=3)(state, tasks)
+    loss = jax.jit(subject.loss)
+    states = [loss(state.params, state.state, task)[1][0] for task in single(tasks)]
+    after, _ = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=3))(state, tasks)
     expected = jax.tree.map(lambda *leaves: sum(leaves) / 4, *states)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.state, expected)
 
@@ -198,12 +200,7 @@ def test_a_step_told_to_raise_gives_back_the_state_it_was_given():
 def test_a_tasks_meta_gradient_is_scaled_down_to_the_bound_and_never_up(x64):
     optimizer = optax.sgd(1.0)
     state, tasks = begin()._replace(opt_state=optimizer.init({})), batch(2)
-    gradients = [
-        jax.grad(lambda p, i=i: LEARNER.loss(p, state.state, jax.tree.map(lambda leaf: leaf[i], tasks))[0])(
-            state.params
-        )
-        for i in range(2)
-    ]
+    gradients = [META_GRADIENT(state.params, state.state, task)[0] for task in single(tasks)]
     norms = [optax.tree.norm(gradient) for gradient in gradients]
     bound = float(sum(norms) / 2)  # between the two
     after, _ = jmeta.make_train_step(LEARNER, optimizer, max_task_norm=bound)(state, tasks)
