@@ -3,7 +3,6 @@
 python -m benchmarks.tables
 """
 
-import itertools
 import json
 import re
 from pathlib import Path
@@ -20,7 +19,7 @@ PUBLISHED = {
     "relation": ("99.6", "99.8", "97.6", "99.1"),  # Sung et al., 2018, table 1
     "r2d2": ("98.6", "99.7", "94.7", "98.9"),  # Bertinetto et al., 2019, table 2
     "snail": ("99.07", "99.78", "97.64", "99.36"),  # Mishra et al., 2018, table 1
-    "mann": ("82.8", "94.9"),  # Santoro et al., 2016, table 1: second and fifth instance, no convolutions
+    "mann": ("82.8", "94.9", "", ""),  # Santoro et al., 2016, table 1: second and fifth instance, no convolutions
 }
 
 
@@ -87,21 +86,30 @@ def learners() -> str:
     ]
     rows = []
     found = {(result["tasks"], result["learner"]): result for result in _results("learners/*.json")}
-    for name in dict.fromkeys(learner for tasks, learner in sorted(found) if tasks in ("omniglot", "sinusoid")):
+    for name in sorted(learner for tasks, learner in found if tasks == "omniglot"):
         cells = [f"`{name}`"]
         if result := found.get(("sinusoid", name)):
             test = result["tests"][0]
             cells += [f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}", f"{test['adaptation_milliseconds']:.2f} ms"]
         else:
             cells += ["classes only", ""]
-        if result := found.get(("omniglot", name)):
-            test = result["tests"][0]
-            cells += [_accuracy(test), f"{result['steps']:,}"]
-            cells += [f"{test['adaptation_milliseconds']:.1f} ms"]
-        else:
-            cells += ["", "", ""]
+        result = found["omniglot", name]
+        test = result["tests"][0]
+        cells += [_accuracy(test), f"{result['steps']:,}", f"{test['adaptation_milliseconds']:.1f} ms"]
         rows.append(cells)
     return _table(header, rows)
+
+
+def conditional() -> str:
+    """Learners that adapt by a forward pass, beside MAML, on sinusoids."""
+    rows = []
+    for result in _results("learners/sinusoid-*.json"):
+        if result["learner"] in ("cnp", "in_context", "maml"):
+            test = result["tests"][0]
+            error = f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}"
+            adaptation = f"{test['adaptation_milliseconds']:.2f} ms"
+            rows.append([f"`{result['learner']}`", error, f"{result['steps']:,}", adaptation])
+    return _table(["learner", "sinusoid, mean squared error", "meta-steps", "adapts in"], rows)
 
 
 def encoders() -> str:
@@ -110,10 +118,10 @@ def encoders() -> str:
     rows = []
     for result in _results("learners/omniglot-encoders-*.json"):
         tested = {(test["ways"], test["shots"]): _accuracy(test) for test in result["tests"]}
-        published = PUBLISHED.get(result["learner"], ())
+        published = PUBLISHED.get(result["learner"], ("",) * len(SHAPES))
         cells = [f"`{result['learner']}`"]
-        for shape, figure in itertools.zip_longest(SHAPES, published):
-            cells.append(tested.get(shape, "") + (f" ({figure})" if figure and shape in tested else ""))
+        for shape, figure in zip(SHAPES, published, strict=True):
+            cells.append(f"{tested.get(shape, '')} {f'({figure})' if figure else ''}".strip())
         cells += [f"{result['steps']:,}", f"{result['temporary_bytes'] / 2**20:.0f} MiB"]
         rows.append([*cells, f"{result['tests'][0]['adaptation_milliseconds']:.1f} ms"])
     return _table(header, rows)
@@ -121,12 +129,13 @@ def encoders() -> str:
 
 def linear_regression() -> str:
     """A Transformer's error on linear regression beside the least there is."""
-    header = ["dimensions", "examples", "noise", "meta-steps", "in_context", "optimum", "ratio"]
+    header = ["dimensions", "examples", "noise", "meta-steps", "in_context", "optimum", "ratio", "ratio beyond noise"]
     rows = []
     for result in _results("linear-regression.json"):
         errors = [f"{result['errors'][name]:.4f}" for name in ("in_context", "optimum")]
+        ratios = [f"{result[name]:.3f}" for name in ("ratio", "ratio_beyond_noise")]
         cells = [result[name] for name in ("dimensions", "shots", "noise")]
-        rows.append([*cells, f"{result['meta_steps']:,}", *errors, f"{result['ratio']:.3f}"])
+        rows.append([*cells, f"{result['meta_steps']:,}", *errors, *ratios])
     return _table(header, rows)
 
 
@@ -166,6 +175,7 @@ DOCUMENTS = tuple(
 )
 TABLES = {
     "chunks": chunks,
+    "conditional": conditional,
     "encoders": encoders,
     "learners": learners,
     "linear_regression": linear_regression,

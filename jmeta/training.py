@@ -254,14 +254,17 @@ def fit(
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     config = {**(config or {}), "key": jax.random.key_data(_typed(key)).tolist(), "batch_size": batch_size}
     init_key, validation_key = jax.random.split(_typed(key))
-    task = _draw(as_argument(sample), validation_key)
+    sampler = as_argument(sample)
+    task = jax.jit(lambda sampler, key: sampler(key))(sampler, validation_key)
     state = init_state(learner, optimizer, init_key, task)
     folder = None if out is None else Path(out) / "checkpoints"
     if folder is not None and checkpoints.latest_step(folder) is not None:
         checkpoints.check_config(folder, config)
         state = checkpoints.restore(folder, state)
-    loop = _compiled_loop(learner, optimizer, batch_size, tasks_per_chunk, nonfinite, max_task_norm)
-    dispatch = functools.partial(_dispatch, loop, as_argument(sample))
+    check_policy(nonfinite, max_task_norm)
+    options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm)
+    loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
+    dispatch = functools.partial(_dispatch, loop, sampler)
 
     done = saved = int(state.step)
     with _stop_signals() as stopping, _Reporter(out, steps, done, batch_size) as reporter:
@@ -289,31 +292,28 @@ def fit(
     return state
 
 
-@jax.jit
-def _draw(sample, key):
-    return sample(key)
-
-
+# Kept, so that another run of the same functions, as one that goes on, does not compile again; one for each
+# sampler, so that a loop that is dropped frees what its sampler holds.
 @functools.lru_cache(maxsize=16)
-def _compiled_loop(learner, optimizer, batch_size, tasks_per_chunk, nonfinite, max_task_norm):
-    """`(state, sample, steps) -> (state, metrics, is finite)`, kept so that a run that goes on compiles nothing."""
+def _compiled_loop(learner, optimizer, batch_size, tasks_per_chunk, nonfinite, max_task_norm, sampler_structure):
+    """`(state, sampler, steps) -> (state, metrics, whether parameters and state are finite)`."""
     train_step = make_train_step(
         learner, optimizer, tasks_per_chunk=tasks_per_chunk, nonfinite=nonfinite, max_task_norm=max_task_norm
     )
 
     # Under "raise" the state before a dispatch is kept, so that the good steps of it can be run again.
     @functools.partial(jax.jit, static_argnames="steps", donate_argnames=() if nonfinite == "raise" else ("state",))
-    def loop(state, sample, steps):
-        state, metrics = make_train_loop(train_step, sample, batch_size=batch_size, steps=steps)(state)
+    def loop(state, sampler, steps):
+        state, metrics = make_train_loop(train_step, sampler, batch_size=batch_size, steps=steps)(state)
         return state, metrics, _all_finite((state.params, state.state))
 
     return loop
 
 
-def _dispatch(loop, sample, state, steps):
+def _dispatch(loop, sampler, state, steps):
     """So many meta-steps: the state, their metrics, whether parameters and state are finite, seconds."""
     start = time.perf_counter()
-    state, metrics, is_finite = loop(state, sample, steps)
+    state, metrics, is_finite = loop(state, sampler, steps)
     metrics = jax.tree.map(np.asarray, metrics)  # waits for the device
     return state, metrics, bool(is_finite), time.perf_counter() - start
 

@@ -1,5 +1,7 @@
 """What factories ask of the numbers they are given."""
 
+import math
+
 
 def check_positive(**numbers: float) -> None:
     """Raises a `ValueError` for a number, by its name, that is not above 0."""
@@ -8,8 +10,8 @@ def check_positive(**numbers: float) -> None:
             raise ValueError(f"{name} is {value}; it must be above 0.")
 
 
-def check_counts(**counts: int) -> None:
-    """Raises a `ValueError` for a number of steps, by its name, that is not a whole number of 0 or more."""
+def check_counts(*, least: int = 0, **counts: int) -> None:
+    """Raises a `ValueError` for a number, by its name, that is not whole or below the least."""
     for name, value in counts.items():
-        if value != int(value) or value < 0:
-            raise ValueError(f"{name} is {value}; it must be a whole number, 0 or more.")
+        if not math.isfinite(value) or value != int(value) or value < least:
+            raise ValueError(f"{name} is {value}; it must be a whole number, {least} or more.")

@@ -79,7 +79,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         A `Learner` whose parameters are `HeadParams`, and whose `adapt` gives
         `Fitted`; its state is the encoder's. Its `init` raises a `ValueError` for
         an encoder whose features are not vectors, and for outputs of a wrong width;
-        its `adapt` and `loss`, for other ways than those of a head that fixes them.
+        its `adapt` and `loss`, for targets or features of other widths than a head keeps.
     """
 
     def init(key, task):
@@ -102,7 +102,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
 
     def fit(params, features, support, **context):
         encoded = support._replace(inputs=features)
-        _check_ways(head, params.head, encoded)
+        _check_widths(head, params.head, encoded)
         return Fitted(head.fit(params.head, encoded, **context), objective.present(support))
 
     def score(params, adapted, features, **context):
@@ -127,12 +127,13 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
     return Learner(init, adapt, predict, loss)
 
 
-def _check_ways(head, params, support):
-    fitting = jax.eval_shape(head.init, jax.random.key(0), support)
+def _check_widths(head, params, support):
+    fitting = jax.eval_shape(lambda: head.init(jax.random.key(0), support))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, fitting):
         raise ValueError(
-            f"the support set has targets of width {support.targets.shape[-1]}, which the learned head does not fit: "
-            "it keeps the number of ways that it was initialised with. Initialise a learner for this one."
+            f"the support set has targets of width {support.targets.shape[-1]} and features of width "
+            f"{support.inputs.shape[-1]}, and the head was initialised for others, which it keeps; "
+            "initialise a learner for tasks of these ways."
         )
 
 

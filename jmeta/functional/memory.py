@@ -65,8 +65,8 @@ def access(
 
     Args:
         memory: before.
-        written: [H, M].
-        keys: [H, M].
+        written: [H, M], what each head writes.
+        keys: [H, M], by which it reads.
         strengths: [H], see `read_weights`.
         gates: [H] share that goes to where the head last read.
         decay: of the usage, per access.

@@ -28,6 +28,11 @@ def prototypes(features: Array, targets: Array, mask: Array) -> Array:
     return weights.T @ features / jnp.maximum(weights.sum(0), 1)[:, None]
 
 
+# Cosines lie between -1 and 1: as logits they must be sharpened. The initial
+# value is that of Gidaris & Komodakis, 2018.
+COSINE_SCALE = 10.0
+
+
 class Gaussians(NamedTuple):
     """One normal distribution for each class.
 

@@ -48,8 +48,8 @@ def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 
         >>> learner.adapt(params, state, task.support).head.shape
         (40, 5)
     """
-    check_positive(regularisation=regularisation, newton_steps=newton_steps, cg_steps=cg_steps)
-    check_counts(newton_steps=newton_steps, cg_steps=cg_steps)
+    check_positive(regularisation=regularisation)
+    check_counts(least=1, newton_steps=newton_steps, cg_steps=cg_steps)
 
     def fit(params, support):
         regularisation = jnp.exp(params["log_regularisation"]) * jnp.maximum(support.mask.sum(), 1)

@@ -97,8 +97,7 @@ def mamlpp(
         ValueError: for numbers out of range; from `init`, if the model's output
             width is not the number of ways.
     """
-    if inner_steps < 1:
-        raise ValueError(f"inner_steps is {inner_steps}; it must be at least 1.")
+    check_counts(least=1, inner_steps=inner_steps)
     test_steps = inner_steps if test_steps is None else test_steps
     check_counts(test_steps=test_steps, multi_step_until=multi_step_until, first_order_until=first_order_until)
     objective = losses.objective(loss_fn)

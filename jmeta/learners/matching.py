@@ -8,14 +8,14 @@ from jmeta.functional.attention import class_attention
 from jmeta.functional.checks import check_positive
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import check_stateless, head_learner, plain_head
-from jmeta.functional.prototypes import cosine_similarities
+from jmeta.functional.prototypes import COSINE_SCALE, cosine_similarities
 from jmeta.types import apply_model, Learner, Model
 
 
 def matching(
     model: Model,
     *,
-    scale: float = 10.0,
+    scale: float = COSINE_SCALE,
     support_context: Model | None = None,
     query_context: Model | None = None,
 ) -> Learner:
@@ -26,8 +26,8 @@ def matching(
     example may depend on the others, and those of a query on the support set.
     No query sees another. Support and query are encoded as in `protonet`. We
     depart from the paper in that cosines are multiplied by a learned scale: the
-    softmax of bare ones gives no class of 20 more than an eighth where features
-    are not negative, and training stalls there.
+    softmax of bare ones gives no class of 20 more than an eighth of the probability
+    where features are not negative.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).

@@ -13,7 +13,7 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
 
     Lee et al., 2019, "Meta-Learning with Differentiable Convex Optimization": the
     machine of Crammer & Singer, 2001, without a bias, and outputs with a learned
-    scale, which starts at 1 there. The quadratic program is solved in its dual by so many
+    scale, which in the paper starts at 1. The quadratic program is solved in its dual by so many
     steps of the alternating direction method of multipliers, through which the
     meta-gradient goes, where the paper takes an interior-point method and its
     optimality conditions. Labels of the query set are not smoothed.
@@ -43,8 +43,8 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
         >>> learner.adapt(params, state, task.support).head.shape
         (40, 5)
     """
-    check_positive(cost=cost, scale=scale, solver_steps=solver_steps)
-    check_counts(solver_steps=solver_steps)
+    check_positive(cost=cost, scale=scale)
+    check_counts(least=1, solver_steps=solver_steps)
 
     def fit(params, support):
         return crammer_singer(*support, cost=cost, steps=solver_steps)

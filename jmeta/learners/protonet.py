@@ -6,6 +6,7 @@ from jmeta import losses
 from jmeta.functional.encoders import separate_encoders, shared_encoder
 from jmeta.functional.heads import head_learner, plain_head
 from jmeta.functional.prototypes import (
+    COSINE_SCALE,
     cosine_similarities,
     gaussians,
     prototypes,
@@ -13,10 +14,6 @@ from jmeta.functional.prototypes import (
     squared_mahalanobis_distances,
 )
 from jmeta.types import Learner, Model
-
-# Cosines lie between -1 and 1: as logits they must be sharpened. The initial
-# value is that of Gidaris & Komodakis, 2018.
-COSINE_SCALE = 10.0
 
 
 def protonet(model: Model, *, distance: str = "euclidean", support_encoder: Model | None = None) -> Learner:

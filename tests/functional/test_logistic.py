@@ -62,7 +62,6 @@ def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):
 @pytest.mark.parametrize("width", [4, 2000])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
 def test_duplicates_stay_finite_in_single_precision(width, scale):
-    """Over many drawings: which of them overflows, without care, depends on the machine."""
     drawn = np.random.default_rng(0).normal(size=(20, 3, width))
     x = scale * jnp.asarray(np.repeat(drawn, 4, axis=1), jnp.float32)
     y = jnp.repeat(jnp.eye(3), 4, axis=0)

@@ -42,8 +42,9 @@ def test_other_ways_than_it_was_initialised_with_are_an_error(name):
     learner, task = SMALL[name], TASK(jax.random.key(0))
     params, state = learner.init(jax.random.key(1), task)
     wider = task.support._replace(targets=jnp.ones((len(task.support.targets), 3)))
-    with pytest.raises(ValueError, match="targets of width 3, which the learned head does not fit"):
-        learner.adapt(params, state, wider)
+    for use in (lambda: learner.adapt(params, state, wider), lambda: learner.loss(params, state, Task(wider, wider))):
+        with pytest.raises(ValueError, match="targets of width 3 and features of width 1, and the head was init"):
+            use()
 
 
 @pytest.fixture

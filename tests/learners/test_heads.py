@@ -50,6 +50,17 @@ def test_the_meta_gradient_of_the_head_is_the_slope_of_the_loss(name, x64):
         np.testing.assert_allclose(slope, (above - below) / 2e-5, rtol=1e-5, atol=1e-9)
 
 
+def test_the_outputs_of_metaoptnet_are_in_proportion_to_its_scale(x64):
+    task = task_of_clusters(jax.random.key(0))
+
+    def outputs(scale):
+        learner = learners.metaoptnet(IDENTITY, scale=scale)
+        params, state = learner.init(jax.random.key(1), task)
+        return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
+
+    np.testing.assert_allclose(outputs(3.0), 3 * outputs(1.0), atol=1e-12)
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_serves_any_number_of_ways(name):
     learner = HEADS[name](IDENTITY)
@@ -65,6 +76,8 @@ def test_a_head_serves_any_number_of_ways(name):
         (lambda: learners.r2d2(IDENTITY, regularisation=0.0), "regularisation is 0.0; it must be above 0"),
         (lambda: learners.r2d2(IDENTITY, scale=-1.0), "scale is -1.0"),
         (lambda: learners.metaoptnet(IDENTITY, cost=0.0), "cost is 0.0"),
+        (lambda: learners.metaoptnet(IDENTITY, scale=0.0), "scale is 0.0"),
+        (lambda: learners.matching(IDENTITY, scale=0.0), "scale is 0.0"),
         (lambda: learners.metaoptnet(IDENTITY, solver_steps=0), "solver_steps is 0"),
         (lambda: learners.logistic(IDENTITY, regularisation=-1.0), "regularisation is -1.0"),
         (lambda: learners.logistic(IDENTITY, newton_steps=1.5), "newton_steps is 1.5; it must be a whole number"),

@@ -30,15 +30,15 @@ def outputs(learner, params, task):
 
 def test_matching_is_the_attention_to_each_class(task):
     support, targets, queries = numpy(task)
-    learner = learners.matching(IDENTITY, scale=1.0)
+    learner = learners.matching(IDENTITY, scale=3.0)
     params, _ = learner.init(jax.random.key(0), task)
-    cosines = queries @ support.T / np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(support, axis=1))
+    cosines = 3 * queries @ support.T / np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(support, axis=1))
     weights = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
     np.testing.assert_allclose(jax.nn.softmax(outputs(learner, params, task)), weights @ targets, atol=1e-13)
 
 
 def test_attention_weights_of_real_examples_sum_to_one(task):
-    learner = learners.matching(IDENTITY, scale=1.0)
+    learner = learners.matching(IDENTITY)
     params, _ = learner.init(jax.random.key(0), task)
     part = task._replace(support=task.support._replace(mask=jnp.array([1.0, 0, 1, 1, 0, 0])))
     probability = jax.nn.softmax(outputs(learner, params, part))
