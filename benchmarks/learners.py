@@ -80,7 +80,7 @@ SINUSOID = Suite(
         "cavia": Entry({**FIVE, "inner_rate": 0.1}, model={"context": 4}),
         "mamlpp": Entry({**FIVE, "multi_step_until": 2_000, "first_order_until": 2_000}),
         "cnp": Entry({"loss_fn": losses.gaussian_nll}, model=RAW),
-        "in_context": Entry({}, model=RAW),
+        "in_context": Entry({}, model=RAW, tasks={"queries": 1}),  # each query costs a prompt of its own
     },
 )
 OMNIGLOT = Suite(
