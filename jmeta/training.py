@@ -252,6 +252,7 @@ def fit(
             checkpoint; the metrics before it are written.
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
+    check_policy(nonfinite, max_task_norm)
     config = {**(config or {}), "key": jax.random.key_data(_typed(key)).tolist(), "batch_size": batch_size}
     init_key, validation_key = jax.random.split(_typed(key))
     sampler = as_argument(sample)
@@ -261,7 +262,6 @@ def fit(
     if folder is not None and checkpoints.latest_step(folder) is not None:
         checkpoints.check_config(folder, config)
         state = checkpoints.restore(folder, state)
-    check_policy(nonfinite, max_task_norm)
     options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm)
     loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
     dispatch = functools.partial(_dispatch, loop, sampler)

@@ -21,9 +21,8 @@ from jmeta.metrics import read_metrics
 
 SAMPLE = jax.jit(data.sinusoid(shots=5, queries=5))
 OPTIMIZER = optax.adam(1e-3)
-
-
 LEARNER = learners.maml(models.mlp(hidden=(8,)), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+META_GRADIENT = jax.jit(jax.grad(LEARNER.loss, has_aux=True))
 
 
 def batch(tasks=8):
@@ -33,9 +32,6 @@ def batch(tasks=8):
 @functools.cache
 def compiled_step(chunk=None):
     return jax.jit(jmeta.make_train_step(LEARNER, OPTIMIZER, tasks_per_chunk=chunk))
-
-
-META_GRADIENT = jax.jit(jax.grad(LEARNER.loss, has_aux=True))
 
 
 def single(tasks):
@@ -51,7 +47,7 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 8])
 def test_every_chunking_gives_the_same_step(x64, chunk):
     state, tasks = begin(), batch()
     whole, metrics = compiled_step(100)(state, tasks)

@@ -7,6 +7,10 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from jmeta.types import Array
 
+# Cosines lie between -1 and 1: as logits they must be sharpened. The initial
+# value is that of Gidaris & Komodakis, 2018.
+COSINE_SCALE = 10.0
+
 
 def prototypes(features: Array, targets: Array, mask: Array) -> Array:
     """The mean of each class's real examples.
@@ -26,11 +30,6 @@ def prototypes(features: Array, targets: Array, mask: Array) -> Array:
     """
     weights = targets * mask[:, None]
     return weights.T @ features / jnp.maximum(weights.sum(0), 1)[:, None]
-
-
-# Cosines lie between -1 and 1: as logits they must be sharpened. The initial
-# value is that of Gidaris & Komodakis, 2018.
-COSINE_SCALE = 10.0
 
 
 class Gaussians(NamedTuple):

@@ -59,7 +59,8 @@ def transfer_learner(
     Raises:
         ValueError: for fewer than 2 classes, or a negative number of steps.
     """
-    check_counts(least=2, classes=classes)
+    if classes != int(classes) or classes < 2:
+        raise ValueError(f"classes is {classes}; it must be the number of training classes, at least 2.")
     check_counts(steps=steps)
 
     def fit(params, support):
