@@ -37,7 +37,7 @@ def main() -> None:
     for name, (learner, sample) in WORKLOADS.items():
         optimizer = optax.sgd(0.01)
         state = jmeta.init_state(learner, optimizer, jax.random.key(0), sample(jax.random.key(1)))
-        tasks = jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(2), TASKS))
+        tasks = jax.vmap(sample)(jax.random.split(jax.random.key(2), TASKS))
         one = jax.tree.map(lambda leaf: leaf[0], tasks)
         largest = largest_array(learner.loss, state.params, state.state, one)
         steps = {

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     outer: Callable = optax.adam
     rate: float = 1e-3  # of the outer optimizer; it falls to zero along a cosine
     tasks: Mapping[str, int] = MappingProxyType({})  # of training, where not as in all others
-    any_ways: bool = True  # whether it can be tested at other ways than those of training
+    tests: tuple[tuple[int, int, int], ...] | None = None  # where not those of all others
 
 
 class Suite(NamedTuple):
@@ -45,7 +45,7 @@ class Suite(NamedTuple):
     model: Callable
     common: dict[str, Any]  # options of every learner
     tasks: dict[str, int]  # of training: ways, shots, queries and batch_size
-    tests: tuple[tuple[int, int, int], ...]  # ways, shots, queries of a class; the first is for all learners
+    tests: tuple[tuple[int, int, int], ...]  # ways, shots, queries of a class
     dispatch: int  # meta-steps
     seconds: float  # of processor time for each learner
     entries: dict[str, Entry]
@@ -110,6 +110,7 @@ OMNIGLOT = Suite(
 # label beside an example belongs to it.
 STRIDED = {"strided": True}
 SMALL_TASKS = {"ways": 5, "queries": 2, "batch_size": 8}
+FIVE_WAY_ONE_SHOT = ((5, 1, 15),)  # of what keeps its number of ways
 ENCODERS = Suite(
     source="omniglot",
     model=lambda **options: models.conv4(**{"width": 64, "norm": "running"} | options),
@@ -121,18 +122,23 @@ ENCODERS = Suite(
     entries={
         "protonet": Entry({}, tasks={"ways": 60}),
         "matching": Entry({}),
-        # Its network compares every query with every class, which costs too much at 20 ways.
-        "relation": Entry({}, network=models.relation_encoder, tasks={"ways": 5, "batch_size": 4}),
+        # Its network compares every query with every class, which costs too much at 20 ways and many queries.
+        "relation": Entry(
+            {},
+            network=models.relation_encoder,
+            tasks={"ways": 5, "queries": 2, "batch_size": 4},
+            tests=((5, 1, 15), (5, 5, 15), (20, 1, 1), (20, 5, 1)),
+        ),
         "siamese": Entry({}),
         "r2d2": Entry({}),
         "metaoptnet": Entry({}),
         "logistic": Entry({}),
         "baseline": Entry({"classes": 4112}, tasks={"ways": 64, "queries": 1}),  # a batch of 128 drawings
         "baseline_pp": Entry({"classes": 4112}, tasks={"ways": 64, "queries": 1}),
-        "mann": Entry({}, STRIDED, tasks=SMALL_TASKS, any_ways=False),
-        "snail": Entry({}, STRIDED, tasks=SMALL_TASKS, any_ways=False),
-        "cnp": Entry({}, STRIDED, tasks=SMALL_TASKS, any_ways=False),
-        "in_context": Entry({}, STRIDED, tasks=SMALL_TASKS, any_ways=False),
+        "mann": Entry({}, STRIDED | {"norm": "layer"}, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
+        "snail": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
+        "cnp": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
+        "in_context": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
     },
 )
 SUITES = {"sinusoid": SINUSOID, "omniglot": OMNIGLOT, "omniglot-encoders": ENCODERS}
@@ -191,7 +197,7 @@ def run(name: str, suite: Suite, data_dir: str | None, budget: float, seed: int)
     learner = build(name, suite)
     state, training = train(learner, entry, suite.dispatch, tasks["batch_size"], sample, budget, init_key)
     tests = []
-    for ways, shots, queries in suite.tests if entry.any_ways else suite.tests[:1]:
+    for ways, shots, queries in entry.tests or suite.tests:
         test = sampler(suite.source, "test", data_dir, ways=ways, shots=shots, queries=queries)
         report = jmeta.evaluate(learner, state, test, key=test_key, episodes=TEST_EPISODES)
         print(f"{name:16} {training['steps']:6} steps, {ways}-way {shots}-shot: {report}", flush=True)
@@ -215,7 +221,7 @@ def train(learner, entry, dispatch, batch_size, sample, budget, key) -> tuple[jm
     """The state when the budget is spent, compilation included, and how it got there."""
     start, clock = time.process_time(), time.perf_counter()
     optimizer = optax.inject_hyperparams(entry.outer)(learning_rate=entry.rate)
-    state = jmeta.init_state(learner, optimizer, key, jax.jit(sample)(key))
+    state = jmeta.init_state(learner, optimizer, key, sample(key))
     step = jmeta.make_train_step(learner, optimizer)
     loop = jax.jit(jmeta.make_train_loop(step, sample, batch_size=batch_size, steps=dispatch)).lower(state).compile()
     nonfinite = 0
@@ -239,7 +245,7 @@ def train(learner, entry, dispatch, batch_size, sample, budget, key) -> tuple[jm
 
 def adaptation_time(learner, state, sample, key, repeats=50) -> float:
     """Median milliseconds of one compiled call of `adapt` on one task."""
-    support = jax.jit(sample)(key).support
+    support = sample(key).support
     adapt = jax.jit(learner.adapt)
     times = []
     for _ in range(repeats + 1):

@@ -114,7 +114,8 @@ def conditional() -> str:
 
 def encoders() -> str:
     """Learners on one encoder, each test beside the published figure."""
-    header = ["learner", *(f"{ways}-way {shots}-shot" for ways, shots in SHAPES), "meta-steps", "memory", "adapts in"]
+    shapes = [f"{ways}-way {shots}-shot" for ways, shots in SHAPES]
+    header = ["learner", *shapes, "trained for", "meta-steps", "memory", "adapts in"]
     rows = []
     for result in _results("learners/omniglot-encoders-*.json"):
         tested = {(test["ways"], test["shots"]): _accuracy(test) for test in result["tests"]}
@@ -122,7 +123,8 @@ def encoders() -> str:
         cells = [f"`{result['learner']}`"]
         for shape, figure in zip(SHAPES, published, strict=True):
             cells.append(f"{tested.get(shape, '')} {f'({figure})' if figure else ''}".strip())
-        cells += [f"{result['steps']:,}", f"{result['temporary_bytes'] / 2**20:.0f} MiB"]
+        cells += [f"{result['processor_seconds'] / 60:.0f} min", f"{result['steps']:,}"]
+        cells += [f"{result['temporary_bytes'] / 2**20:.0f} MiB"]
         rows.append([*cells, f"{result['tests'][0]['adaptation_milliseconds']:.1f} ms"])
     return _table(header, rows)
 

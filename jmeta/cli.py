@@ -64,7 +64,7 @@ MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
 # Learners whose model has an output layer as wide as the targets; that of others is an encoder.
 HEADED = {"anil", "boil", "cavia", "fomaml", "imaml", "maml", "mamlpp", "meta_curvature", "meta_sgd", "reptile"}
 REGRESSION = {"cnp": losses.gaussian_nll}  # losses of regression other than the squared error
-Benchmark = Literal["order", "learners"]  # those in benchmarks/ that the command runs
+Benchmark = Literal["order", "learners", "linear_regression"]  # those in benchmarks/ that the command runs
 
 
 # What a run is told.
@@ -226,7 +226,8 @@ class Bench:
     """Measure, in a clone of the repository; `jmeta bench order --help` tells the options."""
 
     name: Annotated[Benchmark, tyro.conf.Positional]
-    """order: second order against first order; learners: all learners on the same tasks."""
+    """order: second order against first order; learners: all learners on the same tasks;
+    linear_regression: a Transformer against the best predictor there is."""
 
 
 def _subcommand(name: str) -> Any:

@@ -11,7 +11,7 @@ from jmeta import data, learners, models
 from jmeta.evaluation import evaluate
 from jmeta.training import fit
 
-STEPS = 600
+STEPS, EPISODES = 600, 600
 BINS = (np.arange(27) - 0.5) / 25  # a bin for each accuracy that 25 queries can have
 
 
@@ -33,10 +33,10 @@ def run(out: str | os.PathLike) -> None:
     optimizer = optax.adam(2e-3)
     key, test_key = jax.random.split(jax.random.key(0))
     before = fit(learner, optimizer, sample, key=key, steps=0, batch_size=16)
-    reports = [evaluate(learner, before, sample, key=test_key)]
+    reports = [evaluate(learner, before, sample, key=test_key, episodes=EPISODES)]
     print(f"before meta-training: {reports[0]}", flush=True)
     after = fit(learner, optimizer, sample, key=key, steps=STEPS, batch_size=16)
-    reports.append(evaluate(learner, after, sample, key=test_key))
+    reports.append(evaluate(learner, after, sample, key=test_key, episodes=EPISODES))
     print(f"after meta-training:  {reports[1]}", flush=True)
     _draw(matplotlib.figure.Figure(figsize=(9, 3.5), layout="constrained"), sample(test_key), reports).savefig(
         out, dpi=150
@@ -56,7 +56,7 @@ def _draw(figure, task, reports):
     for report, label in zip(reports, ("before", "after"), strict=True):
         histogram.hist(report.per_episode["accuracy"], bins=BINS, alpha=0.7, label=f"{label}: {report}")
     histogram.axvline(0.2, color="grey", linestyle=":", label="chance")
-    histogram.set(title="accuracy over 600 tasks never seen", xlabel="accuracy", ylabel="episodes")
+    histogram.set(title=f"accuracy over {EPISODES} tasks never seen", xlabel="accuracy", ylabel="episodes")
     histogram.legend(fontsize="x-small")
     return figure
 

@@ -64,7 +64,7 @@ def cross_entropy(outputs: Array, targets: Array, mask: Array) -> Array:
 
     Example:
         >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), jnp.ones(1)))
-        0.6931472
+        0.693147
     """
     _check_shapes(outputs, targets)
     return masked_mean(-(targets * jax.nn.log_softmax(outputs)).sum(-1), mask)
@@ -110,7 +110,7 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
 
     Example:
         >>> print(gaussian_nll(Gaussian(jnp.zeros((1, 1)), jnp.ones((1, 1))), jnp.zeros((1, 1)), jnp.ones(1)))
-        0.9189385
+        0.918938
     """
     _check_shapes(outputs.mean, targets)
     return masked_mean(-norm.logpdf(targets, *outputs).sum(-1), mask)

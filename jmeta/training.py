@@ -256,7 +256,7 @@ def fit(
     config = {**(config or {}), "key": jax.random.key_data(_typed(key)).tolist(), "batch_size": batch_size}
     init_key, validation_key = jax.random.split(_typed(key))
     sampler = as_argument(sample)
-    task = jax.jit(lambda sampler, key: sampler(key))(sampler, validation_key)
+    task = sample(validation_key)
     state = init_state(learner, optimizer, init_key, task)
     folder = None if out is None else Path(out) / "checkpoints"
     if folder is not None and checkpoints.latest_step(folder) is not None:

@@ -11,13 +11,18 @@ from benchmarks.tables import DOCUMENTS, with_tables
 from jmeta import cli, demo
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SHORTER = {r"steps=\d+": "steps=2", r"episodes=\d+": "episodes=4", r"width=\d+": "width=4"}
+SHORTER = {
+    r"steps=\d+": "steps=2",
+    r"episodes=\d+": "episodes=4",
+    r"conv4\(outputs=5.*?\)": 'mlp(outputs=5, norm="batch")',
+}
 SHORTER_COMMANDS = {
     r"--steps \d+": "--steps 10",
     r"--episodes \d+": "--episodes 4",
     r"--ways 60": "--ways 6",
     r"--queries 15": "--queries 2",
-    r"(--norm running|--strided True)": r"\1 --width 4",
+    r"--strided True": "--model mlp --norm batch",
+    r"--norm running": "--model mlp --norm running",
 }
 
 
@@ -55,6 +60,7 @@ def test_the_commands_run_one_after_another(tmp_path, monkeypatch, omniglot_file
 @pytest.mark.filterwarnings("ignore")  # matplotlib's dependencies warn
 def test_the_demo_prints_both_accuracies_and_draws_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "EPISODES", 4)
     assert cli.main(["demo", "--out", str(tmp_path / "demo.png")]) == 0
     printed = capsys.readouterr().out
     for moment in ("before", "after"):

@@ -19,7 +19,7 @@ import jmeta
 from jmeta import checkpoints, data, learners, losses, models
 from jmeta.metrics import read_metrics
 
-SAMPLE = jax.jit(data.sinusoid(shots=5, queries=5))
+SAMPLE = data.sinusoid(shots=5, queries=5)
 OPTIMIZER = optax.adam(1e-3)
 LEARNER = learners.maml(models.mlp(hidden=(8,)), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
 META_GRADIENT = jax.jit(jax.grad(LEARNER.loss, has_aux=True))
@@ -69,7 +69,7 @@ def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
 
 def test_running_statistics_are_the_mean_over_tasks(x64):
     subject = learners.protonet(models.mlp(hidden=(4,), outputs=None, norm="running"))
-    sample = jax.jit(data.glyphs(ways=2, shots=1, queries=1))
+    sample = data.glyphs(ways=2, shots=1, queries=1)
     tasks = jax.vmap(sample)(jax.random.split(jax.random.key(1), 4))
     state = jmeta.init_state(subject, OPTIMIZER, jax.random.key(0), sample(jax.random.key(1)))
     loss = jax.jit(subject.loss)

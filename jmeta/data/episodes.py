@@ -29,7 +29,7 @@ def episodes(
         queries: query examples of each class.
 
     Returns:
-        `sample(key) -> Task`, pure: jit it and vmap it. Support rows go class by
+        `sample(key) -> Task`, pure and compiled: vmap it. Support rows go class by
         class, [ways x shots]; query rows likewise.
 
     Raises:
@@ -63,6 +63,7 @@ class _Spec:
     largest: int  # examples of the largest class
 
 
+@jax.jit
 def _draw(spec: _Spec, table: ClassTable, key: Array) -> Task:
     ways_key, shots_key, class_key, example_key = jax.random.split(key, 4)
     widest, most = spec.ways[1], spec.shots[1]

@@ -1,6 +1,8 @@
 """An endless family of handwritten-like characters, drawn on the device: data without files."""
 
+import functools
 from collections.abc import Callable
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,11 @@ from jmeta.types import Array, Examples, Task
 SIZE = 28
 STROKES = 4  # of which each class leaves some out
 SEGMENTS = 6  # of straight line that a stroke is drawn with
+
+# The random numbers of a character: ends of strokes, their middles, new starts, which strokes start where the
+# last one ended, and how many there are. Those of a drawing of it: its wobble, a linear map, a shift.
+CHARACTER = (2 * (STROKES + 1), 2 * STROKES, 2 * STROKES, STROKES, 1)
+DRAWING = (6 * STROKES, 4, 2)
 
 # How unlike two drawings of one character are. Chosen so that the nearest raw-pixel
 # centroid is right about half the time at 5-way 1-shot (tests/data/test_glyphs.py).
@@ -33,7 +40,7 @@ def glyphs(ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array]
         queries: query examples of each class.
 
     Returns:
-        `sample(key) -> Task` of images [K, 28, 28, 1], ink 1 on paper 0.
+        `sample(key) -> Task`, compiled, of images [K, 28, 28, 1], ink 1 on paper 0.
 
     Raises:
         ValueError: for fewer than 2 ways, or fewer than 1 shot or query.
@@ -46,48 +53,51 @@ def glyphs(ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array]
         if value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}.")
 
-    def draw(key):
-        class_key, example_key = jax.random.split(key)
-        character = _character(class_key)
-        return jax.vmap(_drawing, (None, 0))(character, jax.random.split(example_key, shots + queries))
-
-    def examples(images):
-        per_class = images.shape[1]
-        targets = jnp.repeat(jnp.eye(ways), per_class, axis=0)
-        return Examples(images.reshape(-1, SIZE, SIZE, 1), targets, jnp.ones(ways * per_class))
-
-    def sample(key):
-        keys = jax.random.split(key, ways)
-        images = jax.vmap(draw)(keys)
-        # No class comes twice, and a number drawn from its key tells it from the others.
-        class_ids = jax.vmap(lambda key: jax.random.randint(key, (), 0, jnp.iinfo(jnp.int32).max, jnp.int32))(keys)
-        return Task(examples(images[:, :shots]), examples(images[:, shots:]), class_ids)
-
-    return sample
+    return functools.partial(_draw, ways=ways, shots=shots, queries=queries)
 
 
-def _character(key):
-    """A class: control points [STROKES, 3, 2] in the unit square, and which strokes it has [STROKES]."""
-    start_key, bend_key, joined_key, number_key = jax.random.split(key, 4)
-    ends = jax.random.uniform(start_key, (STROKES + 1, 2), minval=0.15, maxval=0.85)
-    middles = jax.random.uniform(bend_key, (STROKES, 2), minval=0.05, maxval=0.95)
-    fresh = jax.random.uniform(joined_key, (STROKES, 2), minval=0.15, maxval=0.85)
-    is_joined = jax.random.bernoulli(jax.random.fold_in(joined_key, 1), 0.5, (STROKES, 1))
-    starts = jnp.where(is_joined, ends[:-1], fresh)
-    number = jax.random.randint(number_key, (), 2, STROKES + 1)
-    return jnp.stack([starts, middles, ends[1:]], axis=1), jnp.arange(STROKES) < number
+@functools.partial(jax.jit, static_argnames=("ways", "shots", "queries"))
+def _draw(key, *, ways, shots, queries):
+    # Few draws of many numbers: it is the calls of a random generator that take long to compile.
+    class_key, id_key, example_key, pen_key = jax.random.split(key, 4)
+    characters = jax.vmap(_character)(jax.random.uniform(class_key, (ways, sum(CHARACTER))))
+    changes = jax.random.normal(example_key, (ways, shots + queries, sum(DRAWING)))
+    pens = jax.random.uniform(pen_key, (ways, shots + queries), minval=PEN[0], maxval=PEN[1])
+    images = jax.vmap(jax.vmap(_drawing, (None, 0, 0)))(characters, changes, pens)
+    # No class comes twice, and a number of its own tells it from the others.
+    class_ids = (jax.random.bits(id_key, (ways,), "uint32") >> 1).astype(jnp.int32)
+    return Task(_examples(images[:, :shots]), _examples(images[:, shots:]), class_ids)
 
 
-def _drawing(character, key):
-    """One rendering [SIZE, SIZE] of a class."""
+def _examples(images):
+    ways, per_class = images.shape[:2]
+    targets = jnp.repeat(jnp.eye(ways), per_class, axis=0)
+    return Examples(images.reshape(-1, SIZE, SIZE, 1), targets, jnp.ones(ways * per_class))
+
+
+def _character(numbers):
+    """A class of uniform numbers: control points [STROKES, 3, 2] in the unit square, and its strokes [STROKES]."""
+    ends, middles, fresh, joined, count = _parts(numbers, CHARACTER)
+    ends, fresh = (0.15 + 0.7 * part.reshape(-1, 2) for part in (ends, fresh))
+    middles = 0.05 + 0.9 * middles.reshape(-1, 2)
+    starts = jnp.where(joined[:, None] < 0.5, ends[:-1], fresh)
+    strokes = 2 + jnp.floor((STROKES - 1) * count)
+    return jnp.stack([starts, middles, ends[1:]], axis=1), jnp.arange(STROKES) < strokes
+
+
+def _drawing(character, changes, pen):
+    """One rendering [SIZE, SIZE] of a class, changed by normal numbers."""
     controls, is_drawn = character
-    wobble_key, shear_key, shift_key, pen_key = jax.random.split(key, 4)
-    controls += WOBBLE * jax.random.normal(wobble_key, controls.shape)
-    linear = jnp.eye(2) + SHEAR * jax.random.normal(shear_key, (2, 2))
-    shift = SHIFT * jax.random.normal(shift_key, (2,))
-    controls = (controls - 0.5) @ linear.T + 0.5 + shift.reshape(1, 1, 2)
-    pen = jax.random.uniform(pen_key, (), minval=PEN[0], maxval=PEN[1])
+    wobble, shear, shift = _parts(changes, DRAWING)
+    controls += WOBBLE * wobble.reshape(controls.shape)
+    linear = jnp.eye(2) + SHEAR * shear.reshape(2, 2)
+    controls = (controls - 0.5) @ linear.T + 0.5 + SHIFT * shift.reshape(1, 1, 2)
     return _ink(_along(controls), is_drawn, pen)
+
+
+def _parts(numbers, sizes):
+    """The numbers, divided into parts of these sizes."""
+    return jnp.split(numbers, list(accumulate(sizes))[:-1])
 
 
 def _along(controls):

@@ -1,5 +1,6 @@
 """Sinusoid regression (Finn et al., 2017, section 5.1)."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -23,7 +24,7 @@ def sinusoid(shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
         queries: query points.
 
     Returns:
-        `sample(key) -> Task`, inputs and targets [K, 1]; an endless family.
+        `sample(key) -> Task`, compiled, inputs and targets [K, 1]; an endless family.
 
     Raises:
         ValueError: for fewer than 1 shot or query.
@@ -36,12 +37,14 @@ def sinusoid(shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
 
-    def sample(key):
-        amplitude_key, phase_key, input_key = jax.random.split(key, 3)
-        amplitude = jax.random.uniform(amplitude_key, (), minval=AMPLITUDES[0], maxval=AMPLITUDES[1])
-        phase = jax.random.uniform(phase_key, (), minval=PHASES[0], maxval=PHASES[1])
-        x = jax.random.uniform(input_key, (shots + queries, 1), minval=INPUTS[0], maxval=INPUTS[1])
-        points = Examples(x, amplitude * jnp.sin(x - phase), jnp.ones(len(x), x.dtype))
-        return Task(Examples(*(a[:shots] for a in points)), Examples(*(a[shots:] for a in points)))
+    return functools.partial(_draw, shots=shots, queries=queries)
 
-    return sample
+
+@functools.partial(jax.jit, static_argnames=("shots", "queries"))
+def _draw(key, *, shots, queries):
+    amplitude_key, phase_key, input_key = jax.random.split(key, 3)
+    amplitude = jax.random.uniform(amplitude_key, (), minval=AMPLITUDES[0], maxval=AMPLITUDES[1])
+    phase = jax.random.uniform(phase_key, (), minval=PHASES[0], maxval=PHASES[1])
+    x = jax.random.uniform(input_key, (shots + queries, 1), minval=INPUTS[0], maxval=INPUTS[1])
+    points = Examples(x, amplitude * jnp.sin(x - phase), jnp.ones(len(x), x.dtype))
+    return Task(Examples(*(a[:shots] for a in points)), Examples(*(a[shots:] for a in points)))

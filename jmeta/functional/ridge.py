@@ -25,7 +25,7 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
 
     Example:
         >>> ridge_regression(jnp.array([[1.0], [9.0]]), jnp.array([[2.0], [9.0]]), jnp.array([1.0, 0.0]), 1.0)
-        Array([[1.]], dtype=float32)
+        Array([[1.000]], dtype=float32)
     """
     x, y = features * mask[:, None], targets * mask[:, None]
     if x.shape[0] < x.shape[1]:

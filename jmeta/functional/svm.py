@@ -33,7 +33,7 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
     Example:
         >>> x, y = jnp.array([[1.0], [-1.0]]), jnp.eye(2)
         >>> crammer_singer(x, y, jnp.ones(2), cost=10.0, steps=100)
-        Array([[ 0.5, -0.5]], dtype=float32)
+        Array([[ 0.500, -0.500]], dtype=float32)
     """
     x, y = features * mask[:, None], targets * mask[:, None]
     present = y.sum(0) > 0

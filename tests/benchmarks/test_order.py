@@ -55,6 +55,16 @@ def test_the_arithmetic_of_second_over_first_order(steps, reverse, mixed):
     assert operations(steps) / first == pytest.approx(mixed, abs=0.005)
 
 
+@pytest.fixture
+def optimised():
+    """XLA's optimisations, where what they do is what is tested."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("optimised")
 def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order():
     def temporary_bytes(**options):
         learner, optimizer = maml(models.conv4(outputs=5, width=32), inner_steps=5, **options), optax.sgd(0.1)

@@ -17,7 +17,7 @@ TABLE = data.class_table(np.arange(31, dtype=np.int32)[:, None], LABELS)  # each
 def many():
     """Two thousand 3-way 1-shot episodes with 2 queries."""
     sample = data.episodes(TABLE, ways=3, shots=1, queries=2)
-    return jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 2000))
+    return jax.vmap(sample)(jax.random.split(jax.random.key(0), 2000))
 
 
 def assert_uniform(values, number):
@@ -57,7 +57,7 @@ def test_targets_say_the_class_of_each_example(many):
 
 def test_ranges_draw_every_number_of_ways_and_shots_at_one_shape():
     sample = data.episodes(TABLE, ways=(2, 4), shots=(1, 3), queries=1)
-    tasks = jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(1), 1000))
+    tasks = jax.vmap(sample)(jax.random.split(jax.random.key(1), 1000))
     assert tasks.support.inputs.shape == (1000, 12, 1)
     counts = np.asarray((tasks.support.targets * tasks.support.mask[..., None]).sum(1))
     ways = (counts > 0).sum(1)

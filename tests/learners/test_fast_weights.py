@@ -16,7 +16,7 @@ from jmeta.types import Examples, Model
 RATE = 0.05
 REGRESSION = {"loss_fn": losses.squared_error}
 SGD = {"inner_optimizer": optax.sgd(RATE)}
-TASK = jax.jit(data.sinusoid(shots=6, queries=5))
+TASK = data.sinusoid(shots=6, queries=5)
 
 
 def mlp(**options):

@@ -99,7 +99,7 @@ def on_both_networks(names, long):
     return on_mlp + [pytest.param(name, SHAPES[1], id=f"{name}, conv4", marks=marks[name]) for name in names]
 
 
-@pytest.mark.parametrize(("name", "shape"), on_both_networks(EXACT, long=set(EXACT) - {"maml", "mamlpp"}))
+@pytest.mark.parametrize(("name", "shape"), on_both_networks(EXACT, long=set(EXACT) - {"maml"}))
 def test_an_exact_meta_gradient_is_the_derivative_of_the_loss(x64, name, shape):
     assert relative_error(problem(EXACT[name], shape)) < 1e-6
 
@@ -128,7 +128,8 @@ def test_images_of_one_colour_have_ties_in_every_pool_and_zeros_in_every_relu(x6
     learner = learners.maml(models.conv4(outputs=WAYS, width=3), inner_steps=2, differentiation=differentiation)
     blank = Examples(jnp.zeros((WAYS, 8, 8, 1)), jnp.eye(WAYS), jnp.ones(WAYS))
     params, state = learner.init(jax.random.key(0), Task(blank, blank))
-    loss, gradient = jax.value_and_grad(lambda params: learner.loss(params, state, Task(blank, blank))[0])(params)
+    differentiate = jax.jit(jax.value_and_grad(lambda params: learner.loss(params, state, Task(blank, blank))[0]))
+    loss, gradient = differentiate(params)
     assert np.isfinite(loss)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
@@ -137,5 +138,5 @@ def test_one_example_is_a_set_with_batch_statistics(x64):
     task = data.sinusoid(shots=1, queries=1)(jax.random.key(0))
     learner = learners.maml(models.mlp(norm="batch"), inner_steps=2, loss_fn=losses.squared_error)
     params, state = learner.init(jax.random.key(1), task)
-    gradient = jax.grad(lambda params: learner.loss(params, state, task)[0])(params)
+    gradient = jax.jit(jax.grad(lambda params: learner.loss(params, state, task)[0]))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
