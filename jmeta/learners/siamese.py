@@ -11,6 +11,10 @@ from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, plain_head
 from jmeta.types import Array, Learner, Model
 
+# The logit at no distance at first. An optimizer of small steps would take thousands to bring a bias there from
+# zero, where no pair is surely alike, and the encoder meanwhile shrinks all distances.
+CERTAINTY = 5.0
+
 
 class Likeness(NamedTuple):
     """How alike two features are: the logit of their being of one class.
@@ -56,9 +60,9 @@ def siamese(model: Model) -> Learner:
     encoder, objective = shared_encoder(model), losses.objective(losses.cross_entropy)
 
     def init(key, features):
-        # All alike at no distance, and less so along every feature.
+        # Alike at no distance, and as surely not where all features are one apart.
         width = features.shape[-1]
-        return Likeness(jnp.full(width, -1 / width, features.dtype), jnp.zeros((), features.dtype))
+        return Likeness(jnp.full(width, -2 * CERTAINTY / width, features.dtype), jnp.asarray(CERTAINTY, features.dtype))
 
     def pairs(params, queries, features):
         return params.bias + jnp.abs(queries[:, None] - features[None]) @ params.weights

@@ -37,11 +37,12 @@ def mann(
     Santoro et al., 2016, "Meta-Learning with Memory-Augmented Neural Networks",
     and its sizes. As in the neural Turing machine (Graves et al., 2014) the
     controller sees what was last read, and learns how sharply each head reads:
-    the paper's softmax of bare cosines is nearly uniform over 128 slots. A head
-    reads by a key, and writes something else, made of what the controller held
-    before and after a token, since a label comes one token after its example;
-    in the paper it writes the key. Target and features of a token are embedded
-    apart, or a few numbers would be lost among hundreds. Memory starts at zero.
+    the paper's softmax of bare cosines is nearly uniform over 128 slots. A label
+    comes one token after its example: so a head writes the key of the token
+    before, by which that example will be found, and adds what it makes of this
+    one; in the paper it writes the key of this one. Target and features of a
+    token are embedded apart, or a few numbers would be lost among hundreds.
+    Memory starts at zero.
 
     Args:
         outputs: width of the linear output layer, and of the target in a token.
@@ -113,9 +114,10 @@ class Access(nn.Module):
         cell = nn.OptimizedLSTMCell(self.controller, param_dtype=jnp.result_type(float))
         controller, hidden = cell(carry.controller, jnp.concatenate([embedded, carry.read.reshape(-1)]))
         heads, width = carry.read.shape
-        before_and_after = jnp.concatenate([carry.controller[1], hidden])
-        written = jnp.tanh(dense(heads * width, name="written")(before_and_after)).reshape(heads, width)
-        keys = jnp.tanh(dense(heads * width, name="keys")(hidden)).reshape(heads, width)
+        address = dense(heads * width, name="keys")
+        content = dense(heads * width, use_bias=False, name="content")(hidden)
+        written = jnp.tanh(address(carry.controller[1]) + content).reshape(heads, width)
+        keys = jnp.tanh(address(hidden)).reshape(heads, width)
         strengths = 1 + nn.softplus(SHARPNESS + dense(heads, name="strengths")(hidden))
         gates = nn.sigmoid(dense(heads, name="gates")(hidden))
         read, memory = access(carry.memory, written, keys, strengths, gates, decay=self.decay)
