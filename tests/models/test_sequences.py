@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jmeta import models
+from jmeta.functional.memory import access, empty_memory
 
 KEY = jax.random.key(0)
 
@@ -67,6 +68,38 @@ def test_a_transformer_sees_a_set(x64):
     some, _ = apply(params, state, tokens, mask=jnp.array([0, 1, 1, 0, 1]))
     kept = jnp.array([1, 2, 4])
     np.testing.assert_allclose(some[kept], apply(params, state, tokens[kept])[0], atol=1e-12)
+
+
+def test_mann_writes_the_key_of_the_token_before_and_what_it_makes_of_this_one(x64):
+    tokens = jax.random.normal(KEY, (4, 5))
+    model = models.mann(2, controller=5, slots=4, width=3, heads=2)
+    params, start, apply = built(model, tokens)
+    outputs, _ = apply(params, start, tokens)
+
+    layers, head = jax.tree.map(np.asarray, (params["ScanAccess_0"], params["head"]))
+    cell = layers["OptimizedLSTMCell_0"]
+
+    def affine(layer, x):
+        return x @ layer["kernel"] + layer.get("bias", 0.0)
+
+    def logistic(x):
+        return 1 / (1 + np.exp(-x))
+
+    held = hidden = np.zeros(5)
+    memory, read, expected = empty_memory(4, 3, 2), np.zeros((2, 3)), []
+    for token in np.asarray(tokens):
+        x = affine(layers["target"], token[:2]) + affine(layers["features"], token[2:])
+        x, before = np.concatenate([x, read.reshape(-1)]), hidden
+        i, f, g, o = (affine(cell[f"i{gate}"], x) + affine(cell[f"h{gate}"], hidden) for gate in "ifgo")
+        held = logistic(f) * held + logistic(i) * np.tanh(g)
+        hidden = logistic(o) * np.tanh(held)
+        written = np.tanh(affine(layers["keys"], before) + affine(layers["content"], hidden))
+        keys = np.tanh(affine(layers["keys"], hidden))
+        strengths = 1 + np.log1p(np.exp(8 + affine(layers["strengths"], hidden)))
+        gates = logistic(affine(layers["gates"], hidden))
+        read, memory = access(memory, written.reshape(2, 3), keys.reshape(2, 3), strengths, gates, decay=0.99)
+        expected.append(affine(head, np.concatenate([hidden, np.asarray(read).reshape(-1)])))
+    np.testing.assert_allclose(outputs, expected, atol=1e-12)
 
 
 def test_mann_stops_and_goes_on_where_it_was(x64):
