@@ -200,13 +200,12 @@ def predictions_of(learner, state):
     return predictions
 
 
-# For what the others show, but for convolutions.
-LONG = {"maml, conv4", "proto_maml, conv4", "protonet, conv4", "relation, images"}
+def variants_are_long(name):
+    """A learner by its name is in every run; its variants, such as `maml, conv4`, in the long one."""
+    return pytest.param(name, marks=[pytest.mark.long] if "," in name else [])
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in CASES]
-)
+@pytest.fixture(scope="module", params=[variants_are_long(name) for name in CASES])
 def subject(request):
     with jax.enable_x64(True):
         case = CASES[request.param]

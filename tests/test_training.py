@@ -60,7 +60,7 @@ def test_every_chunking_gives_the_same_step(x64, chunk):
 def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
     optimizer = optax.sgd(0.1)
     state, tasks = begin()._replace(opt_state=optimizer.init({})), batch(3)
-    after, _ = jmeta.make_train_step(LEARNER, optimizer)(state, tasks)
+    after, _ = jax.jit(jmeta.make_train_step(LEARNER, optimizer))(state, tasks)
     gradients = [META_GRADIENT(state.params, state.state, task)[0] for task in single(tasks)]
     expected = jax.tree.map(lambda p, *g: p - 0.1 * sum(g) / 3, state.params, *gradients)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.params, expected)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +59,12 @@ def test_the_arithmetic_of_second_over_first_order(steps, reverse, mixed):
 @pytest.fixture
 def optimised():
     """XLA's optimisations, where what they do is what is tested."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("optimised")
 def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order():
     def temporary_bytes(**options):

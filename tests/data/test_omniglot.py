@@ -46,6 +46,7 @@ def test_ink_is_bright_and_scarce(test_split):
     assert 10 < np.asarray(test_split.inputs).mean() < 40
 
 
+@pytest.mark.long
 def test_lakes_parts_are_not_turned(omniglot_files):
     table = data.omniglot("evaluation", data_dir=omniglot_files / "tfds")
     assert len(table) == 659

@@ -82,7 +82,7 @@ def test_the_gradient_of_a_vmapped_mean_is_the_mean_gradient(x64, reference):
     close(jax.jit(jax.grad(mean))(RATES), jax.tree.map(lambda leaf: leaf.mean(0), expected))
 
 
-@pytest.mark.parametrize("outer", [jax.grad, jax.jacfwd])
+@pytest.mark.parametrize("outer", [jax.grad, pytest.param(jax.jacfwd, marks=pytest.mark.long)])
 def test_a_meta_gradient_can_be_differentiated_once_more(x64, outer):
     def slope(rate, **mode):
         """Of the meta-gradient, along itself."""

@@ -59,18 +59,20 @@ def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):
     assert (found[:, 2] == 0).all()
 
 
+def size_of_fit(x, regularisation):
+    y = jnp.repeat(jnp.eye(3), 4, axis=0)
+    return jnp.square(x @ fit(x, y, regularisation=regularisation)).sum()
+
+
+with_derivatives = jax.jit(jax.vmap(jax.value_and_grad(size_of_fit, argnums=(0, 1)), in_axes=(0, None)))
+
+
 @pytest.mark.parametrize("width", [4, 2000])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
 def test_duplicates_stay_finite_in_single_precision(width, scale):
     drawn = np.random.default_rng(0).normal(size=(20, 3, width))
     x = scale * jnp.asarray(np.repeat(drawn, 4, axis=1), jnp.float32)
-    y = jnp.repeat(jnp.eye(3), 4, axis=0)
-
-    def total(x, regularisation):
-        return jnp.square(x @ fit(x, y, regularisation=regularisation)).sum()
-
-    differentiate = jax.jit(jax.vmap(jax.value_and_grad(total, argnums=(0, 1)), in_axes=(0, None)))
-    value, gradients = differentiate(x, 1e-3)
+    value, gradients = with_derivatives(x, 1e-3)
     assert all(np.isfinite(leaf).all() for leaf in (value, *gradients))
 
 

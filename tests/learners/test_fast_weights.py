@@ -1,5 +1,7 @@
 """What each gradient-based learner is, against its own definition, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,7 @@ def begin(learner, task):
     return learner.init(jax.random.key(2), task)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def meta_gradient(learner, params, state, task):
     return jax.grad(lambda params: learner.loss(params, state, task)[0])(params)
 

@@ -109,6 +109,7 @@ def test_a_first_order_one_is_not(x64, name, shape):
     assert relative_error(problem(FIRST_ORDER[name], shape)) > 1e-3
 
 
+@pytest.mark.long
 def test_every_mode_is_the_same_meta_gradient_of_a_convolutional_network(x64):
     def gradient(**options):
         subject = problem(lambda shape: learners.maml(network(shape), inner_steps=3, **RATE, **options), SHAPES[1])
