@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/jmeta demo
 
-# Half of the suite's time is XLA's, which is not what it tests: `test-all` leaves the optimisations on.
+# Without most of XLA's optimisations, which take long and are not what is tested; `test-all` leaves them on.
 test: $(VENV)/.installed lint
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -m 'not long' -n 2 --dist worksteal
 

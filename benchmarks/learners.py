@@ -1,8 +1,8 @@
-"""Every learner on the same tasks, with the same budget of processor time, or as long as in its paper.
+"""Every learner on the same tasks, with the same budget of processor time, or at full length.
 
     python -m benchmarks.learners sinusoid
     python -m benchmarks.learners omniglot --only maml anil --data-dir ~/tensorflow_datasets
-    python -m benchmarks.learners omniglot-encoders-paper --only protonet
+    python -m benchmarks.learners omniglot-encoders-full --only protonet
 
 A result goes to benchmarks/results/learners/TASKS-LEARNER.json, a figure of all to TASKS.png beside it.
 """
@@ -150,38 +150,39 @@ ENCODERS = Suite(
         "logistic": Entry({}),
         "baseline": Entry({"classes": 4112}, tasks={"ways": 64, "queries": 1}),  # a batch of 128 drawings
         "baseline_pp": Entry({"classes": 4112}, tasks={"ways": 64, "queries": 1}),
-        # It learns late how to use its memory, and is still learning after ten minutes.
+        # After ten minutes 74.0 % at 5 ways and 1 shot, its training loss still falling.
         "mann": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT, budget=Budget(seconds=1200)),
         "snail": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
         "cnp": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
         "in_context": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
     },
 )
-# As long as in the papers that say how long; the others for as many meta-steps as MAML (Finn et al., 2017).
-PAPER_STEPS = {
+# Full length: meta-steps where a length is known, and for the others as many as MAML's (Finn et al., 2017).
+FULL_STEPS = {
     "protonet": 20_000,  # as in benchmarks/omniglot.py
     "relation": 250_000,  # of four tasks; a million of one in the code of Sung et al., 2018
-    "mann": 100_000,  # Santoro et al., 2016, figure 2
+    "mann": 100_000,  # where figure 2 of Santoro et al., 2016, ends
 }
-ENCODERS_PAPER = ENCODERS._replace(
+ENCODERS_FULL = ENCODERS._replace(
     budget=Budget(steps=60_000),
     entries=ENCODERS.entries
-    | {name: ENCODERS.entries[name]._replace(budget=Budget(steps=steps)) for name, steps in PAPER_STEPS.items()},
+    | {name: ENCODERS.entries[name]._replace(budget=Budget(steps=steps)) for name, steps in FULL_STEPS.items()},
 )
 SUITES = {
     "sinusoid": SINUSOID,
     "omniglot": OMNIGLOT,
     "omniglot-encoders": ENCODERS,
-    "omniglot-encoders-paper": ENCODERS_PAPER,
+    "omniglot-encoders-full": ENCODERS_FULL,
 }
 
 
 def main(
-    tasks: Literal["sinusoid", "omniglot", "omniglot-encoders", "omniglot-encoders-paper"],
+    tasks: Literal["sinusoid", "omniglot", "omniglot-encoders", "omniglot-encoders-full"],
     /,
     *,
     only: tuple[str, ...] = (),
     seconds: float | None = None,
+    steps: int | None = None,
     data_dir: str | None = None,
     seed: int = 0,
     out: Path = RESULTS / "learners",
@@ -192,14 +193,16 @@ def main(
         tasks: which suite.
         only: which learners; all of them if none is named.
         seconds: processor time for each, compilation included, in place of the suite's budget.
+        steps: meta-steps for each, in place of it; the first of the two that runs out ends a training.
         data_dir: where TensorFlow Datasets keeps its data.
         seed: of the initial parameters, the training tasks and the test episodes.
         out: folder of the results.
     """
     suite = SUITES[tasks]
+    told = Budget(seconds or math.inf, steps or math.inf)
     out.mkdir(parents=True, exist_ok=True)
     for name in only or suite.entries:
-        budget = (suite.entries[name].budget or suite.budget) if seconds is None else Budget(seconds=seconds)
+        budget = told if told != Budget() else suite.entries[name].budget or suite.budget
         result = run(name, suite, data_dir, budget, seed)
         (out / f"{tasks}-{name}.json").write_text(json.dumps({"tasks": tasks, **result}, indent=1) + "\n")
         found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]

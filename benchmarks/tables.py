@@ -118,6 +118,8 @@ def encoders() -> str:
     header = ["learner", *shapes, "trained for", "meta-steps", "memory", "adapts in"]
     rows = []
     for result in _results("learners/omniglot-encoders-*.json"):
+        if result["tasks"] != "omniglot-encoders":
+            continue  # trained for its full length
         tested = {(test["ways"], test["shots"]): _accuracy(test) for test in result["tests"]}
         published = PUBLISHED.get(result["learner"], ("",) * len(SHAPES))
         cells = [f"`{result['learner']}`"]

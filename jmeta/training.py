@@ -222,7 +222,7 @@ def fit(
     Args:
         learner: what is trained.
         optimizer: the outer optimizer.
-        sample: `(key) -> Task`, the training tasks.
+        sample: `(key) -> Task`, the training tasks; called once as it is, and then compiled with the meta-step.
         key: PRNG key, which alone decides initial parameters and tasks.
         steps: meta-steps in the whole run.
         batch_size: tasks in a meta-step.

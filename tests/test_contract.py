@@ -200,23 +200,27 @@ def predictions_of(learner, state):
     return predictions
 
 
-def variants_are_long(name):
-    """A learner by its name is in every run; its variants, such as `maml, conv4`, in the long one."""
-    return pytest.param(name, marks=[pytest.mark.long] if "," in name else [])
+# For what the others show, but for convolutions or for a model without Flax.
+LONG = {
+    *("maml, conv4", "proto_maml, conv4", "protonet, conv4", "relation, images"),
+    *("protonet, plain model", "r2d2, plain model"),
+}
 
 
-@pytest.fixture(scope="module", params=[variants_are_long(name) for name in CASES])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in CASES]
+)
 def subject(request):
     with jax.enable_x64(True):
         case = CASES[request.param]
         task = classification_task(jax.random.key(1), case.shape)
         params, state = case.learner.init(jax.random.key(0), task)
 
-        traces: list[Task] = []
+        traces: list[None] = []
 
         @jax.jit
         def loss(params, task):
-            traces.append(task)
+            traces.append(None)
             return case.learner.loss(params, state, task)
 
         yield Subject(case, params, state, task, predictions_of(case.learner, state), loss, traces)

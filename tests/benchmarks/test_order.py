@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -56,16 +55,7 @@ def test_the_arithmetic_of_second_over_first_order(steps, reverse, mixed):
     assert operations(steps) / first == pytest.approx(mixed, abs=0.005)
 
 
-@pytest.fixture
-def optimised():
-    """XLA's optimisations, where what they do is what is tested."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1")
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.long  # and not where optimisations are left out
 def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order():
     def temporary_bytes(**options):
         learner, optimizer = maml(models.conv4(outputs=5, width=32), inner_steps=5, **options), optax.sgd(0.1)
@@ -97,6 +87,12 @@ def test_bench_learners_spends_its_budget_and_writes_the_test(tmp_path):
     assert result["processor_seconds"] >= 10
     assert result["steps"] > 0
     assert np.isfinite(result["tests"][0]["loss"])
+
+
+def test_the_budget_that_runs_out_first_ends_a_training():
+    both = learners.Budget(seconds=10, steps=100)
+    assert (both.spent(5, 20), both.spent(1, 90)) == (0.5, 0.9)
+    assert learners.Budget(steps=100).spent(1e9, 50) == 0.5
 
 
 @pytest.mark.parametrize("suite", learners.SUITES.values(), ids=learners.SUITES)

@@ -1,6 +1,7 @@
 """Omniglot: real drawings where they are there, the splits and the errors everywhere."""
 
 import json
+import subprocess
 import sys
 import warnings
 from importlib import resources
@@ -63,9 +64,14 @@ def test_all_32460_drawings_are_the_same_from_the_archives(omniglot_files, tmp_p
         np.testing.assert_array_equal(prepared.inputs, existing.inputs)
 
 
-@pytest.mark.usefixtures("test_split")
-def test_tensorflow_is_never_imported():
-    assert "tensorflow" not in sys.modules
+@pytest.mark.long
+def test_tensorflow_is_never_imported(omniglot_files):
+    program = (
+        "import sys; from jmeta import data;"
+        f"data.omniglot('evaluation', data_dir={str(omniglot_files / 'tfds')!r});"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

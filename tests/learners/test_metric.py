@@ -119,6 +119,12 @@ def test_a_siamese_network_takes_the_best_pair_and_learns_from_all_of_them(task)
     assert set(metrics) == {"accuracy"}
 
 
+def test_a_pair_is_alike_at_no_distance_at_first_and_as_surely_not_at_one(task):
+    (weights, bias), features = learners.siamese(IDENTITY).init(jax.random.key(0), task)[0].head, task.support.inputs
+    assert bias == 5
+    np.testing.assert_allclose(jnp.ones(features.shape[1]) @ weights + bias, -5)
+
+
 @pytest.mark.parametrize("norm", ["batch", "running"])
 def test_a_context_with_statistics_of_a_batch_is_refused(task, norm):
     with pytest.raises(ValueError, match="support_context or query_context has statistics of a batch"):
