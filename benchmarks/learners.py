@@ -25,6 +25,7 @@ from tqdm import tqdm
 import jmeta
 from benchmarks.omniglot import build_learner, provenance, RESULTS, summary, TEST_EPISODES
 from jmeta import data, losses, models
+from jmeta.functional.checks import check_positive
 
 
 class Budget(NamedTuple):
@@ -103,9 +104,8 @@ OMNIGLOT = Suite(
     tasks={"ways": 5, "shots": 1, "queries": 5, "batch_size": 16},
     tests=((5, 1, 15),),
     dispatch=10,
-    budget=Budget(
-        seconds=600
-    ),  # that is five minutes of two cores; on a busy machine processor time is fairer than the clock's
+    # Five minutes of two cores; on a busy machine processor time is fairer than the clock's.
+    budget=Budget(seconds=600),
     entries={
         "maml": Entry({"inner_rate": 0.4, "test_steps": 3}),
         "fomaml": Entry({"inner_rate": 0.4, "test_steps": 3}),
@@ -181,8 +181,8 @@ def main(
     /,
     *,
     only: tuple[str, ...] = (),
-    seconds: float | None = None,
-    steps: int | None = None,
+    seconds: float = math.inf,
+    steps: float = math.inf,
     data_dir: str | None = None,
     seed: int = 0,
     out: Path = RESULTS / "learners",
@@ -199,7 +199,8 @@ def main(
         out: folder of the results.
     """
     suite = SUITES[tasks]
-    told = Budget(seconds or math.inf, steps or math.inf)
+    check_positive(seconds=seconds, steps=steps)
+    told = Budget(seconds, steps)
     out.mkdir(parents=True, exist_ok=True)
     for name in only or suite.entries:
         budget = told if told != Budget() else suite.entries[name].budget or suite.budget
