@@ -7,6 +7,7 @@
 A result goes to benchmarks/results/learners/TASKS-LEARNER.json, a figure of all to TASKS.png beside it.
 """
 
+import functools
 import json
 import math
 import time
@@ -94,7 +95,7 @@ SINUSOID = Suite(
         "cavia": Entry({**FIVE, "inner_rate": 0.1}, model={"context": 4}),
         "mamlpp": Entry({**FIVE, "multi_step_until": 2_000, "first_order_until": 2_000}),
         "cnp": Entry({"loss_fn": losses.gaussian_nll}, model=RAW),
-        "in_context": Entry({}, model=RAW, tasks={"queries": 1}),  # each query costs a prompt of its own
+        "in_context": Entry({}, model=RAW),
     },
 )
 OMNIGLOT = Suite(
@@ -152,7 +153,9 @@ ENCODERS = Suite(
         "baseline_pp": Entry({"classes": 4112}, tasks={"ways": 64, "queries": 1}),
         # After ten minutes 74.0 % at 5 ways and 1 shot, its training loss still falling.
         "mann": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT, budget=Budget(seconds=1200)),
-        "snail": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
+        "snail": Entry(
+            {"sequence": functools.partial(models.snail, length=6)}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT
+        ),
         "cnp": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
         "in_context": Entry({}, STRIDED, tasks=SMALL_TASKS, tests=FIVE_WAY_ONE_SHOT),
     },
@@ -240,7 +243,7 @@ def run(name: str, suite: Suite, data_dir: str | None, budget: Budget, seed: int
         tests.append(summary(report) | {"adaptation_milliseconds": adaptation_time(learner, state, test, test_key)})
     return {
         "learner": name,
-        "options": {key: value for key, value in {**suite.common, **entry.options}.items() if key != "loss_fn"},
+        "options": {key: in_words(value) for key, value in {**suite.common, **entry.options}.items()},
         "model": dict(entry.model),
         "network": getattr(entry.network, "__name__", None),
         "training_tasks": tasks,
@@ -251,6 +254,13 @@ def run(name: str, suite: Suite, data_dir: str | None, budget: Budget, seed: int
         **training,
         "tests": tests,
     }
+
+
+def in_words(option: Any) -> Any:
+    """An option as a result file can hold it: a function by its name."""
+    if isinstance(option, functools.partial):
+        return {option.func.__name__: option.keywords}
+    return getattr(option, "__name__", option)
 
 
 def train(learner, entry, dispatch, batch_size, sample, budget, key) -> tuple[jmeta.TrainState, dict[str, Any]]:

@@ -23,7 +23,7 @@ import jmeta
 from benchmarks.omniglot import provenance, RESULTS
 from jmeta import learners, losses, models
 
-DIMENSIONS, SHOTS, QUERIES, NOISE = 3, 10, 2, 0.5
+DIMENSIONS, SHOTS, QUERIES, NOISE = 3, 10, 10, 0.5
 EPISODES, DISPATCH = 10_000, 250
 
 

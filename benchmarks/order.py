@@ -5,8 +5,8 @@
 
 One meta-step of MAML is compiled for each network, number of inner steps, way of
 differentiating and chunk of tasks, and timed in turns, so that drift of the
-machine cancels. The result goes to benchmarks/results/order-PLATFORM.json, with
-a figure beside it.
+machine cancels. The result of each network goes to
+benchmarks/results/order/PLATFORM-NETWORK.json, a figure of all to PLATFORM.png beside it.
 """
 
 import json
@@ -77,7 +77,7 @@ def main(
     steps: tuple[int, ...] = (1, 5, 10, 20),
     modes: tuple[str, ...] = tuple(MODES),
     repeats: int = 7,
-    out: Path = RESULTS,
+    out: Path = RESULTS / "order",
 ) -> None:
     """Measures, prints and saves.
 
@@ -92,20 +92,17 @@ def main(
         for name in names:
             if name not in known:
                 raise ValueError(f"{kind} has {name!r}; there are {', '.join(known)}.")
-    rows = []
+    out.mkdir(parents=True, exist_ok=True)
+    platform = jax.default_backend()
     for name in models:
+        rows = []
         for number in steps:
             rows += measure(name, number, modes, repeats)
             print("\n".join(map(line, rows[-len(modes) * len(WORKLOADS[name].chunks) :])), flush=True)
-    result = {
-        **provenance(),
-        "repeats": repeats,
-        "rows": rows,
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    name = f"order-{jax.default_backend()}"
-    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(rows, out / f"{name}.png")
+        result = {**provenance(), "repeats": repeats, "rows": rows}
+        (out / f"{platform}-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        found = [json.loads(path.read_text()) for path in sorted(out.glob(f"{platform}-*.json"))]
+        draw([row for result in found for row in result["rows"]], out / f"{platform}.png")
 
 
 class Compiled(NamedTuple):

@@ -61,7 +61,7 @@ def order() -> str:
     """What a meta-step costs by how it is differentiated, each beside first order in the same run."""
     header = ["network", "inner steps", "differentiation", "tasks/s", "time", "arithmetic", "memory", "compiled in"]
     rows = []
-    for row in _results("order-cpu.json")[0]["rows"]:
+    for row in (row for result in _results("order/cpu-*.json") for row in result["rows"]):
         if row["chunk"] == "default":
             ratios = [f"{row[f'{name}_ratio']:.2f}" for name in ("milliseconds", "flops", "temporary_bytes")]
             rate = (

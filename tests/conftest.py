@@ -8,6 +8,15 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+def pytest_configure(config):
+    """Compiled functions are kept in pytest's cache: for the next run, and for the commands that tests start."""
+    folder = str(config.cache.mkdir("jax"))
+    for name, value in {"compilation_cache_dir": folder, "persistent_cache_min_compile_time_secs": 0.1}.items():
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+        jax.config.update(f"jax_{name}", value)
+
+
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot"
 
 

@@ -122,6 +122,7 @@ def test_a_metric_learner_is_evaluated_at_other_ways(protonet_folder, tmp_path):
     assert (report["ways"], report["shots"]) == (7, 2)
 
 
+@pytest.mark.long
 def test_a_run_is_evaluated_on_other_data_of_its_shape(protonet_folder, omniglot_files, capsys):
     arguments = f"evaluate {protonet_folder} --data omniglot --data-dir {omniglot_files / 'tfds'} --episodes 5"
     assert cli.main(arguments.split()) == 0

@@ -23,16 +23,15 @@ class Past(NamedTuple):
 
 
 def prompted(sequence: Callable) -> Head:
-    """Each query is the end of a sequence of its own, which begins with the support set.
+    """The support set is a prompt, and each query comes right after it, unseen by others.
 
-    No query is in the sequence of another, so none can leak. A token is a target,
-    a flag and features: a support example has its own target and the flag 0, the
-    query zeros and the flag 1.
+    A token is a target, a flag and features: a support example has its own target
+    and the flag 0, a query zeros and the flag 1.
 
     Args:
-        sequence: `(outputs) -> Model`, which maps tokens [L, outputs + 1 + D] to
-            [L, outputs] and takes a `mask` [L]; the output of the last is the
-            prediction. Masked tokens come first.
+        sequence: `(outputs) -> Model` from `(queries [Q, D], prompt [K, D], mask [K])`
+            to [Q, outputs], of tokens of width `D = outputs + 1 + features`, like
+            `models.transformer`. Masked tokens of the prompt come first.
 
     Returns:
         A `Head` that is fitted to the encoded support set itself, padding first;
@@ -41,8 +40,7 @@ def prompted(sequence: Callable) -> Head:
     """
 
     def init(key, support):
-        tokens = jnp.concatenate([_tokens(support.targets, support.inputs, 0), _query_token(support)])
-        params, state = sequence(support.targets.shape[-1]).init(key, tokens)
+        params, state = sequence(support.targets.shape[-1]).init(key, _prompt(support, support.inputs))
         check_stateless("the sequence model", state)
         return params
 
@@ -51,14 +49,7 @@ def prompted(sequence: Callable) -> Head:
 
     def score(params, support, features, *, train=False, key=None):
         network = sequence(support.targets.shape[-1])
-        prompt = _tokens(support.targets, support.inputs, 0)
-        mask = jnp.concatenate([support.mask, jnp.ones_like(support.mask, shape=1)])
-
-        def answer(feature):
-            tokens = jnp.concatenate([prompt, _query_token(support._replace(inputs=feature[None]))])
-            return apply_model(network, params, {}, tokens, mask=mask, train=train, key=key)[0][-1]
-
-        return jax.vmap(answer)(features)
+        return apply_model(network, params, {}, _prompt(support, features), train=train, key=key)[0]
 
     return Head(init, fit, score)
 
@@ -127,12 +118,14 @@ def _in_order(support, key):
     return Examples(*(leaf[rows] for leaf in support))
 
 
+def _prompt(support, features):
+    """The query tokens of features [Q, D], the tokens of the support set, and its mask."""
+    unknown = jnp.zeros((len(features), support.targets.shape[1]), support.targets.dtype)
+    return _tokens(unknown, features, 1), _tokens(support.targets, support.inputs, 0), support.mask
+
+
 def _tokens(targets, features, flag):
     return jnp.concatenate([targets, jnp.full((len(features), 1), flag, features.dtype), features], axis=1)
-
-
-def _query_token(support):
-    return _tokens(jnp.zeros_like(support.targets[:1]), support.inputs[:1], 1)
 
 
 def _offset_tokens(support):

@@ -12,21 +12,21 @@ from jmeta.types import Learner, Model
 def in_context(
     model: Model, *, sequence: Callable[[int], Model] = models.transformer, loss_fn: Callable = losses.cross_entropy
 ) -> Learner:
-    """A Transformer whose prompt is the support set, and each query the end of a prompt of its own.
+    """A Transformer whose prompt is the support set, with each query right after it.
 
     Garg et al., 2022, "What Can Transformers Learn In-Context?"; Kirsch et al.,
     2022, "General-Purpose In-Context Learning by Meta-Learning Transformers".
     As in the latter, a token is an example with its target beside it. We depart
-    from both in that tokens have no positions and all see all, so that the order of
-    the support set does not matter; that the loss is that of the queries only, not
+    from both in that tokens have no positions, and examples see each other, so that the
+    order of the support set does not matter; that the loss is that of the queries only, not
     of every prefix; and that the default Transformer is smaller (4 layers of width
     64, where Garg et al. have 12 of 256), for a CPU.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`);
             `models.mlp(hidden=(), outputs=None)` leaves inputs as they are.
-        sequence: `(outputs) -> Model` from tokens [L, outputs + 1 + D] to
-            [L, outputs], that takes a `mask` [L]; see `functional.prompted`.
+        sequence: `(outputs) -> Model` from `(queries, prompt, mask)` to outputs
+            [Q, outputs]; see `functional.prompted`.
         loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
             `losses.squared_error` for regression.
 

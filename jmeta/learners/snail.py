@@ -12,7 +12,7 @@ from jmeta.types import Learner, Model
 def snail(
     model: Model, *, sequence: Callable[[int], Model] = models.snail, loss_fn: Callable = losses.cross_entropy
 ) -> Learner:
-    """Causal convolutions and attention over the support set, with each query the end of a sequence of its own.
+    """Causal convolutions and attention over the support set, with each query right after it.
 
     Mishra et al., 2018, "A Simple Neural Attentive Meta-Learner". The support set
     is a sequence: its order, that in which examples come, changes predictions. Given
@@ -22,9 +22,9 @@ def snail(
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
-        sequence: `(outputs) -> Model` from tokens [L, outputs + 1 + D] to
-            [L, outputs], that takes a `mask` [L]; see `functional.prompted`. For
-            more than 25 support examples give `models.snail` its `length`.
+        sequence: `(outputs) -> Model` from `(queries, prompt, mask)` to outputs
+            [Q, outputs]; see `functional.prompted`. Give `models.snail` a `length`:
+            the number of support examples, and one.
         loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
             `losses.squared_error` for regression.
 

@@ -19,6 +19,8 @@ def snail(
 ) -> Model:
     """Attention, and between two of them a stack of dilated convolutions, all causal and densely connected.
 
+    Every query stands right after the prompt, which is read once for all of them.
+
     Mishra et al., 2018, "A Simple Neural Attentive Meta-Learner". The paper takes
     the number of convolutions from the length of its sequences; here it is
     `length` whatever the sequences are, so that one network reads any number of
@@ -33,8 +35,8 @@ def snail(
             of 5 ways and 5 shots and a query.
 
     Returns:
-        A `Model` from tokens [L, D] to [L, outputs], each of which sees itself
-        and those before it. Masked tokens must come first.
+        A `Model` from `(queries [Q, D], prompt [K, D], mask [K])` to [Q, outputs]. A
+        token sees itself and the prompt before it. Masked tokens must come first.
 
     Raises:
         ValueError: for a width below 1, no attention, or a length below 2.
@@ -56,27 +58,34 @@ class SNAIL(nn.Module):
     depth: int
 
     @nn.compact
-    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
-        """Outputs of tokens [L, D]."""
-        real = jnp.ones(len(x), bool) if mask is None else mask > 0
+    def __call__(self, inputs: tuple[Array, Array, Array]) -> Array:
+        """Outputs of queries [Q, D]."""
+        queries, prompt, mask = inputs
+        real = jnp.concatenate([mask > 0, jnp.ones(len(queries), bool)])
+        place = jnp.minimum(jnp.arange(len(real)), len(prompt))
+        seen = (place[:, None] > place[None]) & real[None] | jnp.eye(len(real), dtype=bool)
         # What comes before the first token is zero, so padding must be in every layer.
-        x = _only(real, x)
+        x = _only(real, jnp.concatenate([prompt, queries]))
         for block, (keys, values) in enumerate(self.attention):
             for level in range(self.depth if block else 0):
-                x = jnp.concatenate([x, _only(real, self._convolve(x, 2**level))], axis=1)
-            x = jnp.concatenate([x, _only(real, self._attend(x, real, keys, values))], axis=1)
-        return dense(self.outputs, name="head")(x)
+                x = jnp.concatenate([x, _only(real, self._convolve(x, len(prompt), 2**level))], axis=1)
+            x = jnp.concatenate([x, _only(real, self._attend(x, seen, keys, values))], axis=1)
+        return dense(self.outputs, name="head")(x[len(prompt) :])
 
-    def _convolve(self, x, dilation):
-        """The gated causal convolution, as a dense layer on each token and the one `dilation` before it."""
-        earlier = jnp.concatenate([jnp.zeros((dilation, x.shape[1]), x.dtype), x])[: len(x)]
+    def _convolve(self, x, start, dilation):
+        """The gated causal convolution: a dense layer on each token and the one `dilation` before its place.
+
+        Tokens from `start` on are queries, whose place is `start`.
+        """
+        shifted = jnp.concatenate([jnp.zeros((dilation, x.shape[1]), x.dtype), x[:start]])
+        before_queries = jnp.broadcast_to(shifted[start], x[start:].shape)
+        earlier = jnp.concatenate([shifted[:start], before_queries])
         signal, gate = jnp.split(dense(2 * self.filters)(jnp.concatenate([earlier, x], axis=1)), 2, axis=1)
         return jnp.tanh(signal) * nn.sigmoid(gate)
 
-    def _attend(self, x, real, keys, values):
+    def _attend(self, x, seen, keys, values):
         query, key, value = (dense(width)(x)[:, None] for width in (keys, keys, values))
-        seen = nn.make_causal_mask(real) * real[None, None]
-        return nn.dot_product_attention(query, key, value, mask=seen)[:, 0]
+        return nn.dot_product_attention(query, key, value, mask=seen[None])[:, 0]
 
 
 def _only(real, x):

@@ -9,10 +9,11 @@ from jmeta.types import Array, Model
 
 
 def transformer(outputs: int, *, width: int = 64, depth: int = 4, heads: int = 4) -> Model:
-    """Pre-norm attention and feed-forward layers on tokens without positions.
+    """Pre-norm attention and feed-forward layers on a prompt whose tokens have no positions, and on queries.
 
     Vaswani et al., 2017, "Attention Is All You Need"; layer normalisation comes
     before each part, and feed-forward layers are four times as wide, as in GPT-2.
+    A token sees the prompt and itself: so the prompt is read once for all queries.
 
     Args:
         outputs: width of the linear output layer.
@@ -21,8 +22,8 @@ def transformer(outputs: int, *, width: int = 64, depth: int = 4, heads: int = 4
         heads: of attention in each; they share the width.
 
     Returns:
-        A `Model` from tokens [L, D] to [L, outputs], each of which sees all that
-        are not masked. The order of tokens changes nothing but that of outputs.
+        A `Model` from `(queries [Q, D], prompt [K, D], mask [K])` to [Q, outputs].
+        The order of the prompt changes nothing.
 
     Raises:
         ValueError: for a width below 1, fewer than 1 layer or head, or heads that
@@ -46,14 +47,17 @@ class Transformer(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
-        """Outputs of tokens [L, D]."""
+    def __call__(self, inputs: tuple[Array, Array, Array]) -> Array:
+        """Outputs of queries [Q, D]."""
+        queries, prompt, mask = inputs
         dtype = jnp.result_type(float)
-        seen = None if mask is None else (mask > 0)[None, None, :]
-        x = dense(self.width)(x)
+        tokens = jnp.concatenate([prompt, queries])
+        in_prompt = jnp.concatenate([mask > 0, jnp.zeros(len(queries), bool)])
+        seen = in_prompt[None] | jnp.eye(len(tokens), dtype=bool)
+        x = dense(self.width)(tokens)
         for _ in range(self.depth):
             attention = nn.MultiHeadDotProductAttention(self.heads, param_dtype=dtype)
-            x += attention(nn.LayerNorm(param_dtype=dtype)(x), mask=seen)
+            x += attention(nn.LayerNorm(param_dtype=dtype)(x), mask=seen[None])
             hidden = nn.gelu(dense(4 * self.width)(nn.LayerNorm(param_dtype=dtype)(x)))
             x += dense(self.width)(hidden)
-        return dense(self.outputs, name="head")(nn.LayerNorm(param_dtype=dtype)(x))
+        return dense(self.outputs, name="head")(nn.LayerNorm(param_dtype=dtype)(x[len(prompt) :]))

@@ -70,21 +70,21 @@ def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order():
 def test_bench_order_writes_its_rows_and_a_figure(tmp_path, capsys):
     command = ["bench", "order", "--models", "mlp", "--steps", "1", "--repeats", "1", "--modes", "first order", "mixed"]
     assert cli.main([*command, "--out", str(tmp_path)]) == 0
-    result = json.loads((tmp_path / "order-cpu.json").read_text())
+    result = json.loads((tmp_path / "cpu-mlp.json").read_text())
     first, mixed = result["rows"][:2]
     assert (first["mode"], first["flops_ratio"], mixed["mode"]) == ("first order", 1.0, "mixed")
     assert mixed["flops_ratio"] > 1
     assert mixed["milliseconds"] > 0
     assert "to first order: time" in capsys.readouterr().out
-    assert matplotlib.image.imread(tmp_path / "order-cpu.png").size
+    assert matplotlib.image.imread(tmp_path / "cpu.png").size
 
 
 def test_bench_learners_spends_its_budget_and_writes_the_test(tmp_path):
     assert (
-        cli.main(["bench", "learners", "sinusoid", "--only", "fomaml", "--seconds", "10", "--out", str(tmp_path)]) == 0
+        cli.main(["bench", "learners", "sinusoid", "--only", "fomaml", "--seconds", "5", "--out", str(tmp_path)]) == 0
     )
     result = json.loads((tmp_path / "sinusoid-fomaml.json").read_text())
-    assert result["processor_seconds"] >= 10
+    assert result["processor_seconds"] >= 5
     assert result["steps"] > 0
     assert np.isfinite(result["tests"][0]["loss"])
 

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="session")
-def test_split(omniglot_files):
-    return data.omniglot("test", data_dir=omniglot_files / "tfds")
+def val_split(omniglot_files):
+    return data.omniglot("val", data_dir=omniglot_files / "tfds")
 
 
 def test_the_splits_are_1028_172_and_423_different_characters():
@@ -30,21 +30,21 @@ def test_the_splits_are_1028_172_and_423_different_characters():
     assert len(set.union(*characters.values())) == 1623
 
 
-def test_turned_characters_are_classes_of_their_own(test_split):
-    assert len(test_split) == 1692
-    assert (test_split.counts == 20).all()
-    assert test_split.inputs.shape == (33840, 28, 28, 1)
-    of = {name: i for i, name in enumerate(test_split.names)}
-    alphabet, number, _ = test_split.names[0]
+def test_turned_characters_are_classes_of_their_own(val_split):
+    assert len(val_split) == 4 * 172
+    assert (val_split.counts == 20).all()
+    assert val_split.inputs.shape == (4 * 172 * 20, 28, 28, 1)
+    of = {name: i for i, name in enumerate(val_split.names)}
+    alphabet, number, _ = val_split.names[0]
     upright, turned = (
-        np.asarray(test_split.inputs[test_split.starts[of[alphabet, number, degrees]] :][:20]) for degrees in (0, 90)
+        np.asarray(val_split.inputs[val_split.starts[of[alphabet, number, degrees]] :][:20]) for degrees in (0, 90)
     )
     np.testing.assert_array_equal(turned, np.rot90(upright, axes=(1, 2)))
 
 
-def test_ink_is_bright_and_scarce(test_split):
-    assert test_split.inputs.dtype == np.uint8
-    assert 10 < np.asarray(test_split.inputs).mean() < 40
+def test_ink_is_bright_and_scarce(val_split):
+    assert val_split.inputs.dtype == np.uint8
+    assert 10 < np.asarray(val_split.inputs).mean() < 40
 
 
 @pytest.mark.long

@@ -40,11 +40,11 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_other_ways_than_it_was_initialised_with_are_an_error(name):
     learner, task = SMALL[name], TASK(jax.random.key(0))
-    params, state = learner.init(jax.random.key(1), task)
+    params, state = jax.eval_shape(learner.init, jax.random.key(1), task)
     wider = task.support._replace(targets=jnp.ones((len(task.support.targets), 3)))
-    for use in (lambda: learner.adapt(params, state, wider), lambda: learner.loss(params, state, Task(wider, wider))):
+    for use, given in ((learner.adapt, wider), (learner.loss, Task(wider, wider))):
         with pytest.raises(ValueError, match="targets of width 3 and features of width 1, and the head was init"):
-            use()
+            jax.eval_shape(use, params, state, given)
 
 
 @pytest.fixture
@@ -113,10 +113,16 @@ def test_a_network_with_statistics_of_a_batch_is_refused(task, norm):
     def decoder(outputs):
         return models.mlp(outputs=outputs, norm=norm)
 
+    def of_queries(outputs):
+        network = decoder(outputs)
+        return Model(lambda key, inputs: network.init(key, inputs[0]), network.apply)
+
+    summarised = learners.cnp(RAW, decoder=decoder, loss_fn=losses.gaussian_nll)
     with pytest.raises(ValueError, match="the summary or the decoder has statistics of a batch"):
-        learners.cnp(RAW, decoder=decoder, loss_fn=losses.gaussian_nll).init(jax.random.key(0), task)
+        jax.eval_shape(summarised.init, jax.random.key(0), task)
+    prompted = learners.in_context(RAW, sequence=of_queries, **SQUARED)
     with pytest.raises(ValueError, match="the sequence model has statistics of a batch"):
-        learners.in_context(RAW, sequence=decoder, **SQUARED).init(jax.random.key(0), task)
+        jax.eval_shape(prompted.init, jax.random.key(0), task)
 
 
 def test_an_encoder_that_gives_no_features_is_refused(x64):
@@ -131,10 +137,12 @@ def test_an_encoder_that_gives_no_features_is_refused(x64):
 
 def test_with_a_kernel_for_a_sequence_model_it_is_kernel_regression(task):
     def smoother(outputs):
-        def apply(params, state, tokens, *, mask, train=False, key=None):
-            targets, flags, x = jnp.split(tokens, [outputs, outputs + 1], axis=1)
-            weights = jnp.exp(-jnp.square(x[-1:] - x).sum(1)) * mask * (1 - flags[:, 0])
-            return jnp.broadcast_to(weights @ targets / weights.sum(), targets.shape), state
+        def apply(params, state, inputs, *, train=False, key=None):
+            queries, prompt, mask = inputs
+            unknown, ones, x = jnp.split(queries, [outputs, outputs + 1], axis=1)
+            targets, zeros, examples = jnp.split(prompt, [outputs, outputs + 1], axis=1)
+            weights = jnp.exp(-jnp.square(x[:, None] - examples[None]).sum(2)) * ones * (mask - zeros[:, 0])[None]
+            return unknown + weights @ targets / weights.sum(1, keepdims=True), state
 
         return two_functions(apply)
 

@@ -21,11 +21,21 @@ def softmax(x):
     return np.exp(x) / np.exp(x).sum()
 
 
-def test_snail_is_the_papers_network_token_by_token(x64):
-    tokens = jax.random.normal(KEY, (6, 3))
+def test_snail_is_the_papers_network_token_by_token_with_each_query_the_last(x64):
+    prompt, queries = jax.random.normal(KEY, (5, 3)), jax.random.normal(jax.random.key(1), (4, 3))
     model = models.snail(2, filters=2, attention=[(4, 2), (3, 2)], length=4)
-    params, state, apply = built(model, tokens)
-    outputs, _ = apply(params, state, tokens)
+    params, state, apply = built(model, (queries, prompt, jnp.ones(5)))
+    outputs, _ = apply(params, state, (queries, prompt, jnp.ones(5)))
+    for query, output in zip(np.asarray(queries), outputs, strict=True):
+        expected = snail_of_the_paper(params, np.concatenate([prompt, query[None]]))
+        np.testing.assert_allclose(output, expected[-1], atol=1e-12)
+
+    padded = jnp.concatenate([jnp.full((2, 3), 7.0), prompt]), jnp.array([0, 0, 1, 1, 1, 1, 1])
+    np.testing.assert_allclose(jax.jit(model.apply)(params, state, (queries, *padded))[0], outputs, atol=1e-12)
+
+
+def snail_of_the_paper(params, tokens):
+    """In NumPy: two attentions, with two convolutions of dilations 1 and 2 between them."""
 
     layers = iter([params[f"Dense_{number}"] for number in range(8)])
 
@@ -46,28 +56,30 @@ def test_snail_is_the_papers_network_token_by_token(x64):
             rows.append(np.tanh(hidden[:2]) / (1 + np.exp(-hidden[2:])))
         return np.concatenate([x, rows], axis=1)
 
-    expected = affine(params["head"], attend(convolve(convolve(attend(np.asarray(tokens)), 1), 2)))
-    np.testing.assert_allclose(outputs, expected, atol=1e-12)
+    return affine(params["head"], attend(convolve(convolve(attend(tokens), 1), 2)))
 
 
 @pytest.mark.parametrize(("length", "layers"), [(2, 1), (6, 3), (8, 3), (26, 5)])
 def test_a_stack_of_convolutions_spans_the_length(length, layers):
     model = models.snail(2, filters=2, attention=[(2, 2), (2, 2)], length=length)
-    params, _ = jax.eval_shape(model.init, KEY, jnp.ones((3, 4)))
+    params, _ = jax.eval_shape(model.init, KEY, (jnp.ones((1, 4)), jnp.ones((3, 4)), jnp.ones(3)))
     assert len(params) == 3 + layers + 3 + 1
     assert 2**layers >= length > 2 ** (layers - 1)
 
 
-def test_a_transformer_sees_a_set(x64):
-    tokens = jax.random.normal(KEY, (5, 3))
+def test_a_transformer_sees_a_set_and_a_query_no_other(x64):
+    prompt, queries = jax.random.normal(KEY, (5, 3)), jax.random.normal(jax.random.key(1), (4, 3))
     model = models.transformer(2, width=8, depth=2, heads=2)
-    params, state, apply = built(model, tokens)
-    order = jnp.array([3, 1, 4, 0, 2])
-    outputs, _ = apply(params, state, tokens)
-    np.testing.assert_allclose(apply(params, state, tokens[order])[0], outputs[order], atol=1e-12)
-    some, _ = apply(params, state, tokens, mask=jnp.array([0, 1, 1, 0, 1]))
-    kept = jnp.array([1, 2, 4])
-    np.testing.assert_allclose(some[kept], apply(params, state, tokens[kept])[0], atol=1e-12)
+    params, state, apply = built(model, (queries, prompt, jnp.ones(5)))
+
+    def outputs(queries, prompt, mask):
+        return apply(params, state, (queries, prompt, mask))[0]
+
+    found = outputs(queries, prompt, jnp.ones(5))
+    np.testing.assert_allclose(outputs(queries, prompt[jnp.array([3, 1, 4, 0, 2])], jnp.ones(5)), found, atol=1e-12)
+    np.testing.assert_allclose(outputs(queries[2:3], prompt, jnp.ones(5)), found[2:3], atol=1e-12)
+    some = outputs(queries, prompt, jnp.array([0, 1, 1, 0, 1]))
+    np.testing.assert_allclose(some, outputs(queries, prompt[jnp.array([1, 2, 4])], jnp.ones(3)), atol=1e-12)
 
 
 def test_mann_writes_the_key_of_the_token_before_and_what_it_makes_of_this_one(x64):
