@@ -205,10 +205,10 @@ def predictions_of(learner, state):
     return predictions
 
 
-# For what the others show, but for convolutions or for a model without Flax.
+# For what the others show, but for convolutions, for a model without Flax, or for another option.
 LONG = {
     *("maml, conv4", "proto_maml, conv4", "protonet, conv4", "relation, images"),
-    *("protonet, plain model", "r2d2, plain model"),
+    *("protonet, plain model", "r2d2, plain model", "matching, full context", "protonet, cosine"),
 }
 
 

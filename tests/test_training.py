@@ -141,7 +141,8 @@ def test_an_infinite_meta_gradient_of_a_finite_loss_is_left_out_too():
         return jnp.sqrt(params) * task.query.targets.sum(), (state, {})
 
     subject = jmeta.Learner(lambda key, task: (jnp.zeros(()), ()), None, None, loss)
-    state, metrics = jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=1)(begin(subject), batch(2))
+    step = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=1))
+    state, metrics = step(begin(subject), batch(2))
     assert metrics["nonfinite_tasks"] == 2
     assert state.params == 0
 
@@ -173,7 +174,7 @@ def test_a_count_in_the_state_is_not_summed_over_tasks(dtype, chunk):
 def test_a_task_that_would_spoil_the_running_state_is_left_out():
     subject, tasks = counting(jnp.int32), batch(3)
     tasks = tasks._replace(query=tasks.query._replace(targets=tasks.query.targets.at[1, 2].set(100)))
-    after, metrics = jmeta.make_train_step(subject, OPTIMIZER)(begin(subject), tasks)
+    after, metrics = jax.jit(jmeta.make_train_step(subject, OPTIMIZER))(begin(subject), tasks)
     assert metrics["nonfinite_tasks"] == 1
     assert after.state[1] == 1
 
@@ -184,7 +185,7 @@ def test_by_default_a_huge_meta_gradient_moves_no_further_than_the_bound(size, l
         return size * params.sum(), (state, {})
 
     subject = jmeta.Learner(lambda key, task: (jnp.zeros(4), ()), None, None, loss)
-    step = jmeta.make_train_step(subject, optax.sgd(1.0))
+    step = jax.jit(jmeta.make_train_step(subject, optax.sgd(1.0)))
     after, metrics = step(begin(subject)._replace(opt_state=optax.sgd(1.0).init({})), batch(2))
     assert metrics["nonfinite_tasks"] == left_out  # the square of 1e30 is no float32, nor is such a length
     np.testing.assert_allclose(after.params, jnp.full(4, 0.0 if left_out else -50.0), rtol=1e-6)
@@ -215,7 +216,7 @@ def test_a_tasks_meta_gradient_is_scaled_down_to_the_bound_and_never_up(x64):
     gradients = [META_GRADIENT(state.params, state.state, task)[0] for task in single(tasks)]
     norms = [optax.tree.norm(gradient) for gradient in gradients]
     bound = float(sum(norms) / 2)  # between the two
-    after, _ = jmeta.make_train_step(LEARNER, optimizer, max_task_norm=bound)(state, tasks)
+    after, _ = jax.jit(jmeta.make_train_step(LEARNER, optimizer, max_task_norm=bound))(state, tasks)
     scales = [min(1, bound / norm) for norm in norms]
     assert min(scales) < 1 == max(scales)
     expected = jax.tree.map(

@@ -35,6 +35,7 @@ def from_linen(module: nn.Module) -> Model:
     def streams(key):
         return None if key is None else {"dropout": key, "default": key}
 
+    @jax.jit  # or each operation of the network would be compiled, and run, by itself
     def init(key, inputs):
         variables = dict(module.init(key, inputs, **keywords(train=False)))
         params = variables.pop("params", {})

@@ -68,6 +68,7 @@ def mann(
         raise ValueError(f"decay is {decay}; it must be between 0 and 1.")
     module = MANN(outputs, controller, decay)
 
+    @jax.jit  # or each operation of the network would be compiled, and run, by itself
     def init(key, tokens):
         return module.init(key, empty(), tokens, jnp.ones(len(tokens)))["params"], None
 

@@ -57,7 +57,7 @@ def close(one, other, atol=1e-12):
 def test_first_order_is_the_query_gradient_at_the_fast_weights(task):
     learner = learners.fomaml(mlp(), inner_steps=3, **SGD, **REGRESSION)
     params, state = begin(learner, task)
-    fast = learner.adapt(params, state, task.support).params
+    fast = jax.jit(learner.adapt)(params, state, task.support).params
     close(meta_gradient(learner, params, state, task).model, support_gradient(mlp(), fast, state, task.query))
 
 
@@ -84,8 +84,8 @@ def test_an_outer_step_of_rate_one_ends_serial_reptile_at_the_fast_weights(task)
     optimizer = optax.sgd(1.0)
     state = jmeta.init_state(learner, optimizer, jax.random.key(0), task)
     both = Examples(*(jnp.concatenate(pair) for pair in zip(task.support, task.query, strict=True)))
-    fast = learner.adapt(state.params, state.state, both).params
-    after, _ = jmeta.make_train_step(learner, optimizer)(state, jax.tree.map(lambda leaf: leaf[None], task))
+    fast = jax.jit(learner.adapt)(state.params, state.state, both).params
+    after, _ = jax.jit(jmeta.make_train_step(learner, optimizer))(state, jax.tree.map(lambda leaf: leaf[None], task))
     close(after.params.model, fast)
 
 
@@ -141,7 +141,7 @@ def test_the_fast_weights_are_of_what_the_learner_moves(task, name, moved):
     model = mlp(context=3) if name == "cavia" else mlp()
     learner = getattr(learners, name)(model, **REGRESSION)
     params, state = begin(learner, task)
-    fast = learner.adapt(params, state, task.support).params
+    fast = jax.jit(learner.adapt)(params, state, task.support).params
     assert {layer for layer, leaves in fast.items() if jax.tree.leaves(leaves)} == set(moved.split())
 
 
@@ -167,7 +167,7 @@ def test_meta_sgd_scales_each_gradient_by_its_own_rate(task):
     learner = learners.meta_sgd(mlp(), **REGRESSION)
     params, state = begin(learner, task)
     rates = jax.tree.map(lambda leaf: jnp.linspace(-0.1, 0.1, leaf.size).reshape(leaf.shape), params.rule)
-    fast = learner.adapt(params._replace(rule=rates), state, task.support).params
+    fast = jax.jit(learner.adapt)(params._replace(rule=rates), state, task.support).params
     gradient = support_gradient(mlp(), params.model, state, task.support)
     close(fast, jax.tree.map(lambda weight, rate, slope: weight - rate * slope, params.model, rates, gradient))
 
@@ -185,7 +185,7 @@ def test_meta_curvature_multiplies_each_axis_of_a_gradient_by_a_matrix(x64):
     support = Examples(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.ones(1))
     meta, state = learner.init(jax.random.key(0), jmeta.Task(support, support))
     matrices = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), meta.rule)
-    fast = learner.adapt(meta._replace(rule=matrices), state, support).params
+    fast = jax.jit(learner.adapt)(meta._replace(rule=matrices), state, support).params
     factors, (left, right), (window, inputs, outputs) = matrices
     close(fast["bias"], -factors * slopes[0])
     close(fast["dense"], -left @ slopes[1] @ right.T)

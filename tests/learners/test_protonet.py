@@ -51,6 +51,7 @@ def described(key):
     return Task(support, Examples(queries, jnp.repeat(targets, 2, axis=0), jnp.ones(6)))
 
 
+@pytest.mark.long
 def test_it_learns_to_classify_by_descriptions_alone():
     encoders = [models.mlp(outputs=8, norm="none") for _ in range(2)]
     learner, optimizer = learners.protonet(encoders[0], support_encoder=encoders[1]), optax.adam(3e-3)
