@@ -101,8 +101,8 @@ def main(
             print("\n".join(map(line, rows[-len(modes) * len(WORKLOADS[name].chunks) :])), flush=True)
         result = {**provenance(), "repeats": repeats, "rows": rows}
         (out / f"{platform}-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        found = [json.loads(path.read_text()) for path in sorted(out.glob(f"{platform}-*.json"))]
-        draw([row for result in found for row in result["rows"]], out / f"{platform}.png")
+        files = [file for network in WORKLOADS if (file := out / f"{platform}-{network}.json").exists()]
+        draw([row for file in files for row in json.loads(file.read_text())["rows"]], out / f"{platform}.png")
 
 
 class Compiled(NamedTuple):

@@ -57,11 +57,15 @@ def _results(pattern):
     return [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "results").glob(pattern))]
 
 
+NETWORKS = ("mlp", "conv4-32", "conv4-64", "resnet12")
+
+
 def order() -> str:
     """What a meta-step costs by how it is differentiated, each beside first order in the same run."""
     header = ["network", "inner steps", "differentiation", "tasks/s", "time", "arithmetic", "memory", "compiled in"]
     rows = []
-    for row in (row for result in _results("order/cpu-*.json") for row in result["rows"]):
+    found = [row for network in NETWORKS for result in _results(f"order/cpu-{network}.json") for row in result["rows"]]
+    for row in found:
         if row["chunk"] == "default":
             ratios = [f"{row[f'{name}_ratio']:.2f}" for name in ("milliseconds", "flops", "temporary_bytes")]
             rate = (
@@ -115,7 +119,7 @@ def conditional() -> str:
 def encoders() -> str:
     """Learners on one encoder, each test beside the published figure."""
     shapes = [f"{ways}-way {shots}-shot" for ways, shots in SHAPES]
-    header = ["learner", *shapes, "trained for", "meta-steps", "memory", "adapts in"]
+    header = ["learner", *shapes, "transductive", "trained for", "meta-steps", "memory", "adapts in"]
     rows = []
     for result in _results("learners/omniglot-encoders-*.json"):
         if result["tasks"] != "omniglot-encoders":
@@ -125,6 +129,7 @@ def encoders() -> str:
         cells = [f"`{result['learner']}`"]
         for shape, figure in zip(SHAPES, published, strict=True):
             cells.append(f"{tested.get(shape, '')} {f'({figure})' if figure else ''}".strip())
+        cells += ["yes" if any(test["transductive"] for test in result["tests"]) else "no"]
         cells += [f"{result['processor_seconds'] / 60:.0f} min", f"{result['steps']:,}"]
         cells += [f"{result['temporary_bytes'] / 2**20:.0f} MiB"]
         rows.append([*cells, f"{result['tests'][0]['adaptation_milliseconds']:.1f} ms"])

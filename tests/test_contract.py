@@ -208,7 +208,7 @@ def predictions_of(learner, state):
 # For what the others show, but for convolutions, for a model without Flax, or for another option.
 LONG = {
     *("maml, conv4", "proto_maml, conv4", "protonet, conv4", "relation, images"),
-    *("protonet, plain model", "r2d2, plain model", "matching, full context", "protonet, cosine"),
+    *("protonet, plain model", "r2d2, plain model", "protonet, cosine"),
 }
 
 

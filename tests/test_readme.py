@@ -42,15 +42,17 @@ def test_the_python_blocks_run_one_after_another(capsys):
     assert "('batch',) True" in printed
 
 
-COMMANDS = [[line for line in block.splitlines() if line.startswith("jmeta ")] for block in blocks("bash")]
-SYNTHETIC, OMNIGLOT = filter(None, COMMANDS)
+def commands(word):
+    """Those of the block of README.md in which the word is."""
+    (block,) = (block for block in blocks("bash") if word in block)
+    return [line for line in block.splitlines() if line.startswith("jmeta ")]
 
 
 @pytest.mark.filterwarnings("ignore")  # TFDS warns on import
 def test_the_commands_run_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert len(SYNTHETIC) == 5
-    for command in SYNTHETIC:
+    assert len(commands("--resume")) == 5
+    for command in commands("--resume"):
         run(command, capsys)
 
 
@@ -59,8 +61,8 @@ def test_the_commands_run_one_after_another(tmp_path, monkeypatch, capsys):
 def test_the_commands_on_omniglot_run_one_after_another(tmp_path, monkeypatch, omniglot_files, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    assert len(OMNIGLOT) == 4
-    for command in OMNIGLOT:
+    assert len(commands("--archives")) == 4
+    for command in commands("--archives"):
         run(command.replace("ARCHIVES", str(omniglot_files / "archives")), capsys)
 
 

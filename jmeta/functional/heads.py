@@ -82,7 +82,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         its `adapt` and `loss`, for targets or features of other widths than a head keeps.
     """
 
-    @jax.jit  # of the encoder it needs the shapes of features alone, and so runs nothing else
+    @jax.jit  # so that features are not computed where a head uses their shapes alone
     def init(key, task):
         encoder_key, head_key = jax.random.split(key)
         params, state = encoder.init(encoder_key, task)

@@ -32,12 +32,19 @@ def max_pool(x: Array) -> Array:
 
 @max_pool.defjvp
 def _max_pool_jvp(primals, tangents):
-    y = max_pool(*primals)
-    dy = None
-    # From the last quarter to the first, so that the first maximum has the last word.
-    for quarter, dq in reversed(list(zip(_quarters(*primals), _quarters(*tangents), strict=True))):
-        dy = dq if dy is None else jnp.where(quarter == y, dq, dy)
-    return y, dy
+    pixels = zip(_quarters(*primals), _quarters(*tangents), strict=True)
+    return functools.reduce(_larger, pixels)
+
+
+def _larger(one, other):
+    """Of two values, each with its tangent, the larger; the first on a tie.
+
+    Pixels are compared with each other and not with their maximum: a compiler that computes a pixel
+    twice may round it twice, and then no pixel would equal the maximum, and the gradient be lost.
+    """
+    (value, tangent), (other_value, other_tangent) = one, other
+    is_first = value >= other_value
+    return jnp.maximum(value, other_value), jnp.where(is_first, tangent, other_tangent)
 
 
 def _quarters(x):

@@ -23,14 +23,14 @@ class Past(NamedTuple):
 
 
 def prompted(sequence: Callable) -> Head:
-    """The support set is a prompt, and each query comes right after it, unseen by others.
+    """The support set is a prompt, and each query comes right after it; no query sees another.
 
     A token is a target, a flag and features: a support example has its own target
     and the flag 0, a query zeros and the flag 1.
 
     Args:
-        sequence: `(outputs) -> Model` from `(queries [Q, D], prompt [K, D], mask [K])`
-            to [Q, outputs], of tokens of width `D = outputs + 1 + features`, like
+        sequence: `(outputs) -> Model` from `(queries [Q, outputs + 1 + D], prompt
+            [K, outputs + 1 + D], mask [K])` to [Q, outputs], like
             `models.transformer`. Masked tokens of the prompt come first.
 
     Returns:

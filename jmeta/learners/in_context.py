@@ -25,8 +25,8 @@ def in_context(
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`);
             `models.mlp(hidden=(), outputs=None)` leaves inputs as they are.
-        sequence: `(outputs) -> Model` from `(queries, prompt, mask)` to outputs
-            [Q, outputs]; see `functional.prompted`.
+        sequence: `(outputs) -> Model` from `(queries [Q, outputs + 1 + D], prompt
+            [K, outputs + 1 + D], mask [K])` to [Q, outputs]; see `functional.prompted`.
         loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
             `losses.squared_error` for regression.
 

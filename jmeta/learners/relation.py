@@ -81,7 +81,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         scores, state = apply_model(comparator, params, state, pairs, mask=real, train=train, key=key)
         return exclude_absent(scores.reshape(shape[:2]), adapted.present), state
 
-    @jax.jit  # of the encoder it needs the shapes of features alone, and so runs nothing else
+    @jax.jit  # so that features are not computed where the comparator uses their shapes alone
     def init(key, task):
         encoder_key, comparator_key = jax.random.split(key)
         params, state = encoder.init(encoder_key, task)

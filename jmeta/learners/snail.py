@@ -22,9 +22,11 @@ def snail(
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
-        sequence: `(outputs) -> Model` from `(queries, prompt, mask)` to outputs
-            [Q, outputs]; see `functional.prompted`. Give `models.snail` a `length`:
-            the number of support examples, and one.
+        sequence: `(outputs) -> Model` from `(queries [Q, outputs + 1 + D], prompt
+            [K, outputs + 1 + D], mask [K])` to [Q, outputs]; see `functional.prompted`.
+            The convolutions of `models.snail` span 26 tokens; for other tasks give it
+            `length`, one more than the number of support examples. A longer one costs
+            layers; what a shorter one does not reach is left to attention.
         loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
             `losses.squared_error` for regression.
 

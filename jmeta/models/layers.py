@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -120,6 +121,32 @@ class Normalise(nn.Module):
             for running, new in zip((mean, variance), current, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(new)
         return current
+
+
+def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, real: Array, **options: Any) -> Array:
+    """Attention of the tokens of a prompt among themselves, and of each query to the prompt and itself.
+
+    Args:
+        query: [K + Q, heads, D], those of the prompt first.
+        key: [K + Q, heads, D].
+        value: [K + Q, heads, D].
+        seen: [K, K], whether a token of the prompt (row) sees another.
+        real: [K], whether a query sees a token of the prompt.
+        options: of `nn.dot_product_attention`.
+
+    Returns:
+        [K + Q, heads, D]. No number of a query reaches another.
+    """
+    length = len(real)
+    prompt_keys, prompt_values = key[:length], value[:length]
+    of_prompt = nn.dot_product_attention(query[:length], prompt_keys, prompt_values, mask=seen[None], **options)
+    mask = jnp.concatenate([real, jnp.ones(1, bool)])[None, None]
+
+    def of_query(query, key, value):
+        keys, values = (jnp.concatenate(pair) for pair in ((prompt_keys, key[None]), (prompt_values, value[None])))
+        return nn.dot_product_attention(query[None], keys, values, mask=mask, **options)[0]
+
+    return jnp.concatenate([of_prompt, jax.vmap(of_query)(query[length:], key[length:], value[length:])])
 
 
 class Modulate(nn.Module):

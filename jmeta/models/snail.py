@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_widths, dense
+from jmeta.models.layers import check_widths, dense, prompt_attention
 from jmeta.types import Array, Model
 
 # (keys, values) of each attention, as in the paper.
@@ -62,14 +62,12 @@ class SNAIL(nn.Module):
         """Outputs of queries [Q, D]."""
         queries, prompt, mask = inputs
         real = jnp.concatenate([mask > 0, jnp.ones(len(queries), bool)])
-        place = jnp.minimum(jnp.arange(len(real)), len(prompt))
-        seen = (place[:, None] > place[None]) & real[None] | jnp.eye(len(real), dtype=bool)
         # What comes before the first token is zero, so padding must be in every layer.
         x = _only(real, jnp.concatenate([prompt, queries]))
         for block, (keys, values) in enumerate(self.attention):
             for level in range(self.depth if block else 0):
                 x = jnp.concatenate([x, _only(real, self._convolve(x, len(prompt), 2**level))], axis=1)
-            x = jnp.concatenate([x, _only(real, self._attend(x, seen, keys, values))], axis=1)
+            x = jnp.concatenate([x, _only(real, self._attend(x, mask > 0, keys, values))], axis=1)
         return dense(self.outputs, name="head")(x[len(prompt) :])
 
     def _convolve(self, x, start, dilation):
@@ -83,9 +81,10 @@ class SNAIL(nn.Module):
         signal, gate = jnp.split(dense(2 * self.filters)(jnp.concatenate([earlier, x], axis=1)), 2, axis=1)
         return jnp.tanh(signal) * nn.sigmoid(gate)
 
-    def _attend(self, x, seen, keys, values):
+    def _attend(self, x, real, keys, values):
         query, key, value = (dense(width)(x)[:, None] for width in (keys, keys, values))
-        return nn.dot_product_attention(query, key, value, mask=seen[None])[:, 0]
+        seen = jnp.tri(len(real), dtype=bool) & real[None] | jnp.eye(len(real), dtype=bool)
+        return prompt_attention(query, key, value, seen=seen, real=real)[:, 0]
 
 
 def _only(real, x):

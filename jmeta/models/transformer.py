@@ -1,19 +1,22 @@
-"""The Transformer over a set of tokens."""
+"""The Transformer that answers queries from a prompt."""
+
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_widths, dense
+from jmeta.models.layers import check_widths, dense, prompt_attention
 from jmeta.types import Array, Model
 
 
 def transformer(outputs: int, *, width: int = 64, depth: int = 4, heads: int = 4) -> Model:
-    """Pre-norm attention and feed-forward layers on a prompt whose tokens have no positions, and on queries.
+    """Pre-norm attention and feed-forward layers, which answer each query from a prompt without positions.
 
     Vaswani et al., 2017, "Attention Is All You Need"; layer normalisation comes
     before each part, and feed-forward layers are four times as wide, as in GPT-2.
-    A token sees the prompt and itself: so the prompt is read once for all queries.
+    A token of the prompt sees the prompt, a query the prompt and itself; masked
+    tokens are seen by none but themselves.
 
     Args:
         outputs: width of the linear output layer.
@@ -52,12 +55,13 @@ class Transformer(nn.Module):
         queries, prompt, mask = inputs
         dtype = jnp.result_type(float)
         tokens = jnp.concatenate([prompt, queries])
-        in_prompt = jnp.concatenate([mask > 0, jnp.zeros(len(queries), bool)])
-        seen = in_prompt[None] | jnp.eye(len(tokens), dtype=bool)
+        real = mask > 0
+        seen = real[None] | jnp.eye(len(prompt), dtype=bool)
         x = dense(self.width)(tokens)
         for _ in range(self.depth):
-            attention = nn.MultiHeadDotProductAttention(self.heads, param_dtype=dtype)
-            x += attention(nn.LayerNorm(param_dtype=dtype)(x), mask=seen[None])
+            attend = functools.partial(prompt_attention, seen=seen, real=real)
+            attention = nn.MultiHeadDotProductAttention(self.heads, param_dtype=dtype, attention_fn=attend)
+            x += attention(nn.LayerNorm(param_dtype=dtype)(x))
             hidden = nn.gelu(dense(4 * self.width)(nn.LayerNorm(param_dtype=dtype)(x)))
             x += dense(self.width)(hidden)
         return dense(self.outputs, name="head")(nn.LayerNorm(param_dtype=dtype)(x[len(prompt) :]))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,24 @@ def test_the_budget_that_runs_out_first_ends_a_training():
 def test_every_entry_of_a_suite_is_a_learner(suite):
     for name in suite.entries:
         assert isinstance(learners.build(name, suite), jmeta.Learner)
+        json.dumps(learners.in_words(suite.entries[name].options))
+
+
+def test_at_full_length_every_learner_trains_for_meta_steps():
+    assert all(entry.budget.seconds == math.inf for entry in learners.SUITES["omniglot-encoders-full"].entries.values())
+
+
+def test_results_are_of_the_entries_as_they_are():
+    for path in sorted((learners.RESULTS / "learners").glob("*.json")):
+        result = json.loads(path.read_text())
+        suite = learners.SUITES[result["tasks"]]
+        entry = suite.entries[result["learner"]]
+        options = {name: value for name, value in learners.in_words(entry.options).items() if name != "loss_fn"}
+        expected = json.loads(json.dumps({"options": options, "model": dict(entry.model)}))
+        result["options"].pop("loss_fn", None)
+        assert {name: result[name] for name in expected} == expected, path.name
+        tasks = {**suite.tasks, **entry.tasks}
+        assert result.get("training_tasks", tasks) == tasks, path.name
 
 
 def test_the_sinusoid_benchmark_reports_every_seed(tmp_path, monkeypatch):

@@ -48,6 +48,14 @@ def test_ink_is_bright_and_scarce(val_split):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(("split", "characters"), [("train", 1028), ("test", 423)])
+def test_every_character_of_a_split_has_twenty_drawings_in_four_directions(omniglot_files, split, characters):
+    table = data.omniglot(split, data_dir=omniglot_files / "tfds")
+    assert len(table) == 4 * characters
+    assert len(table.inputs) == 4 * characters * 20
+
+
+@pytest.mark.long
 def test_lakes_parts_are_not_turned(omniglot_files):
     table = data.omniglot("evaluation", data_dir=omniglot_files / "tfds")
     assert len(table) == 659

@@ -89,6 +89,7 @@ def test_a_regression_reads_targets_and_neither_padding_nor_other_queries(task, 
     others = outputs_of(support, inputs.at[1:].multiply(-3.0))
     np.testing.assert_array_equal(others[0], outputs[0])
     assert (others[1:] != outputs[1:]).all()
+    np.testing.assert_array_equal(outputs_of(support, inputs.at[1:].set(jnp.nan))[0], outputs[0])
     masked = support._replace(mask=support.mask.at[2].set(0))
     padding = masked._replace(inputs=masked.inputs.at[2].set(9.0), targets=masked.targets.at[2].set(7.0))
     np.testing.assert_array_equal(outputs_of(padding, inputs), outputs_of(masked, inputs))

@@ -21,17 +21,18 @@ def softmax(x):
     return np.exp(x) / np.exp(x).sum()
 
 
-def test_snail_is_the_papers_network_token_by_token_with_each_query_the_last(x64):
-    prompt, queries = jax.random.normal(KEY, (5, 3)), jax.random.normal(jax.random.key(1), (4, 3))
+@pytest.mark.parametrize("length", [1, 5])  # shorter and longer than the convolutions reach
+def test_snail_is_the_papers_network_token_by_token_with_each_query_the_last(x64, length):
+    prompt, queries = jax.random.normal(KEY, (length, 3)), jax.random.normal(jax.random.key(1), (4, 3))
     model = models.snail(2, filters=2, attention=[(4, 2), (3, 2)], length=4)
-    params, state, apply = built(model, (queries, prompt, jnp.ones(5)))
-    outputs, _ = apply(params, state, (queries, prompt, jnp.ones(5)))
+    params, state, apply = built(model, (queries, prompt, jnp.ones(length)))
+    outputs, _ = apply(params, state, (queries, prompt, jnp.ones(length)))
     for query, output in zip(np.asarray(queries), outputs, strict=True):
         expected = snail_of_the_paper(params, np.concatenate([prompt, query[None]]))
         np.testing.assert_allclose(output, expected[-1], atol=1e-12)
 
-    padded = jnp.concatenate([jnp.full((2, 3), 7.0), prompt]), jnp.array([0, 0, 1, 1, 1, 1, 1])
-    np.testing.assert_allclose(jax.jit(model.apply)(params, state, (queries, *padded))[0], outputs, atol=1e-12)
+    padded = jnp.concatenate([jnp.full((2, 3), 7.0), prompt]), jnp.concatenate([jnp.zeros(2), jnp.ones(length)])
+    np.testing.assert_allclose(apply(params, state, (queries, *padded))[0], outputs, atol=1e-12)
 
 
 def snail_of_the_paper(params, tokens):

@@ -1,0 +1,56 @@
+"""That peers have jmeta's meta-gradient, so that their times compare."""
+
+import json
+
+import pytest
+
+from benchmarks import peers, peers_jax
+
+SMALL = {
+    "sinusoid": peers.WORKLOADS["sinusoid"]._replace(tasks=2, inner_steps=2),
+    "omniglot": peers.OMNIGLOT._replace(tasks=2, queries=2, inner_steps=2, width=3, image=(16, 16, 1)),
+    "omniglot-strided": peers.OMNIGLOT._replace(
+        tasks=2, queries=2, inner_steps=2, width=3, image=(8, 8, 1), strided=True
+    ),
+}
+
+
+@pytest.fixture(params=SMALL)
+def workload(request):
+    return SMALL[request.param]
+
+
+def test_installed_peers_have_jmetas_meta_gradient(workload):
+    for order in (True, False):
+        chosen = workload._replace(second_order=order)
+        installed = [peer for peer in peers.PEERS if peers.has(peer, chosen)]
+        assert {"jmeta", "naive_vmap", "optax_loop"} <= set(installed)
+        tasks = peers.tasks_of(chosen)
+        errors = peers.check(installed, chosen, peers_jax.initial_weights(chosen, tasks), tasks)
+        assert max(errors.values()) < 1e-9
+
+
+def test_a_peer_with_another_meta_gradient_is_refused(monkeypatch):
+    workload = SMALL["sinusoid"]
+    tasks = peers.tasks_of(workload)
+    right = peers_jax.naive_vmap
+    monkeypatch.setattr(peers_jax, "naive_vmap", lambda w, *args: right(w._replace(second_order=False), *args))
+    with pytest.raises(ValueError, match="naive_vmap has another meta-gradient"):
+        peers.check(["jmeta", "naive_vmap"], workload, peers_jax.initial_weights(workload, tasks), tasks)
+
+
+def test_a_comparison_writes_a_row_for_each_peer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(peers.WORKLOADS, "sinusoid", SMALL["sinusoid"])
+    monkeypatch.setattr(peers, "SIDE", 64)
+    peers.main(workloads=("sinusoid",), peers=("naive_vmap",), repeats=1, out=tmp_path)
+    result = json.loads((tmp_path / "cpu-sinusoid.json").read_text())
+    assert [row["peer"] for row in result["rows"]] == ["jmeta", "naive_vmap"]
+    assert all(row["tasks_per_second"] > 0 and row["first_step_seconds"] > 0 for row in result["rows"])
+    assert "jmeta 1.00 times that" in capsys.readouterr().out
+
+
+def test_an_unknown_workload_or_peer_is_refused():
+    with pytest.raises(ValueError, match="workloads has 'cifar'; there are sinusoid, omniglot"):
+        peers.main(workloads=("cifar",))
+    with pytest.raises(ValueError, match="peers has 'learn2learn'; there are jmeta"):
+        peers.main(peers=("learn2learn",))
