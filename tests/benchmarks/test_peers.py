@@ -6,28 +6,31 @@ import pytest
 
 from benchmarks import peers, peers_jax
 
+STRIDED = peers.OMNIGLOT._replace(tasks=2, queries=2, inner_steps=2, width=3, image=(8, 8, 1), strided=True)
 SMALL = {
     "sinusoid": peers.WORKLOADS["sinusoid"]._replace(tasks=2, inner_steps=2),
-    "omniglot": peers.OMNIGLOT._replace(tasks=2, queries=2, inner_steps=2, width=3, image=(16, 16, 1)),
-    "omniglot-strided": peers.OMNIGLOT._replace(
-        tasks=2, queries=2, inner_steps=2, width=3, image=(8, 8, 1), strided=True
-    ),
+    "omniglot": STRIDED._replace(image=(16, 16, 1), strided=False),
+    "omniglot-strided": STRIDED,
 }
 
 
-@pytest.fixture(params=SMALL)
-def workload(request):
-    return SMALL[request.param]
-
-
-def test_installed_peers_have_jmetas_meta_gradient(workload):
-    for order in (True, False):
-        chosen = workload._replace(second_order=order)
-        installed = [peer for peer in peers.PEERS if peers.has(peer, chosen)]
-        assert {"jmeta", "naive_vmap", "optax_loop"} <= set(installed)
-        tasks = peers.tasks_of(chosen)
-        errors = peers.check(installed, chosen, peers_jax.initial_weights(chosen, tasks), tasks)
-        assert max(errors.values()) < 1e-9
+@pytest.mark.parametrize(
+    ("name", "second_order"),
+    [
+        ("sinusoid", True),
+        pytest.param("omniglot", True, marks=pytest.mark.long),
+        pytest.param("sinusoid", False, marks=pytest.mark.long),
+        pytest.param("omniglot", False, marks=pytest.mark.long),
+        pytest.param("omniglot-strided", True, marks=pytest.mark.long),
+    ],
+)
+def test_installed_peers_have_jmetas_meta_gradient(name, second_order):
+    workload = SMALL[name]._replace(second_order=second_order)
+    installed = [peer for peer in peers.PEERS if peers.has(peer, workload)]
+    assert {"jmeta", "naive_vmap", "optax_loop"} <= set(installed)
+    tasks = peers.tasks_of(workload)
+    errors = peers.check(installed, workload, peers_jax.initial_weights(workload, tasks), tasks)
+    assert max(errors.values()) < 1e-9
 
 
 def test_a_peer_with_another_meta_gradient_is_refused(monkeypatch):
