@@ -120,6 +120,7 @@ def test_results_are_of_the_entries_as_they_are():
         assert result.get("training_tasks", tasks) == tasks, path.name
 
 
+@pytest.mark.long
 def test_the_sinusoid_benchmark_reports_every_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(sinusoid, "cost_of_policy", lambda inner_steps: {})
     monkeypatch.setattr(sinusoid, "EPISODES", 4)

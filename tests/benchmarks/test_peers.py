@@ -42,6 +42,7 @@ def test_a_peer_with_another_meta_gradient_is_refused(monkeypatch):
         peers.check(["jmeta", "naive_vmap"], workload, peers_jax.initial_weights(workload, tasks), tasks)
 
 
+@pytest.mark.long
 def test_a_comparison_writes_a_row_for_each_peer(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(peers.WORKLOADS, "sinusoid", SMALL["sinusoid"])
     monkeypatch.setattr(peers, "SIDE", 64)

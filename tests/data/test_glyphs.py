@@ -13,6 +13,7 @@ def tasks():
     return jax.jit(jax.vmap(data.glyphs(ways=5, shots=1, queries=15)))(jax.random.split(jax.random.key(0), 200))
 
 
+@pytest.mark.long
 def test_the_nearest_raw_pixel_centroid_is_right_about_half_the_time(tasks):
     support, query = (np.asarray(part.inputs).reshape(200, -1, 784) for part in tasks[:2])
     distances = (query**2).sum(-1)[:, :, None] - 2 * query @ support.swapaxes(1, 2) + (support**2).sum(-1)[:, None]
