@@ -130,8 +130,8 @@ def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, rea
         query: [K + Q, heads, D], those of the prompt first.
         key: [K + Q, heads, D].
         value: [K + Q, heads, D].
-        seen: [K, K], whether a token of the prompt (row) sees another.
-        real: [K], whether a query sees a token of the prompt.
+        seen: [K, K], which tokens of the prompt a token of it (row) may see.
+        real: [K], which of them are seen at all; every token sees itself.
         options: of `nn.dot_product_attention`.
 
     Returns:
@@ -139,6 +139,7 @@ def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, rea
     """
     length = len(real)
     prompt_keys, prompt_values = key[:length], value[:length]
+    seen = seen & real[None] | jnp.eye(length, dtype=bool)
     of_prompt = nn.dot_product_attention(query[:length], prompt_keys, prompt_values, mask=seen[None], **options)
     mask = jnp.concatenate([real, jnp.ones(1, bool)])[None, None]
 

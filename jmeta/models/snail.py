@@ -83,8 +83,7 @@ class SNAIL(nn.Module):
 
     def _attend(self, x, real, keys, values):
         query, key, value = (dense(width)(x)[:, None] for width in (keys, keys, values))
-        seen = jnp.tri(len(real), dtype=bool) & real[None] | jnp.eye(len(real), dtype=bool)
-        return prompt_attention(query, key, value, seen=seen, real=real)[:, 0]
+        return prompt_attention(query, key, value, seen=jnp.tri(len(real), dtype=bool), real=real)[:, 0]
 
 
 def _only(real, x):
