@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +91,13 @@ def build(configuration: Configuration) -> tuple[jmeta.Learner, optax.GradientTr
     """The learner and its optimizer."""
     learner = build_learner(configuration.learner, models.conv4(**configuration.model), configuration.options)
     return learner, optax.adam(SCHEDULES[configuration.schedule](configuration.steps))
+
+
+def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a `ValueError` for a name that a benchmark does not know."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{kind} has {name!r}; there are {', '.join(known)}.")
 
 
 def build_learner(name: str, model: jmeta.Model, options: Mapping[str, Any]) -> jmeta.Learner:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import jmeta
 from benchmarks import flops
-from benchmarks.omniglot import provenance, RESULTS
+from benchmarks.omniglot import check_names, provenance, RESULTS
 from jmeta import data, learners, losses, models
 from jmeta.types import Examples, Task
 
@@ -88,10 +88,8 @@ def main(
         repeats: timed meta-steps of each.
         out: folder of the result.
     """
-    for kind, names, known in (("models", models, WORKLOADS), ("modes", modes, MODES)):
-        for name in names:
-            if name not in known:
-                raise ValueError(f"{kind} has {name!r}; there are {', '.join(known)}.")
+    check_names("models", models, WORKLOADS)
+    check_names("modes", modes, MODES)
     out.mkdir(parents=True, exist_ok=True)
     platform = jax.default_backend()
     for name in models:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import peers_jax
-from benchmarks.omniglot import provenance, RESULTS
+from benchmarks.omniglot import check_names, provenance, RESULTS
 
 
 class Workload(NamedTuple):
@@ -71,13 +72,18 @@ Tasks = list[tuple[np.ndarray, np.ndarray]]
 Weights = dict[str, np.ndarray]
 
 
-def builder(peer: str) -> Callable:
-    """The function of a peer: `(workload, weights, tasks, dtype) -> step`."""
+def module_of(peer: str) -> ModuleType:
+    """The file of a peer, which may need PyTorch."""
     if PEERS[peer] in ("torch", "higher", "torchopt"):
         from benchmarks import peers_torch
 
-        return getattr(peers_torch, peer)
-    return getattr(peers_jax, "jmeta_step" if peer == "jmeta" else peer)
+        return peers_torch
+    return peers_jax
+
+
+def builder(peer: str) -> Callable:
+    """The function of a peer: `(workload, weights, tasks, dtype) -> step`."""
+    return getattr(module_of(peer), "jmeta_step" if peer == "jmeta" else peer)
 
 
 def main(
@@ -95,10 +101,8 @@ def main(
         repeats: timings of each peer.
         out: folder of the results.
     """
-    for kind, names, known in (("workloads", workloads, WORKLOADS), ("peers", peers, PEERS)):
-        for name in names:
-            if name not in known:
-                raise ValueError(f"{kind} has {name!r}; there are {', '.join(known)}.")
+    check_names("workloads", workloads, WORKLOADS)
+    check_names("peers", peers, PEERS)
     out.mkdir(parents=True, exist_ok=True)
     for name in workloads:
         workload = WORKLOADS[name]
@@ -181,12 +185,7 @@ def check(peers: list[str], workload: Workload, weights: Weights, tasks: Tasks) 
 
 def gradient(peer: str, workload: Workload, weights: Weights, tasks: Tasks) -> Weights:
     """A peer's meta-gradient in double precision, in the layout of the weights."""
-    found = builder(peer)(workload, weights, tasks, np.float64)()
-    if PEERS[peer] in ("torch", "higher", "torchopt"):
-        from benchmarks import peers_torch
-
-        return peers_torch.as_numpy(found)
-    return {name: np.asarray(leaf) for name, leaf in found.items()}
+    return module_of(peer).as_numpy(builder(peer)(workload, weights, tasks, np.float64)())
 
 
 def distance(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:

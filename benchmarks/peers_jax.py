@@ -43,7 +43,7 @@ def initial_weights(workload, tasks) -> dict[str, np.ndarray]:
     """Weights that all peers start from, by their names."""
     task = jax.tree.map(lambda leaf: leaf[0], as_tasks(tasks, np.float32))
     params, _ = jax.jit(learner_of(workload).init)(jax.random.key(0), task)
-    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params.model)}
+    return as_numpy(by_name(params.model))
 
 
 def jmeta_step(workload, weights, tasks, dtype) -> Callable:
@@ -66,6 +66,11 @@ def jmeta_step(workload, weights, tasks, dtype) -> Callable:
 def by_name(tree):
     """The leaves of a tree by their paths."""
     return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def as_numpy(gradient) -> dict[str, np.ndarray]:
+    """The gradient in the layout of the weights, which it has."""
+    return {name: np.asarray(leaf) for name, leaf in gradient.items()}
 
 
 class Conv4(nn.Module):

@@ -55,10 +55,10 @@ class Transformer(nn.Module):
         queries, prompt, mask = inputs
         dtype = jnp.result_type(float)
         tokens = jnp.concatenate([prompt, queries])
-        seen = jnp.ones((len(prompt), len(prompt)), bool)
+        every = jnp.ones((len(prompt), len(prompt)), bool)
+        attend = functools.partial(prompt_attention, seen=every, real=mask > 0)
         x = dense(self.width)(tokens)
         for _ in range(self.depth):
-            attend = functools.partial(prompt_attention, seen=seen, real=mask > 0)
             attention = nn.MultiHeadDotProductAttention(self.heads, param_dtype=dtype, attention_fn=attend)
             x += attention(nn.LayerNorm(param_dtype=dtype)(x))
             hidden = nn.gelu(dense(4 * self.width)(nn.LayerNorm(param_dtype=dtype)(x)))
