@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from tqdm import tqdm
 
 import jmeta
 from benchmarks import flops
 from benchmarks.omniglot import check_names, provenance, RESULTS
+from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models
+from jmeta.metrics import write_whole
 from jmeta.types import Examples, Task
 
 
@@ -91,25 +92,27 @@ def main(
     check_names("models", models, WORKLOADS)
     check_names("modes", modes, MODES)
     out.mkdir(parents=True, exist_ok=True)
-    platform = jax.default_backend()
     for name in models:
         rows = []
         for number in steps:
             rows += measure(name, number, modes, repeats)
             print("\n".join(map(line, rows[-len(modes) * len(WORKLOADS[name].chunks) :])), flush=True)
-        result = {**provenance(), "repeats": repeats, "rows": rows}
-        (out / f"{platform}-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        files = [file for network in WORKLOADS if (file := out / f"{platform}-{network}.json").exists()]
-        draw([row for file in files for row in json.loads(file.read_text())["rows"]], out / f"{platform}.png")
+            save(out, name, {**provenance(), "repeats": repeats, "rows": rows})
+
+
+def save(out: Path, name: str, result: dict[str, Any]) -> None:
+    """The result of a network, and the figure of all."""
+    platform = jax.default_backend()
+    write_whole(out / f"{platform}-{name}.json", json.dumps(result, indent=1) + "\n")
+    files = [file for network in WORKLOADS if (file := out / f"{platform}-{network}.json").exists()]
+    draw([row for file in files for row in json.loads(file.read_text())["rows"]], out / f"{platform}.png")
 
 
 class Compiled(NamedTuple):
     """A meta-step, compiled."""
 
-    step: Callable
-    arguments: tuple
+    run: Callable[[], Any]
     row: dict[str, Any]
-    seconds: list[float]
 
 
 LEAST_SECONDS = 0.05  # of a timing; shorter meta-steps are run several times
@@ -120,27 +123,17 @@ def measure(name: str, steps: int, modes: Sequence[str], repeats: int) -> list[d
     workload = WORKLOADS[name]
     tasks = jax.jit(jax.vmap(workload.sample))(jax.random.split(jax.random.key(1), workload.tasks))
     subjects = [compile_step(name, workload, tasks, steps, mode, chunk) for chunk in workload.chunks for mode in modes]
-    calls = [max(1, int(LEAST_SECONDS / min(timed(subject, 1) for _ in range(3)))) for subject in subjects]
-    for repeat in tqdm(range(repeats + 1), desc=f"{name}, {steps} inner steps", leave=False):
-        for subject, number in zip(subjects, calls, strict=True):
-            seconds = timed(subject, number)
-            if repeat:  # the first round warms up
-                subject.seconds.append(seconds)
-    rows = [finished(subject, workload.tasks) for subject in subjects]
+    calls = {f"{subject.row['mode']}, {subject.row['chunk']}": subject.run for subject in subjects}
+    seconds = in_turns(calls, repeats=repeats, least_seconds=LEAST_SECONDS, title=f"{name}, {steps} inner steps")
+    rows = [
+        subject.row | times(found, workload.tasks) for subject, found in zip(subjects, seconds.values(), strict=True)
+    ]
     for row in rows:
         first = next(other for other in rows if other["chunk"] == row["chunk"])
         for figure in ("milliseconds", "flops", "temporary_bytes"):
             row[f"{figure}_ratio"] = round(row[figure] / max(first[figure], 1e-9), 3)
         row["compared_with"] = first["mode"]
     return rows
-
-
-def timed(subject: Compiled, calls: int) -> float:
-    """Seconds of a meta-step, the mean over so many."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        jax.block_until_ready(subject.step(*subject.arguments))
-    return (time.perf_counter() - start) / calls
 
 
 def compile_step(name, workload, tasks, steps, mode, chunk) -> Compiled:
@@ -162,13 +155,13 @@ def compile_step(name, workload, tasks, steps, mode, chunk) -> Compiled:
         * flops.count(jax.grad(learner.loss, has_aux=True), state.params, state.state, task, iterations=CG_STEPS),
         "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
     }
-    return Compiled(step, (state, tasks), row, [])
+    return Compiled(lambda: jax.block_until_ready(step(state, tasks)), row)
 
 
-def finished(subject: Compiled, tasks: int) -> dict[str, Any]:
-    """The row with its times."""
-    low, median, high = np.quantile(subject.seconds, (0.25, 0.5, 0.75))
-    return subject.row | {
+def times(seconds: list[float], tasks: int) -> dict[str, Any]:
+    """The times of a row."""
+    low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75))
+    return {
         "milliseconds": round(1e3 * median, 3),
         "quartiles_milliseconds": [round(1e3 * low, 3), round(1e3 * high, 3)],
         "tasks_per_second": round(tasks / median, 2),
@@ -193,18 +186,20 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from jmeta import plotting
+
+    rows = [row for row in rows if row["chunk"] == "default"]
     names = list(dict.fromkeys(row["model"] for row in rows))
     figure, axes = pyplot.subplots(2, len(names), figsize=(3.4 * len(names), 6), squeeze=False, layout="constrained")
-    for column, name in zip(axes.T, names, strict=True):
-        for index, mode in enumerate(dict.fromkeys(row["mode"] for row in rows)):
-            curve = [row for row in rows if (row["model"], row["mode"], row["chunk"]) == (name, mode, "default")]
-            steps = [row["inner_steps"] for row in curve]
-            for axis, ratio in zip(column, ("milliseconds_ratio", "temporary_bytes_ratio"), strict=True):
-                axis.plot(steps, [row[ratio] for row in curve], "o-", color=f"C{index}", label=mode)
-            column[0].plot(steps, [row["flops_ratio"] for row in curve], "--", color=f"C{index}")
-        column[0].set(title=name, ylabel="time / first order")
-        column[1].set(xlabel="inner steps", ylabel="temporary memory / first order", yscale="log")
-    axes[0, 0].legend(fontsize="small")
+    for (above, below), name in zip(axes.T, names, strict=True):
+        some = [row for row in rows if row["model"] == name]
+        plotting.costs(some, x="inner_steps", y="milliseconds_ratio", by="mode", axes=above)
+        plotting.costs(some, x="inner_steps", y="temporary_bytes_ratio", by="mode", axes=below)
+        if above is axes[0, 0]:
+            above.legend(fontsize="small")
+        plotting.costs(some, x="inner_steps", y="flops_ratio", by="mode", axes=above, linestyle="--", marker="")
+        above.set(title=name, ylabel="time / first order")
+        below.set(ylabel="temporary memory / first order", yscale="log")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 

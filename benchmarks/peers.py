@@ -5,66 +5,124 @@
 
 Before anything is timed, every peer's meta-gradient in float64 must be jmeta's to 1e-6. Peers that are not installed
 (`pip install '.[bench]'`) are left out. A result goes to benchmarks/results/peers/PLATFORM-WORKLOAD.json.
+
+There are three kinds of work, each a function `(peer, workload, weights, tasks, dtype) -> step` in the file of a peer.
+`meta_gradient`: the step gives that of the mean query loss over the tasks, by the names of the weights. `training`: it
+draws tasks, takes their meta-gradient and updates the weights by Adam, so many times. `evaluation`: it gives the mean
+query loss after adaptation.
 """
 
-import gc
 import importlib.util
 import json
 import multiprocessing
-import resource
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from tqdm import tqdm
 
-from benchmarks import peers_jax
+from benchmarks import peers_jmeta
 from benchmarks.omniglot import check_names, provenance, RESULTS
+from benchmarks.timing import in_turns
+
+CLASSES, DRAWINGS = 200, 20  # of the images that episodes are drawn from
 
 
 class Workload(NamedTuple):
-    """Tasks, a network, and an inner loop."""
+    """Tasks, a network, and what is to be done with them."""
 
     tasks: int
     ways: int
     shots: int
     queries: int  # of a class
-    inner_rate: float
+    inner_rate: float = 0.01
     inner_steps: int = 5
     image: tuple[int, int, int] | None = None  # None: sinusoids, and a perceptron of 40-40
     width: int = 64
     strided: bool = False
     second_order: bool = True
+    learner: str = "maml"  # or "protonet"
+    work: str = "meta_gradient"
+    meta_steps: int = 1  # of one call, in training
+
+    def examples(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets [T, K, ...] of so many examples of a class: what they show costs no time."""
+        shape = (self.tasks, self.ways * number)
+        if self.image is None:
+            return rng.uniform(-5, 5, (*shape, 1)), rng.normal(size=(*shape, 1))
+        targets = np.tile(np.repeat(np.eye(self.ways), number, axis=0), (self.tasks, 1, 1))
+        return rng.normal(size=(*shape, *self.image)), targets
+
+    def images(self) -> np.ndarray:
+        """What episodes are drawn from in training, [classes, drawings, H, W, C]."""
+        return np.random.default_rng(0).normal(size=(CLASSES, DRAWINGS, *self.image)).astype(np.float32)
+
+    def loader(self) -> Callable[[], "Tasks"]:
+        """A sampler of batches of tasks, by NumPy, as jmeta's own draws them."""
+        rng = np.random.default_rng(0)
+        if self.image is None:
+            return lambda: self._waves(rng)
+        images = self.images()
+        return lambda: self._episodes(images, rng)
+
+    def _waves(self, rng):
+        amplitude, phase = rng.uniform(0.1, 5, (self.tasks, 1, 1)), rng.uniform(0, np.pi, (self.tasks, 1, 1))
+        x = rng.uniform(-5, 5, (self.tasks, self.shots + self.queries, 1))
+        y = amplitude * np.sin(x - phase)
+        return [(x[:, : self.shots], y[:, : self.shots]), (x[:, self.shots :], y[:, self.shots :])]
+
+    def _episodes(self, images, rng):
+        classes = np.stack([rng.choice(CLASSES, self.ways, replace=False) for _ in range(self.tasks)])
+        drawings = rng.permuted(np.tile(np.arange(DRAWINGS), (self.tasks, self.ways, 1)), axis=-1)
+        chosen = images[classes[..., None], drawings[..., : self.shots + self.queries]]
+        parts = []
+        for part, number in ((chosen[:, :, : self.shots], self.shots), (chosen[:, :, self.shots :], self.queries)):
+            targets = np.tile(np.repeat(np.eye(self.ways), number, axis=0), (self.tasks, 1, 1))
+            parts.append((part.reshape(self.tasks, -1, *self.image), targets))
+        return parts
 
 
+SINUSOID = Workload(25, 1, 10, 10)
 OMNIGLOT = Workload(8, 5, 1, 15, 0.4, image=(28, 28, 1))
 WORKLOADS = {
-    "sinusoid": Workload(25, 1, 10, 10, 0.01),
+    "sinusoid": SINUSOID,
+    "sinusoid-training": SINUSOID._replace(work="training", meta_steps=20),
     "omniglot": OMNIGLOT,
     "omniglot-first-order": OMNIGLOT._replace(second_order=False),
     "omniglot-32": OMNIGLOT._replace(tasks=32),
     "omniglot-strided": OMNIGLOT._replace(strided=True),
+    "omniglot-training": OMNIGLOT._replace(work="training"),
+    "omniglot-evaluation": OMNIGLOT._replace(tasks=600, work="evaluation"),
     "miniimagenet": Workload(2, 5, 5, 15, 0.01, image=(84, 84, 3), width=32),
+    "protonet": Workload(1, 60, 1, 5, image=(28, 28, 1), learner="protonet"),
 }
-# Each with the package that it needs.
+
+
+class Peer(NamedTuple):
+    """Where a peer is, the package it needs, and what it can do."""
+
+    file: str
+    package: str
+    abilities: tuple[str, ...]
+
+
+MAML = ("second order", "first order")
 PEERS = {
-    "jmeta": "jmeta",
-    "naive_vmap": "flax",
-    "optax_loop": "optax",
-    "autograd_loop": "torch",
-    "func_loop": "torch",
-    "func_vmap": "torch",
-    "higher_loop": "higher",
-    "torchopt_loop": "torchopt",
+    "jmeta": Peer("peers_jmeta", "jmeta", (*MAML, "protonet", "evaluation")),
+    "naive_vmap": Peer("peers_jax", "flax", (*MAML, "protonet")),
+    "optax_loop": Peer("peers_jax", "optax", (*MAML, "evaluation")),
+    "autograd_loop": Peer("peers_torch", "torch", (*MAML, "protonet", "evaluation")),
+    "func_loop": Peer("peers_torch", "torch", MAML),
+    "func_vmap": Peer("peers_torch", "torch", MAML),
+    "higher_loop": Peer("peers_torch", "higher", ("second order",)),
+    "torchopt_loop": Peer("peers_torch", "torchopt", ("second order",)),
 }
-SECOND_ORDER_ALONE = {"higher_loop", "torchopt_loop"}  # they have no first-order meta-gradient
 LEAST_SECONDS = 0.2  # of a timing
 TOLERANCE = 1e-6
 
@@ -72,18 +130,18 @@ Tasks = list[tuple[np.ndarray, np.ndarray]]
 Weights = dict[str, np.ndarray]
 
 
-def module_of(peer: str) -> ModuleType:
-    """The file of a peer, which may need PyTorch."""
-    if PEERS[peer] in ("torch", "higher", "torchopt"):
-        from benchmarks import peers_torch
+def has(peer: str, workload: Workload) -> bool:
+    """Whether a peer is installed and does such work."""
+    needed = workload.work if workload.work == "evaluation" else workload.learner
+    if needed == "maml":
+        needed = "second order" if workload.second_order else "first order"
+    return needed in PEERS[peer].abilities and importlib.util.find_spec(PEERS[peer].package) is not None
 
-        return peers_torch
-    return peers_jax
 
-
-def builder(peer: str) -> Callable:
-    """The function of a peer: `(workload, weights, tasks, dtype) -> step`."""
-    return getattr(module_of(peer), "jmeta_step" if peer == "jmeta" else peer)
+def begin(peer: str, workload: Workload, weights: Weights, tasks: Tasks, dtype: type) -> Callable:
+    """A peer's step."""
+    module = importlib.import_module(f"benchmarks.{PEERS[peer].file}")
+    return getattr(module, workload.work)(peer, workload, weights, tasks, dtype)
 
 
 def main(
@@ -112,48 +170,33 @@ def main(
         (out / f"{jax.default_backend()}-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
-def has(peer: str, workload: Workload) -> bool:
-    """Whether a peer is installed and has such a meta-gradient."""
-    is_installed = importlib.util.find_spec(PEERS[peer]) is not None
-    return is_installed and (workload.second_order or peer not in SECOND_ORDER_ALONE)
-
-
 def tasks_of(workload: Workload) -> Tasks:
-    """Inputs and targets of support and query, [T, K, ...]: what they show costs no time."""
-    rng, parts = np.random.default_rng(0), []
-    for number in (workload.shots, workload.queries):
-        shape = (workload.tasks, workload.ways * number)
-        if workload.image is None:
-            parts.append((rng.uniform(-5, 5, (*shape, 1)), rng.normal(size=(*shape, 1))))
-        else:
-            targets = np.tile(np.repeat(np.eye(workload.ways), number, axis=0), (workload.tasks, 1, 1))
-            parts.append((rng.normal(size=(*shape, *workload.image)), targets))
-    return parts
+    """Inputs and targets of support and query, [T, K, ...]."""
+    rng = np.random.default_rng(0)
+    return [workload.examples(number, rng) for number in (workload.shots, workload.queries)]
 
 
 def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any]:
     """A row for each peer, and the rate of the machine's own matrix product, all timed in turns."""
     tasks = tasks_of(workload)
-    weights = peers_jax.initial_weights(workload, tasks)
+    weights = peers_jmeta.initial_weights(workload, tasks)
     errors = check(peers, workload, weights, tasks)
-    begun = {peer: begin(peer, workload, weights, tasks) for peer in peers}
-    steps = {peer: builder(peer)(workload, weights, tasks, np.float32) for peer in peers} | {"product": product}
-    calls = {name: max(1, int(LEAST_SECONDS / min(timed(step, 1) for _ in range(2)))) for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in tqdm(range(repeats), leave=False):
-        for name, step in steps.items():
-            seconds[name].append(timed(step, calls[name]))
+    first = {peer: first_calls(peer, workload, weights, tasks) for peer in peers}
+    steps = {peer: begin(peer, workload, weights, tasks, np.float32) for peer in peers} | {"product": product}
+    seconds = in_turns(steps, repeats=repeats, least_seconds=LEAST_SECONDS)
+    number = workload.tasks * workload.meta_steps
     low, median, high = ({n: float(np.quantile(s, q)) for n, s in seconds.items()} for q in (0.25, 0.5, 0.75))
-    operations, product_rate = peers_jax.operations(workload, tasks), 2 * SIDE**3 / median["product"]
+    product_rate = 2 * SIDE**3 / median["product"]
+    operations = peers_jmeta.operations(workload, tasks)
     rows = [
         {
             "peer": peer,
-            "tasks_per_second": round(workload.tasks / median[peer], 2),
-            "quartiles": [round(workload.tasks / high[peer], 2), round(workload.tasks / low[peer], 2)],
+            "tasks_per_second": round(number / median[peer], 2),
+            "quartiles": [round(number / high[peer], 2), round(number / low[peer], 2)],
             "jmeta_over_it": round(median[peer] / median["jmeta"], 3),
-            "of_product_rate": round(workload.tasks * operations / median[peer] / product_rate, 3),
-            **begun[peer],
-            "meta_gradient_error": errors[peer],
+            "of_product_rate": round(number * operations / median[peer] / product_rate, 3),
+            **first[peer],
+            "error": errors[peer],
         }
         for peer in peers
     ]
@@ -172,51 +215,58 @@ _product = jax.jit(lambda matrix: matrix @ matrix)
 
 
 def check(peers: list[str], workload: Workload, weights: Weights, tasks: Tasks) -> dict[str, float]:
-    """How far each meta-gradient of two tasks is from jmeta's in float64, relative to its length."""
-    tasks, workload = [tuple(leaf[:2] for leaf in part) for part in tasks], workload._replace(tasks=2)
+    """How far what each makes of two tasks is from what jmeta makes, in float64, relative to its length.
+
+    Of training it is the meta-gradient: the tasks of each are its own. For evaluation the tasks are the same one
+    twice, because jmeta draws them.
+    """
+    two = [0, 0] if workload.work == "evaluation" else [0, 1]
+    tasks = [tuple(np.take(leaf, two[: workload.tasks], 0) for leaf in part) for part in tasks]
+    work = "evaluation" if workload.work == "evaluation" else "meta_gradient"
+    workload = workload._replace(tasks=len(tasks[0][0]), work=work)
     with jax.enable_x64(True):
-        found = {peer: gradient(peer, workload, weights, tasks) for peer in peers}
-    errors = {peer: distance(gradient, found["jmeta"]) for peer, gradient in found.items()}
+        found = {peer: begin(peer, workload, weights, tasks, np.float64)() for peer in peers}
+    errors = {peer: distance(result, found["jmeta"]) for peer, result in found.items()}
     for peer, error in errors.items():
         if not error < TOLERANCE:
-            raise ValueError(f"{peer} has another meta-gradient: its relative distance from jmeta's is {error:.1e}.")
+            raise ValueError(f"{peer} has another {work}: its relative distance from jmeta's is {error:.1e}.")
     return errors
-
-
-def gradient(peer: str, workload: Workload, weights: Weights, tasks: Tasks) -> Weights:
-    """A peer's meta-gradient in double precision, in the layout of the weights."""
-    return module_of(peer).as_numpy(builder(peer)(workload, weights, tasks, np.float64)())
 
 
 def distance(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
     """Relative to the length of the other."""
-    difference = sum(np.square(leaf - other[name]).sum() for name, leaf in one.items())
-    return float(np.sqrt(difference / sum(np.square(leaf).sum() for leaf in other.values())))
+    ours = {name: np.asarray(leaf) for name, leaf in other.items()}
+    difference = sum(np.square(np.asarray(leaf) - ours[name]).sum() for name, leaf in one.items())
+    return float(np.sqrt(difference / sum(np.square(leaf).sum() for leaf in ours.values())))
 
 
-def begin(peer: str, workload: Workload, weights: Weights, tasks: Tasks) -> dict[str, float]:
-    """The first step of a peer in a process of its own: how long it takes, and the most memory that it holds."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(first_step, peer, workload, weights, tasks).result()
+def first_calls(peer: str, workload: Workload, weights: Weights, tasks: Tasks) -> dict[str, float]:
+    """The first step in a process of its own, with what it compiles and again with what was kept of that."""
+    with tempfile.TemporaryDirectory() as folder:
+        calls = []
+        for _ in range(2):
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                calls.append(pool.submit(first_call, folder, peer, workload, weights, tasks).result())
+    (cold, peak), (kept, _) = calls
+    return {"first_step_seconds": cold, "first_step_seconds_from_cache": kept, "peak_memory_mebibytes": peak}
 
 
-def first_step(peer: str, workload: Workload, weights: Weights, tasks: Tasks) -> dict[str, float]:
-    """Of a peer, with what it compiles; imports are done."""
-    build = builder(peer)
-    start = time.perf_counter()
-    build(workload, weights, tasks, np.float32)()
+def first_call(folder: str, peer: str, workload: Workload, weights: Weights, tasks: Tasks) -> tuple[float, int]:
+    """Seconds of the first step, imports done, and by how many MiB the process grew to do it."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    importlib.import_module(f"benchmarks.{PEERS[peer].file}")
+    before, start = memory("VmRSS"), time.perf_counter()
+    begin(peer, workload, weights, tasks, np.float32)()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB on Linux
-    return {"first_step_seconds": round(seconds, 2), "peak_memory_mebibytes": round(peak / 1024)}
+    return round(seconds, 2), round(memory("VmHWM") - before)
 
 
-def timed(step: Callable, calls: int) -> float:
-    """Seconds of a call, the mean over so many."""
-    gc.collect()
-    start = time.perf_counter()
-    for _ in range(calls):
-        step()
-    return (time.perf_counter() - start) / calls
+def memory(name: str) -> float:
+    """MiB of this process, now ("VmRSS") or at most ("VmHWM"), as Linux tells."""
+    # `resource.getrusage` would tell the parent's: what a process had before it became another program counts there.
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
 
 
 def line(row: dict[str, Any]) -> str:
@@ -224,7 +274,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['peer']:14} {row['tasks_per_second']:10.2f} tasks/s ({row['of_product_rate']:.0%} of a matrix product's "
         f"rate), jmeta {row['jmeta_over_it']:.2f} times that; first step {row['first_step_seconds']:.2f} s, "
-        f"{row['peak_memory_mebibytes']} MiB; {row['meta_gradient_error']:.0e} from jmeta's meta-gradient"
+        f"{row['first_step_seconds_from_cache']:.2f} s from the cache; {row['peak_memory_mebibytes']} MiB; "
+        f"differs by {row['error']:.0e}"
     )
 
 

@@ -1,80 +1,19 @@
-"""MAML as jmeta has it, and as users of JAX and Flax write it without it.
+"""MAML and prototypical networks as users of JAX, Flax and optax write them.
 
-Each peer is `(workload, weights, tasks, dtype) -> step`, and `step()` gives the meta-gradient of the mean query
-loss over the tasks, by the names of the weights.
+Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`; what `step()` gives is told in peers.py.
 """
 
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax.traverse_util import unflatten_dict
-
-import jmeta
-from benchmarks import flops
-from jmeta import learners, losses, models
-from jmeta.functional.partition import path_name
-
-
-def learner_of(workload, **options) -> jmeta.Learner:
-    """jmeta's MAML for a workload."""
-    options |= {"inner_optimizer": optax.sgd(workload.inner_rate), "inner_steps": workload.inner_steps}
-    options["meta_gradient"] = "second_order" if workload.second_order else "first_order"
-    if workload.image is None:
-        return learners.maml(models.mlp(), loss_fn=losses.squared_error, **options)
-    network = models.conv4(outputs=workload.ways, width=workload.width, strided=workload.strided)
-    return learners.maml(network, **options)
-
-
-def as_tasks(tasks, dtype) -> jmeta.Task:
-    """A batch of jmeta's tasks."""
-    return jmeta.Task(*(jmeta.Examples(*_arrays(part, dtype), jnp.ones(part[0].shape[:2], dtype)) for part in tasks))
-
-
-def _arrays(part, dtype):
-    return tuple(jnp.asarray(leaf, dtype) for leaf in part)
-
-
-def initial_weights(workload, tasks) -> dict[str, np.ndarray]:
-    """Weights that all peers start from, by their names."""
-    task = jax.tree.map(lambda leaf: leaf[0], as_tasks(tasks, np.float32))
-    params, _ = jax.jit(learner_of(workload).init)(jax.random.key(0), task)
-    return as_numpy(by_name(params.model))
-
-
-def jmeta_step(workload, weights, tasks, dtype) -> Callable:
-    """jmeta's train step; its update by gradient descent of rate 1 tells the meta-gradient."""
-    learner, batch = learner_of(workload), as_tasks(tasks, dtype)
-    task = jax.tree.map(lambda leaf: leaf[0], batch)
-    state = jmeta.init_state(learner, optax.sgd(1.0), jax.random.key(0), task)
-    model = jax.tree.map_with_path(lambda path, _: jnp.asarray(weights[path_name(path)], dtype), state.params.model)
-    state = state._replace(params=state.params._replace(model=model))
-    train_step = jmeta.make_train_step(learner, optax.sgd(1.0), max_task_norm=math.inf)
-
-    @jax.jit
-    def step(state, batch):
-        after, _ = train_step(state, batch)
-        return jax.tree.map(jnp.subtract, state.params.model, after.params.model)
-
-    return lambda: by_name(jax.block_until_ready(step(state, batch)))
-
-
-def by_name(tree):
-    """The leaves of a tree by their paths."""
-    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def as_numpy(gradient) -> dict[str, np.ndarray]:
-    """The gradient in the layout of the weights, which it has."""
-    return {name: np.asarray(leaf) for name, leaf in gradient.items()}
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 class Conv4(nn.Module):
-    """The network of Flax's own layers."""
+    """The network of Flax's own layers; `outputs` 0 makes an encoder."""
 
     outputs: int
     width: int
@@ -89,7 +28,7 @@ class Conv4(nn.Module):
             x = nn.relu(x)
             x = x if self.strided else nn.max_pool(x, (2, 2), (2, 2))
         x = x.mean((1, 2)) if self.strided else x.reshape(len(x), -1)
-        return nn.Dense(self.outputs, param_dtype=x.dtype, name="head")(x)
+        return nn.Dense(self.outputs, param_dtype=x.dtype, name="head")(x) if self.outputs else x
 
 
 class MLP(nn.Module):
@@ -102,13 +41,61 @@ class MLP(nn.Module):
         return nn.Dense(1, param_dtype=x.dtype, name="head")(x)
 
 
+def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
+    """The meta-gradient of a batch of tasks."""
+    params, (prepare, differentiate) = _params(weights, dtype), PEERS[peer](workload)
+    batch = prepare(tasks, dtype)
+    return lambda: flatten_dict(jax.block_until_ready(differentiate(params, batch)), sep="/")
+
+
+def training(peer, workload, weights, tasks, dtype) -> Callable:
+    """Meta-steps: tasks drawn by NumPy, meta-gradient, Adam."""
+    draw, start, optimizer = workload.loader(), _params(weights, dtype), optax.adam(1e-3)
+    prepare, differentiate = PEERS[peer](workload)
+
+    @jax.jit
+    def update(params, state, gradient):
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state
+
+    def step():
+        params, state = start, optimizer.init(start)
+        for _ in range(workload.meta_steps):
+            params, state = update(params, state, differentiate(params, prepare(draw(), dtype)))
+        return jax.block_until_ready(params)
+
+    return step
+
+
+def evaluation(peer, workload, weights, tasks, dtype) -> Callable:
+    """The mean query loss, a compiled function of one task in a loop over tasks."""
+    params, each = _params(weights, dtype), _one_by_one(tasks, dtype)
+    query_loss = jax.jit(_query_loss(workload))
+    return lambda: {"loss": sum(query_loss(params, *task).item() for task in each) / len(each)}
+
+
+def _params(weights, dtype):
+    return unflatten_dict({tuple(name.split("/")): jnp.asarray(leaf, dtype) for name, leaf in weights.items()})
+
+
+def _arrays(tasks, dtype):
+    return [tuple(jnp.asarray(leaf, dtype) for leaf in part) for part in tasks]
+
+
+def _one_by_one(tasks, dtype):
+    number = len(tasks[0][0])
+    return [_arrays([[leaf[task] for leaf in part] for part in tasks], dtype) for task in range(number)]
+
+
 def _query_loss(workload):
-    """`(weights, support, query) -> loss` of one task after the inner steps, in a Python loop of optax updates."""
+    """`(params, support, query) -> loss` of one task."""
+    if workload.learner == "protonet":
+        return _prototype_loss(workload)
     inner = optax.sgd(workload.inner_rate)
     network = MLP() if workload.image is None else Conv4(workload.ways, workload.width, workload.strided)
 
     def loss(params, x, y):
-        outputs = network.apply({"params": params, "batch_stats": {}}, x, mutable=["batch_stats"])[0]
+        outputs = _apply(network, params, x)
         if workload.image is None:
             return jnp.square(outputs - y).mean()
         return optax.softmax_cross_entropy(outputs, y).mean()
@@ -125,34 +112,41 @@ def _query_loss(workload):
     return query_loss
 
 
-def _params(weights, dtype):
-    return unflatten_dict({tuple(name.split("/")): jnp.asarray(leaf, dtype) for name, leaf in weights.items()})
+def _prototype_loss(workload):
+    encoder = Conv4(0, workload.width, workload.strided)
+
+    def query_loss(params, support, query):
+        features = _apply(encoder, params, jnp.concatenate([support[0], query[0]]))
+        features, queries = jnp.split(features, [len(support[0])])
+        prototypes = (support[1].T @ features) / workload.shots
+        distances = jnp.square(queries[:, None] - prototypes[None]).sum(-1)
+        return optax.softmax_cross_entropy(-distances, query[1]).mean()
+
+    return query_loss
 
 
-def naive_vmap(workload, weights, tasks, dtype) -> Callable:
-    """Flax's layers, `jax.grad` of the mean of a vmapped loss."""
-    params, query_loss = _params(weights, dtype), _query_loss(workload)
-    step = jax.jit(jax.grad(lambda params, tasks: jax.vmap(query_loss, (None, 0, 0))(params, *tasks).mean()))
-    batch = [_arrays(part, dtype) for part in tasks]
-    return lambda: by_name(jax.block_until_ready(step(params, batch)))
+def _apply(network, params, x):
+    return network.apply({"params": params, "batch_stats": {}}, x, mutable=["batch_stats"])[0]
 
 
-def optax_loop(workload, weights, tasks, dtype) -> Callable:
+# Each peer is `(workload) -> (prepare, differentiate)`: tasks to arrays, and `(params, arrays) -> meta-gradient`.
+
+
+def naive_vmap(workload):
+    """`jax.grad` of the mean of a vmapped loss."""
+    query_loss = _query_loss(workload)
+    return _arrays, jax.jit(jax.grad(lambda params, batch: jax.vmap(query_loss, (None, 0, 0))(params, *batch).mean()))
+
+
+def optax_loop(workload):
     """One task after another, each with the jitted outer step of optax's example of meta-learning."""
-    params, differentiate = _params(weights, dtype), jax.jit(jax.grad(_query_loss(workload)))
-    batch = [_arrays(part, dtype) for part in tasks]
-    each = [jax.tree.map(lambda leaf, task=task: leaf[task], batch) for task in range(workload.tasks)]
+    one = jax.jit(jax.grad(_query_loss(workload)))
 
-    def step():
-        gradients = [differentiate(params, *task) for task in each]
-        return by_name(jax.block_until_ready(jax.tree.map(lambda *leaves: sum(leaves) / workload.tasks, *gradients)))
+    def mean(params, tasks):
+        gradients = [one(params, *task) for task in tasks]
+        return jax.tree.map(lambda *leaves: sum(leaves) / len(tasks), *gradients)
 
-    return step
+    return _one_by_one, mean
 
 
-def operations(workload, tasks) -> int:
-    """Floating-point operations of the meta-gradient of one task, by reverse mode: the fewest of all."""
-    learner = learner_of(workload, differentiation="reverse")
-    task = jax.tree.map(lambda leaf: leaf[0], as_tasks(tasks, np.float32))
-    params, state = jax.eval_shape(learner.init, jax.random.key(0), task)
-    return flops.count(jax.grad(learner.loss, has_aux=True), params, state, task)
+PEERS = {"naive_vmap": naive_vmap, "optax_loop": optax_loop}

@@ -1,7 +1,6 @@
-"""MAML as users of PyTorch write it: a loop over tasks, `torch.func`, higher and TorchOpt.
+"""MAML and prototypical networks as users of PyTorch write them: `torch.autograd`, `torch.func`, higher, TorchOpt.
 
-Each peer is `(workload, weights, tasks, dtype) -> step`, and `step()` gives the meta-gradient of the mean query
-loss over the tasks, by the names and in the layout of the weights.
+Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`; what `step()` gives is told in peers.py.
 """
 
 import functools
@@ -26,7 +25,7 @@ def network(workload, weights: Weights, x: torch.Tensor) -> torch.Tensor:
         x = functional.relu(functional.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5))
         x = x if workload.strided else functional.max_pool2d(x, 2)
     x = x.mean((2, 3)) if workload.strided else x.permute(0, 2, 3, 1).flatten(1)
-    return x @ weights["head/kernel"] + weights["head/bias"]
+    return x @ weights["head/kernel"] + weights["head/bias"] if "head/kernel" in weights else x
 
 
 def convolution(x, kernel, stride):
@@ -46,10 +45,50 @@ def loss_of(workload, outputs, targets):
     )
 
 
-def as_torch(workload, weights, tasks, dtype) -> tuple[Weights, list[torch.Tensor]]:
-    """Weights as leaves, kernels [O, I, H, W]; support inputs and targets and the queries', with an axis of tasks."""
+def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
+    """The meta-gradient of a batch of tasks."""
+    differentiate, parts = PEERS[peer](workload, as_leaves(weights, dtype)), as_parts(workload, tasks, dtype)
+    return lambda: as_arrays(differentiate(*parts))
+
+
+def training(peer, workload, weights, tasks, dtype) -> Callable:
+    """Meta-steps: tasks drawn by NumPy, meta-gradient, Adam."""
+    draw, leaves = workload.loader(), as_leaves(weights, dtype)
+    differentiate, optimizer = PEERS[peer](workload, leaves), torch.optim.Adam(leaves.values(), lr=1e-3)
+
+    def step():
+        for _ in range(workload.meta_steps):
+            gradient = differentiate(*as_parts(workload, draw(), dtype))
+            for name, leaf in leaves.items():
+                leaf.grad = gradient[name]
+            optimizer.step()
+
+    return step
+
+
+def evaluation(peer, workload, weights, tasks, dtype) -> Callable:
+    """The mean query loss, in a loop over tasks."""
+    leaves, parts = as_leaves(weights, dtype), as_parts(workload, tasks, dtype)
+
+    def step():
+        losses = []
+        for xs, ys, xq, yq in zip(*parts, strict=True):
+            fast = descend(workload, leaves, xs, ys, create_graph=False)
+            with torch.no_grad():
+                losses.append(loss_of(workload, network(workload, fast, xq), yq).item())
+        return {"loss": np.mean(losses)}
+
+    return step
+
+
+def as_leaves(weights, dtype) -> Weights:
+    """Weights to differentiate, kernels [O, I, H, W]."""
     layout = {name: leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf for name, leaf in weights.items()}
-    leaves = {name: torch.tensor(leaf.astype(dtype), requires_grad=True) for name, leaf in layout.items()}
+    return {name: torch.tensor(leaf.astype(dtype), requires_grad=True) for name, leaf in layout.items()}
+
+
+def as_parts(workload, tasks, dtype) -> list[torch.Tensor]:
+    """Support inputs and targets and the queries', with an axis of tasks; images are channels first."""
     parts = []
     for inputs, targets in tasks:
         if workload.image is None:
@@ -57,33 +96,52 @@ def as_torch(workload, weights, tasks, dtype) -> tuple[Weights, list[torch.Tenso
         else:
             images = inputs.transpose(0, 1, 4, 2, 3).astype(dtype)
             parts += [torch.tensor(images), torch.tensor(targets.argmax(-1))]
-    return leaves, parts
+    return parts
 
 
-def as_numpy(gradient: Weights) -> dict[str, np.ndarray]:
+def as_arrays(gradient: Weights) -> dict[str, np.ndarray]:
     """The gradient in the layout of the weights."""
     arrays = {name: leaf.detach().numpy() for name, leaf in gradient.items()}
     return {name: leaf.transpose(2, 3, 1, 0) if leaf.ndim == 4 else leaf for name, leaf in arrays.items()}
 
 
-def autograd_loop(workload, weights, tasks, dtype) -> Callable:
-    """`torch.autograd.grad` in a loop over tasks."""
-    leaves, parts = as_torch(workload, weights, tasks, dtype)
-    net = functools.partial(network, workload)
+def descend(workload, leaves, x, y, *, create_graph) -> Weights:
+    """The weights after the inner steps."""
+    fast = leaves
+    for _ in range(workload.inner_steps):
+        loss = loss_of(workload, network(workload, fast, x), y)
+        gradient = torch.autograd.grad(loss, list(fast.values()), create_graph=create_graph)
+        fast = {k: w - workload.inner_rate * g for (k, w), g in zip(fast.items(), gradient, strict=True)}
+    return fast
 
-    def step():
+
+def prototype_loss(workload, weights, xs, ys, xq, yq):
+    """The loss of a prototypical network on one task."""
+    features, queries = network(workload, weights, torch.cat([xs, xq])).split([len(xs), len(xq)])
+    prototypes = features.new_zeros(workload.ways, features.shape[1]).index_add(0, ys, features) / workload.shots
+    return functional.cross_entropy(-(queries[:, None] - prototypes).square().sum(-1), yq)
+
+
+# Each peer is `(workload, leaves) -> differentiate`, and `differentiate(*parts)` gives the meta-gradient by name.
+
+
+def autograd_loop(workload, leaves) -> Callable:
+    """`torch.autograd.grad` in a loop over tasks."""
+
+    def query_loss(xs, ys, xq, yq):
+        if workload.learner == "protonet":
+            return prototype_loss(workload, leaves, xs, ys, xq, yq)
+        fast = descend(workload, leaves, xs, ys, create_graph=workload.second_order)
+        return loss_of(workload, network(workload, fast, xq), yq)
+
+    def differentiate(*parts):
         for leaf in leaves.values():
             leaf.grad = None
-        for xs, ys, xq, yq in zip(*parts, strict=True):
-            fast = leaves
-            for _ in range(workload.inner_steps):
-                loss = loss_of(workload, net(fast, xs), ys)
-                gradient = torch.autograd.grad(loss, list(fast.values()), create_graph=workload.second_order)
-                fast = {k: w - workload.inner_rate * g for (k, w), g in zip(fast.items(), gradient, strict=True)}
-            (loss_of(workload, net(fast, xq), yq) / workload.tasks).backward()
+        for task in zip(*parts, strict=True):
+            (query_loss(*task) / len(parts[0])).backward()
         return {name: leaf.grad for name, leaf in leaves.items()}
 
-    return step
+    return differentiate
 
 
 def _functional(workload):
@@ -104,77 +162,82 @@ def _functional(workload):
     return torch.func.grad(query_loss)
 
 
-def func_loop(workload, weights, tasks, dtype) -> Callable:
+def func_loop(workload, leaves) -> Callable:
     """`torch.func.grad` in a loop over tasks."""
-    leaves, parts = as_torch(workload, weights, tasks, dtype)
-    leaves, differentiate = {name: leaf.detach() for name, leaf in leaves.items()}, _functional(workload)
+    weights, gradient = {name: leaf.detach() for name, leaf in leaves.items()}, _functional(workload)
 
-    def step():
-        gradients = [differentiate(leaves, *task) for task in zip(*parts, strict=True)]
-        return {name: sum(gradient[name] for gradient in gradients) / workload.tasks for name in leaves}
+    def differentiate(*parts):
+        gradients = [gradient(weights, *task) for task in zip(*parts, strict=True)]
+        return {name: sum(each[name] for each in gradients) / len(gradients) for name in weights}
 
-    return step
+    return differentiate
 
 
-def func_vmap(workload, weights, tasks, dtype) -> Callable:
+def func_vmap(workload, leaves) -> Callable:
     """`torch.func.vmap` of `torch.func.grad`."""
-    leaves, parts = as_torch(workload, weights, tasks, dtype)
-    leaves = {name: leaf.detach() for name, leaf in leaves.items()}
-    differentiate = torch.func.vmap(_functional(workload), in_dims=(None, 0, 0, 0, 0))
-    return lambda: {name: leaf.mean(0) for name, leaf in differentiate(leaves, *parts).items()}
+    weights = {name: leaf.detach() for name, leaf in leaves.items()}
+    gradients = torch.func.vmap(_functional(workload), in_dims=(None, 0, 0, 0, 0))
+    return lambda *parts: {name: leaf.mean(0) for name, leaf in gradients(weights, *parts).items()}
 
 
 class Network(torch.nn.Module):
-    """The network as a module, for libraries that patch modules."""
+    """The network as a module, for libraries that patch modules; its parameters are the leaves' own memory."""
 
-    def __init__(self, workload, weights: Weights):
+    def __init__(self, workload, leaves: Weights):
         super().__init__()
-        self.workload, self.names = workload, list(weights)
-        for name, leaf in weights.items():
+        self.workload, self.names = workload, list(leaves)
+        for name, leaf in leaves.items():
             self.register_parameter(name, torch.nn.Parameter(leaf.detach()))
 
     def forward(self, x):
         return network(self.workload, {name: getattr(self, name) for name in self.names}, x)
 
 
-def higher_loop(workload, weights, tasks, dtype) -> Callable:
+def higher_loop(workload, leaves) -> Callable:
     """higher's patched module and differentiable optimizer, in a loop over tasks."""
     import higher
 
-    leaves, parts = as_torch(workload, weights, tasks, dtype)
     module = Network(workload, leaves)
     inner = torch.optim.SGD(module.parameters(), lr=workload.inner_rate)
 
-    def step():
+    def differentiate(*parts):
         module.zero_grad()
         for xs, ys, xq, yq in zip(*parts, strict=True):
             with higher.innerloop_ctx(module, inner, copy_initial_weights=False) as (fast, optimizer):
                 for _ in range(workload.inner_steps):
                     optimizer.step(loss_of(workload, fast(xs), ys))
-                (loss_of(workload, fast(xq), yq) / workload.tasks).backward()
+                (loss_of(workload, fast(xq), yq) / len(parts[0])).backward()
         return {name: leaf.grad for name, leaf in module.named_parameters()}
 
-    return step
+    return differentiate
 
 
-def torchopt_loop(workload, weights, tasks, dtype) -> Callable:
+def torchopt_loop(workload, leaves) -> Callable:
     """TorchOpt's differentiable optimizer, in a loop over tasks."""
     import torchopt
 
-    leaves, parts = as_torch(workload, weights, tasks, dtype)
     module = Network(workload, leaves)
     inner = torchopt.MetaSGD(module, lr=workload.inner_rate)
 
-    def step():
+    def differentiate(*parts):
         module.zero_grad()
         meta = dict(module.named_parameters())
         start, begun = torchopt.extract_state_dict(module, by="reference"), torchopt.extract_state_dict(inner)
         for xs, ys, xq, yq in zip(*parts, strict=True):
             for _ in range(workload.inner_steps):
                 inner.step(loss_of(workload, module(xs), ys))
-            (loss_of(workload, module(xq), yq) / workload.tasks).backward()
+            (loss_of(workload, module(xq), yq) / len(parts[0])).backward()
             torchopt.recover_state_dict(module, start)
             torchopt.recover_state_dict(inner, begun)
         return {name: leaf.grad for name, leaf in meta.items()}
 
-    return step
+    return differentiate
+
+
+PEERS = {
+    "autograd_loop": autograd_loop,
+    "func_loop": func_loop,
+    "func_vmap": func_vmap,
+    "higher_loop": higher_loop,
+    "torchopt_loop": torchopt_loop,
+}

@@ -335,9 +335,9 @@ class _Reporter:
         values = {name: float(np.nanmean(array)) for name, array in metrics.items()}
         values["nonfinite_tasks"] = int(metrics["nonfinite_tasks"].sum())
         if report is not None:
-            values["validation_loss"] = report.loss
-            if report.accuracy is not None:
-                values["validation_accuracy"] = report.accuracy
+            values |= {"validation_loss": report.loss, "validation_loss_ci95": report.loss_ci95}
+            if report.accuracy is not None and report.ci95 is not None:
+                values |= {"validation_accuracy": report.accuracy, "validation_accuracy_ci95": report.ci95}
             if not self._bar.disable:
                 self._bar.write(f"step {done}: validation {report}")
         if self._log is not None:

@@ -22,6 +22,7 @@ ALLOWED = {
     "metrics": (),
     "checkpoints": ("types",),
     "evaluation": ("types", "losses"),
+    "plotting": ("types", "evaluation"),
     "training": ("types", "losses", "evaluation", "checkpoints", "metrics"),
 }
 # The face, the command line and its demonstration may import all.

@@ -1,0 +1,134 @@
+"""The work that peers do, done by jmeta.
+
+Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`, in this file as in those of the peers; what
+`step()` gives is told in peers.py.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jmeta
+from benchmarks import flops
+from jmeta import data, learners, losses, models
+from jmeta.functional.partition import path_name
+
+
+def learner_of(workload, **options) -> jmeta.Learner:
+    """The learner of a workload."""
+    if workload.learner == "protonet":
+        return learners.protonet(models.conv4(width=workload.width, strided=workload.strided))
+    options |= {"inner_optimizer": optax.sgd(workload.inner_rate), "inner_steps": workload.inner_steps}
+    options["meta_gradient"] = "second_order" if workload.second_order else "first_order"
+    if workload.image is None:
+        return learners.maml(models.mlp(), loss_fn=losses.squared_error, **options)
+    network = models.conv4(outputs=workload.ways, width=workload.width, strided=workload.strided)
+    return learners.maml(network, **options)
+
+
+def as_tasks(tasks, dtype) -> jmeta.Task:
+    """A batch of jmeta's tasks."""
+    return jmeta.Task(
+        *(
+            jmeta.Examples(*(jnp.asarray(leaf, dtype) for leaf in part), jnp.ones(part[0].shape[:2], dtype))
+            for part in tasks
+        )
+    )
+
+
+def _one(batch):
+    return jax.tree.map(lambda leaf: leaf[0], batch)
+
+
+def initial_weights(workload, tasks) -> dict[str, np.ndarray]:
+    """Weights that all peers start from, by their names."""
+    params, _ = jax.jit(learner_of(workload).init)(jax.random.key(0), _one(as_tasks(tasks, np.float32)))
+    network, _ = params
+    return {name: np.asarray(leaf) for name, leaf in by_name(network).items()}
+
+
+def by_name(tree):
+    """The leaves of a tree by their paths."""
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _start(workload, weights, batch, dtype, optimizer):
+    """The learner, and a state of training that has the weights."""
+    learner = learner_of(workload)
+    state = jmeta.init_state(learner, optimizer, jax.random.key(0), _one(batch))
+    network, rest = state.params  # of MAML its inner rule's parameters, of a head its own: there are none
+    network = jax.tree.map_with_path(lambda path, _: jnp.asarray(weights[path_name(path)], dtype), network)
+    return learner, state._replace(params=type(state.params)(network, rest))
+
+
+def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
+    """The train step; its update by gradient descent of rate 1 tells the meta-gradient."""
+    batch, optimizer = as_tasks(tasks, dtype), optax.sgd(1.0)
+    learner, state = _start(workload, weights, batch, dtype, optimizer)
+    train_step = jmeta.make_train_step(learner, optimizer, max_task_norm=math.inf)
+
+    @jax.jit
+    def step(state, batch):
+        after, _ = train_step(state, batch)
+        return jax.tree.map(jnp.subtract, state.params[0], after.params[0])
+
+    return lambda: by_name(jax.block_until_ready(step(state, batch)))
+
+
+def training(peer, workload, weights, tasks, dtype) -> Callable:
+    """Meta-steps in one dispatch: sampling on the device, meta-gradient, Adam."""
+    optimizer = optax.adam(1e-3)
+    learner, state = _start(workload, weights, as_tasks(tasks, dtype), dtype, optimizer)
+    train_step = jmeta.make_train_step(learner, optimizer)
+    loop = jax.jit(
+        lambda state, sample: jmeta.make_train_loop(
+            train_step, sample, batch_size=workload.tasks, steps=workload.meta_steps
+        )(state)[0]
+    )
+    sample = _sampler(workload)
+    return lambda: jax.block_until_ready(loop(state, sample))
+
+
+def _sampler(workload):
+    if workload.image is None:
+        return jax.tree_util.Partial(data.sinusoid(workload.shots, workload.queries))
+    images = workload.images()
+    table = data.class_table(images.reshape(-1, *workload.image), np.repeat(np.arange(len(images)), images.shape[1]))
+    return data.episodes(table, ways=workload.ways, shots=workload.shots, queries=workload.queries)
+
+
+def evaluation(peer, workload, weights, tasks, dtype) -> Callable:
+    """`jmeta.evaluate` on as many episodes, each one of the tasks."""
+    batch = as_tasks(tasks, dtype)
+    learner, state = _start(workload, weights, batch, dtype, optax.sgd(0.0))
+
+    def step():
+        report = jmeta.evaluate(learner, state, sample, key=jax.random.key(0), episodes=workload.tasks)
+        return {"loss": np.asarray(report.loss)}
+
+    sample = jax.tree_util.Partial(_pick, batch)
+    return step
+
+
+def _pick(batch, key):
+    index = jax.random.randint(key, (), 0, len(batch.query.mask))
+    return jax.tree.map(lambda leaf: leaf[index], batch)
+
+
+def operations(workload, tasks) -> int:
+    """Floating-point operations that one task needs; of a meta-gradient by reverse mode, the fewest of all."""
+    learner = learner_of(workload, differentiation="reverse")
+    task = _one(as_tasks(tasks, np.float32))
+    params, state = jax.eval_shape(learner.init, jax.random.key(0), task)
+    if workload.work == "evaluation":
+        return flops.count(functools.partial(_outputs, learner), params, state, task)
+    return flops.count(jax.grad(learner.loss, has_aux=True), params, state, task)
+
+
+def _outputs(learner, params, state, task):
+    return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
