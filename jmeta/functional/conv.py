@@ -22,6 +22,7 @@ axis of the other instead.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +32,13 @@ from jax.interpreters import ad, batching, mlir
 
 from jmeta.types import Array
 
-# Measured on two x86 cores (docs/decisions/0003-convolution.md): below these sizes one matrix of
-# columns beats `lax.conv`; above them the columns of the kernel gradient are made
-# in blocks of images small enough to stay in the cache.
-SMALL_BATCH = 16
-SMALL_CHANNELS = 8
-SMALL_IMAGE = 60
+# Measured on two x86 cores (docs/decisions/0003-convolution.md). `lax.conv` costs more than a matrix of columns where
+# there are few channels, or few pixels in all; for the kernel gradient columns win where channels or pixels of a map
+# are few, shift by shift where images are few, and otherwise in blocks of images small enough to stay in the cache.
+FEW_CHANNELS = 8
+FEW_ROWS = 100
+SMALL_MAP = 60
+FEW_IMAGES = 25
 BLOCK = 5
 
 
@@ -108,8 +110,19 @@ def _dw_as_lax(x, dy, *, size):
 
 
 def _dw_as_matmul(x, dy, *, size):
-    product = lax.dot_general(_columns(x, size), dy, (((0, 1, 2), (0, 1, 2)), ((), ())))
-    return product.reshape(*size, x.shape[-1], dy.shape[-1])
+    columns = _columns(x, size)
+    # The smaller operand is the one transposed: the product of `dy` and columns, not of columns and `dy`.
+    product = dy.reshape(-1, dy.shape[-1]).T @ columns.reshape(-1, columns.shape[-1])
+    return product.T.reshape(*size, x.shape[-1], dy.shape[-1])
+
+
+def _dw_by_shift(x, dy, *, size):
+    _, H, W, channels = x.shape
+    padded, rows = jnp.pad(x, ((0, 0), *((n // 2, n // 2) for n in size), (0, 0))), dy.reshape(-1, dy.shape[-1])
+    products = [
+        padded[:, i : i + H, j : j + W].reshape(-1, channels).T @ rows for i in range(size[0]) for j in range(size[1])
+    ]
+    return jnp.stack(products).reshape(*size, channels, dy.shape[-1])
 
 
 def _dw_in_blocks(x, dy, *, size):
@@ -126,13 +139,14 @@ def _dw_in_blocks(x, dy, *, size):
 
 
 def _conv_on_cpu(x, w):
-    small = x.shape[0] <= SMALL_BATCH or x.shape[-1] <= SMALL_CHANNELS
-    return (_as_matmul if small else _as_lax)(x, w)
+    is_small = x.shape[-1] <= FEW_CHANNELS or math.prod(x.shape[:3]) <= FEW_ROWS
+    return (_as_matmul if is_small else _as_lax)(x, w)
 
 
 def _dw_on_cpu(x, dy, *, size):
-    small = x.shape[0] <= BLOCK or x.shape[-1] <= SMALL_CHANNELS or x.shape[1] * x.shape[2] <= SMALL_IMAGE
-    return (_dw_as_matmul if small else _dw_in_blocks)(x, dy, size=size)
+    if x.shape[-1] <= FEW_CHANNELS or x.shape[1] * x.shape[2] <= SMALL_MAP:
+        return _dw_as_matmul(x, dy, size=size)
+    return (_dw_by_shift if x.shape[0] <= FEW_IMAGES else _dw_in_blocks)(x, dy, size=size)
 
 
 # The primitives.
