@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all ratios notebooks lint bench clean
 
 # The set-up that every target shares: a virtual environment with the package and its tools.
 $(VENV)/.installed: pyproject.toml
@@ -19,6 +19,14 @@ test: $(VENV)/.installed lint
 
 test-all: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2
+
+# How fast second order and jmeta are beside first order and plain JAX, for optimised code.
+ratios: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/benchmarks/test_ratios.py
+
+# Runs the notebooks from top to bottom; `OVERWRITE=--overwrite` keeps what they print and draw.
+notebooks: $(VENV)/.installed
+	$(BIN)/python -m pytest --nbmake $(OVERWRITE) -n 2 notebooks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

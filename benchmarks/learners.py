@@ -24,7 +24,7 @@ import tyro
 from tqdm import tqdm
 
 import jmeta
-from benchmarks.omniglot import build_learner, provenance, RESULTS, summary, TEST_EPISODES
+from benchmarks.omniglot import build_learner, check_names, provenance, RESULTS, summary, TEST_EPISODES
 from jmeta import data, losses, models
 from jmeta.functional.checks import check_positive
 
@@ -208,6 +208,7 @@ def main(
         out: folder of the results.
     """
     suite = SUITES[tasks]
+    check_names("only", only, suite.entries)
     check_positive(seconds=seconds, steps=steps)
     told = Budget(seconds, steps)
     out.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ import tyro
 from benchmarks import peers_jmeta
 from benchmarks.omniglot import check_names, provenance, RESULTS
 from benchmarks.timing import in_turns
+from jmeta.metrics import write_whole
 
 CLASSES, DRAWINGS = 200, 20  # of the images that episodes are drawn from
 
@@ -167,7 +168,10 @@ def main(
         installed = [peer for peer in PEERS if peer in (*peers, "jmeta") and has(peer, workload)]
         result = {"workload": name, **workload._asdict(), **provenance(), **measure(workload, installed, repeats)}
         print(f"{name}:", *map(line, result["rows"]), sep="\n  ", flush=True)
-        (out / f"{jax.default_backend()}-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        platform = jax.default_backend()
+        write_whole(out / f"{platform}-{name}.json", json.dumps(result, indent=1) + "\n")
+        files = [file for name in WORKLOADS if (file := out / f"{platform}-{name}.json").exists()]
+        draw([json.loads(file.read_text()) for file in files], out / f"{platform}.png")
 
 
 def tasks_of(workload: Workload) -> Tasks:
@@ -277,6 +281,28 @@ def line(row: dict[str, Any]) -> str:
         f"{row['first_step_seconds_from_cache']:.2f} s from the cache; {row['peak_memory_mebibytes']} MiB; "
         f"differs by {row['error']:.0e}"
     )
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Tasks per second of each peer over jmeta's, a row of bars for each workload."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(results), figsize=(2.2 * len(results), 3), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, result in zip(axes[0], results, strict=True):
+        speeds = {row["peer"]: 1 / row["jmeta_over_it"] for row in result["rows"]}
+        bars = axis.barh(list(PEERS), [speeds.get(peer, 0) for peer in PEERS])
+        bars[0].set_color("tab:orange")
+        axis.set_title(result["workload"], fontsize="small")
+    axes[0, 0].set(xscale="log")
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("speed / jmeta's")
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

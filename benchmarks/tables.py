@@ -57,6 +57,55 @@ def _results(pattern):
     return [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "results").glob(pattern))]
 
 
+def peers() -> str:
+    """jmeta beside each peer, workload by workload."""
+    header = [
+        "workload",
+        "peer",
+        "tasks/s",
+        "jmeta / it",
+        "of a matrix product's rate",
+        "first call",
+        "again",
+        "memory",
+    ]
+    rows = []
+    for result in _peers():
+        for row in result["rows"]:
+            rate = row["tasks_per_second"]
+            cells = [result["workload"], f"`{row['peer']}`", f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"]
+            cells += [f"{row['jmeta_over_it']:.2f}", f"{row['of_product_rate']:.1%}"]
+            cells += [f"{row[f'first_step_seconds{again}']:.1f} s" for again in ("", "_from_cache")]
+            rows.append([*cells, f"{row['peak_memory_mebibytes']:,} MiB"])
+    return _table(header, rows)
+
+
+def peers_in_short() -> str:
+    """How many times as fast jmeta is as the best of each kind of peer."""
+    header = ["workload", "jmeta, tasks/s", "plain JAX", "PyTorch, task by task", "PyTorch, vmapped"]
+    kinds = (
+        ("naive_vmap", "optax_loop"),
+        ("autograd_loop", "func_loop", "higher_loop", "torchopt_loop"),
+        ("func_vmap",),
+    )
+    rows = []
+    for result in _peers():
+        ratios = {row["peer"]: row["jmeta_over_it"] for row in result["rows"]}
+        best = [min((ratios[peer] for peer in kind if peer in ratios), default=None) for kind in kinds]
+        rate = result["rows"][0]["tasks_per_second"]
+        cells = [result["workload"], f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"]
+        rows.append([*cells, *("" if ratio is None else f"{ratio:.2f} x" for ratio in best)])
+    return _table(header, rows)
+
+
+def _peers():
+    order = ("sinusoid", "omniglot", "miniimagenet", "protonet")
+    return sorted(
+        _results("peers/cpu-*.json"),
+        key=lambda result: (order.index(result["workload"].split("-")[0]), result["workload"]),
+    )
+
+
 NETWORKS = ("mlp", "conv4-32", "conv4-64", "resnet12")
 
 
@@ -177,6 +226,7 @@ DOCUMENTS = tuple(
     ROOT / path
     for path in (
         "README.md",
+        "benchmarks/README.md",
         "docs/decisions/0004-chunks.md",
         "docs/decisions/0005-differentiation.md",
         "docs/decisions/0006-nonfinite-tasks.md",
@@ -190,6 +240,8 @@ TABLES = {
     "linear_regression": linear_regression,
     "omniglot": omniglot,
     "order": order,
+    "peers": peers,
+    "peers_in_short": peers_in_short,
     "sinusoid": sinusoid,
 }
 

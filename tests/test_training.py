@@ -271,6 +271,7 @@ def test_metrics_are_written_as_lines_and_for_tensorboard(tmp_path):
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
     assert {"loss", "gradient_norm"} <= lines[0].keys()
     assert [line["step"] for line in lines if "validation_loss" in line] == [20, 40, 60]
+    assert all("validation_loss_ci95" in line for line in lines if "validation_loss" in line)
     assert list((tmp_path / "tensorboard").iterdir())
 
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
-import optax
 import pytest
 
 import jmeta
@@ -54,18 +53,6 @@ def test_the_arithmetic_of_second_over_first_order(steps, reverse, mixed):
     first = operations(steps, meta_gradient="first_order")
     assert operations(steps, differentiation="reverse") / first == pytest.approx(reverse, abs=0.005)
     assert operations(steps) / first == pytest.approx(mixed, abs=0.005)
-
-
-@pytest.mark.long  # and not where optimisations are left out
-def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order():
-    def temporary_bytes(**options):
-        learner, optimizer = maml(models.conv4(outputs=5, width=32), inner_steps=5, **options), optax.sgd(0.1)
-        tasks = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), TASK(jax.random.key(0)))
-        state = jmeta.init_state(learner, optimizer, jax.random.key(0), TASK(jax.random.key(0)))
-        step = jax.jit(jmeta.make_train_step(learner, optimizer)).lower(state, tasks).compile()
-        return step.memory_analysis().temp_size_in_bytes
-
-    assert temporary_bytes() < 1.1 * temporary_bytes(meta_gradient="first_order")
 
 
 def test_bench_order_writes_its_rows_and_a_figure(tmp_path, capsys):
@@ -130,7 +117,9 @@ def test_the_sinusoid_benchmark_reports_every_seed(tmp_path, monkeypatch):
     assert all(run["finite_parameters"] for run in runs)
 
 
-def test_an_unknown_benchmark_or_network_is_one_line(capsys):
+def test_an_unknown_benchmark_network_or_learner_is_one_line(capsys):
     assert cli.main(["bench", "speed"]) == 2
     assert cli.main(["bench", "order", "--models", "vgg"]) == 2
     assert "models has 'vgg'; there are mlp" in capsys.readouterr().err
+    assert cli.main(["bench", "learners", "sinusoid", "--only", "sgd"]) == 2
+    assert "only has 'sgd'; there are maml" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""What jmeta is fast for, as ratios within one process, which depend little on the machine.
+
+They hold for optimised code, so that `make test`, which leaves most of XLA's optimisations out, passes them over;
+`make ratios` runs them.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import peers, peers_jmeta
+from benchmarks.timing import in_turns
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(jax.config.jax_disable_most_optimizations, reason="optimisations are left out"),
+]
+WORKLOAD = peers.OMNIGLOT._replace(tasks=2)
+
+
+@pytest.fixture(scope="module")
+def seconds():
+    """Of a meta-step of Conv4-64, by who takes it."""
+    tasks = peers.tasks_of(WORKLOAD)
+    weights = peers_jmeta.initial_weights(WORKLOAD, tasks)
+    first_order = WORKLOAD._replace(second_order=False)
+    steps = {
+        "second order": peers.begin("jmeta", WORKLOAD, weights, tasks, np.float32),
+        "first order": peers.begin("jmeta", first_order, weights, tasks, np.float32),
+        "plain JAX": peers.begin("naive_vmap", WORKLOAD, weights, tasks, np.float32),
+    }
+    return {name: np.median(found) for name, found in in_turns(steps, repeats=3, least_seconds=0.1).items()}
+
+
+def test_a_meta_step_is_eight_times_as_fast_as_in_plain_jax(seconds):
+    assert seconds["plain JAX"] / seconds["second order"] >= 8
+
+
+def test_second_order_costs_no_more_than_its_arithmetic(seconds):
+    """Its own: mixed mode's count is 1.66 times first order's at five steps (tests/benchmarks/test_order.py)."""
+    assert seconds["second order"] / seconds["first order"] <= 1.66
+
+
+@functools.cache
+def temporary_bytes(inner_steps, second_order):
+    workload = WORKLOAD._replace(width=32, inner_steps=inner_steps, second_order=second_order)
+    batch = peers_jmeta.as_tasks(peers.tasks_of(workload), np.float32)
+    return peers_jmeta.compiled_train_step(workload, batch).memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("inner_steps", [5, 10])
+def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order(inner_steps):
+    assert temporary_bytes(inner_steps, True) <= 1.1 * temporary_bytes(inner_steps, False)
