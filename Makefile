@@ -24,9 +24,10 @@ test-all: $(VENV)/.installed lint
 ratios: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/benchmarks/test_ratios.py
 
-# Runs the notebooks from top to bottom; `OVERWRITE=--overwrite` keeps what they print and draw.
+# Runs the notebooks from top to bottom, one after another since one of them measures times;
+# `OVERWRITE=--overwrite` keeps what they print and draw.
 notebooks: $(VENV)/.installed
-	$(BIN)/python -m pytest --nbmake $(OVERWRITE) -n 2 notebooks
+	$(BIN)/python -m pytest --nbmake $(OVERWRITE) notebooks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -35,7 +36,7 @@ lint: $(VENV)/.installed
 
 # jmeta beside its peers; the CPU build of PyTorch is enough.
 bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m benchmarks.peers
 
 clean:

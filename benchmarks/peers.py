@@ -3,8 +3,9 @@
     python -m benchmarks.peers
     python -m benchmarks.peers --workloads sinusoid omniglot --peers jmeta naive_vmap func_vmap
 
-Before anything is timed, every peer's meta-gradient in float64 must be jmeta's to 1e-6. Peers that are not installed
-(`pip install '.[bench]'`) are left out. A result goes to benchmarks/results/peers/PLATFORM-WORKLOAD.json.
+Before anything is timed, every peer's meta-gradient in float64 must be jmeta's to 1e-6; of an evaluation, its loss.
+Peers that are not installed (`pip install '.[bench]'`) are left out. A result goes to
+benchmarks/results/peers/PLATFORM-WORKLOAD.json.
 
 There are three kinds of work, each a function `(peer, workload, weights, tasks, dtype) -> step` in the file of a peer.
 `meta_gradient`: the step gives that of the mean query loss over the tasks, by the names of the weights. `training`: it
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ import tyro
 from benchmarks import peers_jmeta
 from benchmarks.omniglot import check_names, provenance, RESULTS
 from benchmarks.timing import in_turns
+from jmeta.functional.checks import check_positive
 from jmeta.metrics import write_whole
 
 CLASSES, DRAWINGS = 200, 20  # of the images that episodes are drawn from
@@ -57,8 +60,10 @@ class Workload(NamedTuple):
         shape = (self.tasks, self.ways * number)
         if self.image is None:
             return rng.uniform(-5, 5, (*shape, 1)), rng.normal(size=(*shape, 1))
-        targets = np.tile(np.repeat(np.eye(self.ways), number, axis=0), (self.tasks, 1, 1))
-        return rng.normal(size=(*shape, *self.image)), targets
+        return rng.normal(size=(*shape, *self.image)), self._targets(number)
+
+    def _targets(self, number):
+        return np.tile(np.repeat(np.eye(self.ways), number, axis=0), (self.tasks, 1, 1))
 
     def images(self) -> np.ndarray:
         """What episodes are drawn from in training, [classes, drawings, H, W, C]."""
@@ -84,8 +89,7 @@ class Workload(NamedTuple):
         chosen = images[classes[..., None], drawings[..., : self.shots + self.queries]]
         parts = []
         for part, number in ((chosen[:, :, : self.shots], self.shots), (chosen[:, :, self.shots :], self.queries)):
-            targets = np.tile(np.repeat(np.eye(self.ways), number, axis=0), (self.tasks, 1, 1))
-            parts.append((part.reshape(self.tasks, -1, *self.image), targets))
+            parts.append((part.reshape(self.tasks, -1, *self.image), self._targets(number)))
         return parts
 
 
@@ -132,7 +136,9 @@ Weights = dict[str, np.ndarray]
 
 
 def has(peer: str, workload: Workload) -> bool:
-    """Whether a peer is installed and does such work."""
+    """Whether a peer is installed and does such work; PyTorch's are for the CPU alone."""
+    if PEERS[peer].file == "peers_torch" and jax.default_backend() != "cpu":
+        return False
     needed = workload.work if workload.work == "evaluation" else workload.learner
     if needed == "maml":
         needed = "second order" if workload.second_order else "first order"
@@ -162,11 +168,13 @@ def main(
     """
     check_names("workloads", workloads, WORKLOADS)
     check_names("peers", peers, PEERS)
+    check_positive(repeats=repeats)
     out.mkdir(parents=True, exist_ok=True)
     for name in workloads:
         workload = WORKLOADS[name]
         installed = [peer for peer in PEERS if peer in (*peers, "jmeta") and has(peer, workload)]
         result = {"workload": name, **workload._asdict(), **provenance(), **measure(workload, installed, repeats)}
+        result["versions"] |= {package: version(package) for package in {PEERS[peer].package for peer in installed}}
         print(f"{name}:", *map(line, result["rows"]), sep="\n  ", flush=True)
         platform = jax.default_backend()
         write_whole(out / f"{platform}-{name}.json", json.dumps(result, indent=1) + "\n")
@@ -186,7 +194,7 @@ def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any
     weights = peers_jmeta.initial_weights(workload, tasks)
     errors = check(peers, workload, weights, tasks)
     first = {peer: first_calls(peer, workload, weights, tasks) for peer in peers}
-    steps = {peer: begin(peer, workload, weights, tasks, np.float32) for peer in peers} | {"product": product}
+    steps = {peer: begin(peer, workload, weights, tasks, np.float32) for peer in peers} | {"product": product()}
     seconds = in_turns(steps, repeats=repeats, least_seconds=LEAST_SECONDS)
     number = workload.tasks * workload.meta_steps
     low, median, high = ({n: float(np.quantile(s, q)) for n, s in seconds.items()} for q in (0.25, 0.5, 0.75))
@@ -210,12 +218,10 @@ def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any
 SIDE = 2048  # of the matrices
 
 
-def product() -> jax.Array:
+def product() -> Callable:
     """A matrix product that nothing but the machine limits."""
-    return jax.block_until_ready(_product(jnp.ones((SIDE, SIDE))))
-
-
-_product = jax.jit(lambda matrix: matrix @ matrix)
+    matrix, multiply = jnp.ones((SIDE, SIDE)), jax.jit(jnp.matmul)
+    return lambda: jax.block_until_ready(multiply(matrix, matrix))
 
 
 def check(peers: list[str], workload: Workload, weights: Weights, tasks: Tasks) -> dict[str, float]:
@@ -233,14 +239,15 @@ def check(peers: list[str], workload: Workload, weights: Weights, tasks: Tasks) 
     errors = {peer: distance(result, found["jmeta"]) for peer, result in found.items()}
     for peer, error in errors.items():
         if not error < TOLERANCE:
-            raise ValueError(f"{peer} has another {work}: its relative distance from jmeta's is {error:.1e}.")
+            result = "query loss" if work == "evaluation" else "meta-gradient"
+            raise ValueError(f"{peer} has another {result}: its relative distance from jmeta's is {error:.1e}.")
     return errors
 
 
 def distance(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
     """Relative to the length of the other."""
     ours = {name: np.asarray(leaf) for name, leaf in other.items()}
-    difference = sum(np.square(np.asarray(leaf) - ours[name]).sum() for name, leaf in one.items())
+    difference = sum(np.square(np.asarray(one[name]) - leaf).sum() for name, leaf in ours.items())
     return float(np.sqrt(difference / sum(np.square(leaf).sum() for leaf in ours.values())))
 
 

@@ -62,7 +62,7 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
         params, state = start, optimizer.init(start)
         for _ in range(workload.meta_steps):
             params, state = update(params, state, differentiate(params, prepare(draw(), dtype)))
-        return jax.block_until_ready(params)
+        return flatten_dict(jax.block_until_ready(params), sep="/")
 
     return step
 

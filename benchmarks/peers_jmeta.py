@@ -98,7 +98,7 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
         )(state)[0]
     )
     sample = _sampler(workload)
-    return lambda: jax.block_until_ready(loop(state, sample))
+    return lambda: by_name(jax.block_until_ready(loop(state, sample)).params[0])
 
 
 def _sampler(workload):

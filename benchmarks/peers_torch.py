@@ -53,15 +53,20 @@ def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
 
 def training(peer, workload, weights, tasks, dtype) -> Callable:
     """Meta-steps: tasks drawn by NumPy, meta-gradient, Adam."""
-    draw, leaves = workload.loader(), as_leaves(weights, dtype)
-    differentiate, optimizer = PEERS[peer](workload, leaves), torch.optim.Adam(leaves.values(), lr=1e-3)
+    draw, leaves, start = workload.loader(), as_leaves(weights, dtype), as_leaves(weights, dtype)
+    differentiate = PEERS[peer](workload, leaves)
 
     def step():
+        optimizer = torch.optim.Adam(leaves.values(), lr=1e-3)
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(start[name])
         for _ in range(workload.meta_steps):
             gradient = differentiate(*as_parts(workload, draw(), dtype))
             for name, leaf in leaves.items():
                 leaf.grad = gradient[name]
             optimizer.step()
+        return as_arrays(leaves)
 
     return step
 
@@ -153,9 +158,8 @@ def _functional(workload):
 
     def query_loss(weights, xs, ys, xq, yq):
         for _ in range(workload.inner_steps):
-            gradient = torch.func.grad(support_loss)(weights, xs, ys)
-            if not workload.second_order:
-                gradient = {name: leaf.detach() for name, leaf in gradient.items()}
+            at = weights if workload.second_order else {name: leaf.detach() for name, leaf in weights.items()}
+            gradient = torch.func.grad(support_loss)(at, xs, ys)
             weights = {name: leaf - workload.inner_rate * gradient[name] for name, leaf in weights.items()}
         return loss_of(workload, net(weights, xq), yq)
 

@@ -98,6 +98,36 @@ def peers_in_short() -> str:
     return _table(header, rows)
 
 
+TORCH = ("autograd_loop", "func_loop", "func_vmap", "higher_loop", "torchopt_loop")
+# Workload, peers, and how many times as fast as the best of them jmeta is meant to be.
+TARGETS = (
+    ("omniglot", TORCH, 2.0),
+    ("omniglot-first-order", TORCH, 1.7),
+    ("omniglot", ("naive_vmap",), 12.0),
+    ("sinusoid-training", ("higher_loop",), 100.0),
+    ("sinusoid", ("func_vmap",), 10.0),
+    ("protonet", TORCH, 1.5),
+    ("omniglot-evaluation", TORCH, 3.0),
+)
+
+
+def targets() -> str:
+    """What jmeta is meant to reach beside what it reached."""
+    header = ["workload", "jmeta against", "meant", "measured"]
+    found = {result["workload"]: {row["peer"]: row for row in result["rows"]} for result in _peers()}
+    rows = []
+    for workload, others, target in TARGETS:
+        ratios = [row["jmeta_over_it"] for peer, row in found.get(workload, {}).items() if peer in others]
+        against = "the best of PyTorch's" if others == TORCH else f"`{others[0]}`"
+        rows.append([workload, against, f">= {target:g} x", f"{min(ratios):.2f} x" if ratios else "not measured"])
+    jmeta = found["omniglot"]["jmeta"]
+    rows.append(["omniglot", "a matrix product's rate", ">= 60 %", f"{jmeta['of_product_rate']:.0%}"])
+    rows.append(["omniglot", "first call", "<= 8 s", f"{jmeta['first_step_seconds']:.1f} s"])
+    cached = f"{jmeta['first_step_seconds_from_cache']:.1f} s"
+    rows.append(["omniglot", "first call, from the compilation cache", "<= 2 s", cached])
+    return _table(header, rows)
+
+
 def _peers():
     order = ("sinusoid", "omniglot", "miniimagenet", "protonet")
     return sorted(
@@ -243,6 +273,7 @@ TABLES = {
     "peers": peers,
     "peers_in_short": peers_in_short,
     "sinusoid": sinusoid,
+    "targets": targets,
 }
 
 

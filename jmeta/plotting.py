@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 
 
 def adaptation_curves(task: Task, inputs: Array, outputs: Mapping[str, Array], *, axes: Axes | None = None) -> Axes:
-    """A regression task of one input, and what was predicted of it, before and after adaptation say.
+    """A regression task of one input, and predictions of it, as before and after adaptation.
 
     Args:
         task: inputs and targets [K, 1]; its support set is drawn as points, its query set as crosses.
@@ -110,7 +110,7 @@ def accuracies(reports: Mapping[str, Iterable[Report]], *, axes: Axes | None = N
         The axes.
 
     Raises:
-        ValueError: for a report without accuracy, or without one number of ways and of shots.
+        ValueError: for no reports, one without accuracy, or one without one number of ways and of shots.
 
     Example:
         >>> report = Report(0.5, 0.01, 1.0, 0.02, 600, 5, 1, 15, (), False, {})
@@ -118,6 +118,8 @@ def accuracies(reports: Mapping[str, Iterable[Report]], *, axes: Axes | None = N
         >>> [label.get_text() for label in axes.get_xticklabels()]
         ['5-way 1-shot']
     """
+    if not reports:
+        raise ValueError(f"reports is {reports}; it must have those of one learner at least.")
     axes = axes or pyplot.gca()
     tested = {label: {_shape(report): report for report in some} for label, some in reports.items()}
     shapes = sorted({shape for some in tested.values() for shape in some})
@@ -139,7 +141,7 @@ def _shape(report):
 
 
 def costs(rows: Iterable[Mapping[str, Any]], *, x: str, y: str, by: str, axes: Axes | None = None, **line: Any) -> Axes:
-    """A table of costs as curves: one column against another, a curve for each value of a third.
+    """A table of costs as curves: one column against another, a curve for each value of a third, no legend.
 
     Args:
         rows: of the table, such as `jmeta bench order` writes.

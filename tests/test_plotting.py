@@ -9,6 +9,7 @@ from jmeta import data, plotting
 from jmeta.evaluation import Report
 
 REPORT = Report(0.5, 0.01, 1.0, 0.02, 600, 5, 1, 15, (), False, {})
+REGRESSION = Report(None, None, 1.0, 0.02, 600, None, 10, 10, (), False, {})
 LINES = [{"step": 10, "accuracy": 0.5, "accuracy_ci95": 0.1}, {"step": 20, "loss": 1.0}, {"step": 30, "accuracy": 0.7}]
 
 
@@ -63,7 +64,7 @@ def test_each_value_of_a_column_has_its_curve(axes):
         ),
         (lambda axes: plotting.learning_curves({"maml": LINES}, metric="f1", axes=axes), "metric is 'f1'; no line of"),
         (
-            lambda axes: plotting.accuracies({"maml": [Report(None, None, 1, 1, 9, None, 10, 10, (), False, {})]}),
+            lambda axes: plotting.accuracies({"maml": [REGRESSION]}, axes=axes),
             "a report has None ways, 10 shots",
         ),
         (lambda axes: plotting.costs([{"a": 1}], x="a", y="b", by="a", axes=axes), "'b' is not a column of every row"),
