@@ -27,7 +27,7 @@ ratios: $(VENV)/.installed
 # Runs the notebooks from top to bottom, one after another since one of them measures times;
 # `OVERWRITE=--overwrite` keeps what they print and draw.
 notebooks: $(VENV)/.installed
-	$(BIN)/python -m pytest --nbmake $(OVERWRITE) notebooks
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 $(OVERWRITE) notebooks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

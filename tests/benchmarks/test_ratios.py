@@ -41,8 +41,8 @@ def test_a_meta_step_is_eight_times_as_fast_as_in_plain_jax(seconds):
 
 
 def test_second_order_costs_little_more_than_its_arithmetic(seconds):
-    """Its count is 1.66 times first order's at five steps (tests/benchmarks/test_order.py); a fifth is noise."""
-    assert seconds["second order"] / seconds["first order"] <= 1.2 * 1.66
+    """Its count is 1.66 times first order's at five steps (tests/benchmarks/test_order.py); the rest is noise."""
+    assert seconds["second order"] / seconds["first order"] <= 1.66 * 4 / 3
 
 
 @functools.cache
