@@ -72,33 +72,35 @@ def peers() -> str:
     rows = []
     for result in _peers():
         for row in result["rows"]:
-            rate = row["tasks_per_second"]
-            cells = [result["workload"], f"`{row['peer']}`", f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"]
+            cells = [result["workload"], f"`{row['peer']}`", _rate(row)]
             cells += [f"{row['jmeta_over_it']:.2f}", f"{row['of_product_rate']:.1%}"]
             cells += [f"{row[f'first_step_seconds{again}']:.1f} s" for again in ("", "_from_cache")]
             rows.append([*cells, f"{row['peak_memory_mebibytes']:,} MiB"])
     return _table(header, rows)
 
 
+TORCH_LOOPS = ("autograd_loop", "func_loop", "higher_loop", "torchopt_loop")
+TORCH = (*TORCH_LOOPS, "func_vmap")
+
+
 def peers_in_short() -> str:
     """How many times as fast jmeta is as the best of each kind of peer."""
     header = ["workload", "jmeta, tasks/s", "plain JAX", "PyTorch, task by task", "PyTorch, vmapped"]
-    kinds = (
-        ("naive_vmap", "optax_loop"),
-        ("autograd_loop", "func_loop", "higher_loop", "torchopt_loop"),
-        ("func_vmap",),
-    )
+    kinds = (("naive_vmap", "optax_loop"), TORCH_LOOPS, ("func_vmap",))
     rows = []
     for result in _peers():
         ratios = {row["peer"]: row["jmeta_over_it"] for row in result["rows"]}
         best = [min((ratios[peer] for peer in kind if peer in ratios), default=None) for kind in kinds]
-        rate = result["rows"][0]["tasks_per_second"]
-        cells = [result["workload"], f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"]
+        cells = [result["workload"], _rate(result["rows"][0])]
         rows.append([*cells, *("" if ratio is None else f"{ratio:.2f} x" for ratio in best)])
     return _table(header, rows)
 
 
-TORCH = ("autograd_loop", "func_loop", "func_vmap", "higher_loop", "torchopt_loop")
+def _rate(row):
+    rate = row["tasks_per_second"]
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
 # Workload, peers, and how many times as fast as the best of them jmeta is meant to be.
 TARGETS = (
     ("omniglot", TORCH, 2.0),
