@@ -34,11 +34,11 @@ from jmeta.types import Array
 
 # Measured on two x86 cores (docs/decisions/0003-convolution.md). `lax.conv` costs more than a matrix of columns where
 # there are few channels, or few pixels in all; for the kernel gradient columns win where channels or pixels of a map
-# are few, shift by shift where images are few, and otherwise in blocks of images small enough to stay in the cache.
+# are few, and otherwise the shifts of rows and columns, in blocks of images small enough to stay in the cache.
 FEW_CHANNELS = 8
 FEW_ROWS = 100
-SMALL_MAP = 60
-FEW_IMAGES = 25
+SMALL_MAP = 16
+FEW_IMAGES = 16
 BLOCK = 5
 
 
@@ -116,13 +116,17 @@ def _dw_as_matmul(x, dy, *, size):
     return product.T.reshape(*size, x.shape[-1], dy.shape[-1])
 
 
-def _dw_by_shift(x, dy, *, size):
-    _, H, W, channels = x.shape
-    padded, rows = jnp.pad(x, ((0, 0), *((n // 2, n // 2) for n in size), (0, 0))), dy.reshape(-1, dy.shape[-1])
-    products = [
-        padded[:, i : i + H, j : j + W].reshape(-1, channels).T @ rows for i in range(size[0]) for j in range(size[1])
-    ]
-    return jnp.stack(products).reshape(*size, channels, dy.shape[-1])
+def _dw_by_rows_and_columns(x, dy, *, size):
+    """All products of a window as one: of `x` shifted along its columns and `dy` shifted along its rows.
+
+    The matrices hold each number h or w times, not h * w times as columns do. Rows of padding take part.
+    """
+    (h, w), channels, features = size, x.shape[-1], dy.shape[-1]
+    x = jnp.pad(x, ((0, 0), (h // 2, h // 2), (w // 2, w // 2), (0, 0)))
+    columns = jnp.concatenate([x[:, :, j : j + dy.shape[2]] for j in range(w)], -1)
+    rows = jnp.concatenate([jnp.pad(dy, ((0, 0), (i, h - 1 - i), (0, 0), (0, 0))) for i in range(h)], -1)
+    product = rows.reshape(-1, h * features).T @ columns.reshape(-1, w * channels)
+    return product.reshape(h, features, w, channels).transpose(0, 2, 3, 1)
 
 
 def _dw_in_blocks(x, dy, *, size):
@@ -130,11 +134,11 @@ def _dw_in_blocks(x, dy, *, size):
     head = [a[: blocks * BLOCK].reshape(blocks, BLOCK, *a.shape[1:]) for a in (x, dy)]
 
     def add(total, block):
-        return total + _dw_as_matmul(*block, size=size), None
+        return total + _dw_by_rows_and_columns(*block, size=size), None
 
     total, _ = lax.scan(add, jnp.zeros((*size, x.shape[-1], dy.shape[-1]), x.dtype), head)
     if x.shape[0] % BLOCK:
-        total += _dw_as_matmul(x[blocks * BLOCK :], dy[blocks * BLOCK :], size=size)
+        total += _dw_by_rows_and_columns(x[blocks * BLOCK :], dy[blocks * BLOCK :], size=size)
     return total
 
 
@@ -146,7 +150,7 @@ def _conv_on_cpu(x, w):
 def _dw_on_cpu(x, dy, *, size):
     if x.shape[-1] <= FEW_CHANNELS or x.shape[1] * x.shape[2] <= SMALL_MAP:
         return _dw_as_matmul(x, dy, size=size)
-    return (_dw_by_shift if x.shape[0] <= FEW_IMAGES else _dw_in_blocks)(x, dy, size=size)
+    return (_dw_by_rows_and_columns if x.shape[0] <= FEW_IMAGES else _dw_in_blocks)(x, dy, size=size)
 
 
 # The primitives.

@@ -1,7 +1,5 @@
 """Two-by-two max-pooling whose gradient is cheap at every order."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -27,27 +25,35 @@ def max_pool(x: Array) -> Array:
         Array([[ 5.,  7.],
                [13., 15.]], dtype=float32)
     """
-    return functools.reduce(jnp.maximum, _quarters(x))
+    return _largest(x)[0]
 
 
 @max_pool.defjvp
 def _max_pool_jvp(primals, tangents):
-    pixels = zip(_quarters(*primals), _quarters(*tangents), strict=True)
-    return functools.reduce(_larger, pixels)
+    largest, where = _largest(*primals)
+    # A sum over windows transposes to a broadcast: the gradient is written once, pixel by pixel.
+    is_largest = where[:, :, None, :, None] == jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+    return largest, jnp.where(is_largest, _windows(*tangents), 0).sum((2, 4))
 
 
-def _larger(one, other):
-    """Of two values, each with its tangent, the larger; the first on a tie.
+def _largest(x):
+    """The largest pixel of every window [B, H // 2, W // 2, C], and where in it that is, 0 to 3 in row order.
 
     Pixels are compared with each other and not with their maximum: a compiler that computes a pixel
     twice may round it twice, and then no pixel would equal the maximum, and the gradient be lost.
     """
-    (value, tangent), (other_value, other_tangent) = one, other
-    is_first = value >= other_value
-    return jnp.maximum(value, other_value), jnp.where(is_first, tangent, other_tangent)
+    windows = _windows(x)
+    above, above_at = _larger(windows[:, :, 0, :, 0], windows[:, :, 0, :, 1], jnp.int8(0), jnp.int8(1))
+    below, below_at = _larger(windows[:, :, 1, :, 0], windows[:, :, 1, :, 1], jnp.int8(2), jnp.int8(3))
+    return _larger(above, below, above_at, below_at)
 
 
-def _quarters(x):
-    """The four pixels of every window, in row order, each [B, H // 2, W // 2, C]."""
-    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    return [x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+def _larger(one, other, at, other_at):
+    """The larger of two values, the first on a tie, and where that is."""
+    return jnp.maximum(one, other), jnp.where(one >= other, at, other_at)
+
+
+def _windows(x):
+    """[B, H, W, C] -> [B, H // 2, 2, W // 2, 2, C], without an odd last row or column."""
+    B, H, W, C = x.shape
+    return x[:, : H // 2 * 2, : W // 2 * 2].reshape(B, H // 2, 2, W // 2, 2, C)

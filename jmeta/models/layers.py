@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jmeta.functional.conv import conv
+from jmeta.functional.pooling import max_pool
 from jmeta.types import Array
 
 NORMS = ("batch", "running", "group", "layer", "none")
@@ -84,27 +85,38 @@ class Normalise(nn.Module):
             32 groups); `"layer"`; `"none"`, no layer at all.
         momentum: share of the old running statistics that each update keeps.
         epsilon: added to the variance.
+        is_pooled: whether a 2 x 2 max-pooling follows. It is the same number before
+            a normalisation by channel, which then has a quarter of the pixels to do.
     """
 
     policy: str
     momentum: float = 0.9
     epsilon: float = 1e-5
+    is_pooled: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Normalises `x` [K, ..., C]; `mask` [K] keeps padding out of the statistics."""
-        if self.policy == "none":
-            return x
+        if self.policy in ("batch", "running"):
+            return self._by_channel(x, train, mask)
+        x = self._by_example(x)
+        return max_pool(x) if self.is_pooled else x
+
+    def _by_example(self, x):
+        options: dict[str, Any] = {"epsilon": self.epsilon, "param_dtype": jnp.result_type(float)}
         if self.policy == "layer":
-            return nn.LayerNorm(
-                epsilon=self.epsilon, reduction_axes=range(1, x.ndim), param_dtype=jnp.result_type(float)
-            )(x)
+            return nn.LayerNorm(reduction_axes=range(1, x.ndim), **options)(x)
         if self.policy == "group":
-            groups = math.gcd(32, x.shape[-1])
-            return nn.GroupNorm(groups, epsilon=self.epsilon, param_dtype=jnp.result_type(float))(x)
+            return nn.GroupNorm(math.gcd(32, x.shape[-1]), **options)(x)
+        return x
+
+    def _by_channel(self, x, train, mask):
         mean, variance = self._statistics(x, train, mask)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        if self.is_pooled:  # where the scale is negative, the largest of what follows is the smallest here
+            sign = _per_channel(jnp.where(scale < 0, -1, 1).astype(x.dtype), x)
+            x = sign * max_pool(sign * x)
         factor = scale * lax.rsqrt(variance + self.epsilon)
         return (x - _per_channel(mean, x)) * _per_channel(factor, x) + _per_channel(bias, x)
 

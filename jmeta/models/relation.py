@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 
-from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
 from jmeta.models.layers import check_images, check_norm, check_widths, Conv, dense, Normalise
 from jmeta.types import Array, Model
@@ -50,16 +49,17 @@ def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") ->
 
 
 class Block(nn.Module):
-    """Convolution, normalisation, ReLU."""
+    """Convolution, normalisation, pooling if there is to be one, ReLU."""
 
     width: int
     norm: str
+    is_pooled: bool
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         """Maps of [K, H, W, C]."""
         x = Conv(self.width, use_bias=self.norm == "none")(x)
-        return nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
+        return nn.relu(Normalise(self.norm, is_pooled=self.is_pooled)(x, train=train, mask=mask))
 
 
 class RelationEncoder(nn.Module):
@@ -73,8 +73,7 @@ class RelationEncoder(nn.Module):
         """Maps of images [K, H, W, C]."""
         check_images(x)
         for block in range(4):
-            x = Block(self.width, self.norm)(x, train=train, mask=mask)
-            x = max_pool(x) if block < 2 else x
+            x = Block(self.width, self.norm, is_pooled=block < 2)(x, train=train, mask=mask)
         return x
 
 
@@ -89,7 +88,6 @@ class RelationModule(nn.Module):
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Scores of pairs [P, ...]."""
         for _ in range(2 if x.ndim == 4 else 0):
-            x = Block(self.width, self.norm)(x, train=train, mask=mask)
-            x = max_pool(x) if min(x.shape[1:3]) > 1 else x
+            x = Block(self.width, self.norm, is_pooled=min(x.shape[1:3]) > 1)(x, train=train, mask=mask)
         x = nn.relu(dense(self.hidden)(x.reshape(len(x), -1)))
         return dense(1)(x)

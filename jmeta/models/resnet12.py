@@ -58,5 +58,5 @@ class ResNet12(nn.Module):
 
         y = leaky_relu(conv_norm(x, 3))
         y = leaky_relu(conv_norm(y, 3))
-        y = leaky_relu(conv_norm(y, 3) + conv_norm(x, 1))
-        return max_pool(y) if min(y.shape[1:3]) >= 2 else y
+        y = conv_norm(y, 3) + conv_norm(x, 1)
+        return leaky_relu(max_pool(y) if min(y.shape[1:3]) >= 2 else y)  # monotone: of fewer pixels the same

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from jmeta import models
-from jmeta.models.layers import NORMS
+from jmeta.functional import max_pool
+from jmeta.models.layers import Normalise, NORMS
 from jmeta.types import Normalisation
 
 KEY = jax.random.key(0)
@@ -60,6 +61,22 @@ def test_every_norm_policy_is_named_in_the_state_and_normalises(norm):
     assert state["normalisation"] == Normalisation(norm)
     features, _ = apply(params, state, inputs, train=True)
     assert (float(features.std()) < 1) == (norm != "none")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pooling_within_a_normalisation_is_pooling_after_it(x64, norm):
+    images = jax.random.normal(KEY, (3, 5, 6, 4))
+    variables = Normalise(norm).init(KEY, images)
+    # Scales of both signs: where one is negative, the largest pixel becomes the smallest.
+    params = jax.tree.map(lambda leaf: leaf + jnp.linspace(-2, 1.5, leaf.size), variables.get("params", {}))
+
+    def total(params, images, is_pooled):
+        layer = Normalise(norm, is_pooled=is_pooled)
+        outputs, _ = layer.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        return jnp.sin(outputs if is_pooled else max_pool(outputs)).sum()
+
+    results = [jax.value_and_grad(total, argnums=(0, 1))(params, images, is_pooled) for is_pooled in (True, False)]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-12), *results)
 
 
 def test_running_statistics_approach_those_of_the_data_and_are_used_in_test(x64):
