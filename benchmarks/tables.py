@@ -149,12 +149,8 @@ def order() -> str:
     for row in found:
         if row["chunk"] == "default":
             ratios = [f"{row[f'{name}_ratio']:.2f}" for name in ("milliseconds", "flops", "temporary_bytes")]
-            rate = (
-                f"{row['tasks_per_second']:,.3g}"
-                if row["tasks_per_second"] < 1000
-                else f"{row['tasks_per_second']:,.0f}"
-            )
-            cells = [row["model"], row["inner_steps"], row["mode"], rate, *ratios, f"{row['compile_seconds']:.1f} s"]
+            cells = [row["model"], row["inner_steps"], row["mode"], _rate(row), *ratios]
+            cells.append(f"{row['compile_seconds']:.1f} s")
             rows.append(cells)
     return _table(header, rows)
 
