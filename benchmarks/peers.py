@@ -15,6 +15,7 @@ query loss after adaptation.
 
 import importlib.util
 import json
+import math
 import multiprocessing
 import tempfile
 import time
@@ -291,16 +292,18 @@ def line(row: dict[str, Any]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Tasks per second of each peer over jmeta's, a row of bars for each workload."""
+    """Tasks per second of each peer over jmeta's, a panel of bars for each workload."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(
-        1, len(results), figsize=(2.2 * len(results), 3), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, result in zip(axes[0], results, strict=True):
+    columns = min(len(results), 5)
+    figure = pyplot.figure(figsize=(2.2 * columns, 3 * math.ceil(len(results) / columns)), layout="constrained")
+    axes = figure.subplots(math.ceil(len(results) / columns), columns, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(results) :]:
+        axis.set_visible(False)
+    for axis, result in zip(axes.flat, results, strict=False):
         speeds = {row["peer"]: 1 / row["jmeta_over_it"] for row in result["rows"]}
         bars = axis.barh(list(PEERS), [speeds.get(peer, 0) for peer in PEERS])
         bars[0].set_color("tab:orange")

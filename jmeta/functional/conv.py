@@ -34,11 +34,11 @@ from jmeta.types import Array
 
 # Measured on two x86 cores (docs/decisions/0003-convolution.md). `lax.conv` costs more than a matrix of columns where
 # there are few channels, or few pixels in all; for the kernel gradient columns win where channels or pixels of a map
-# are few, and otherwise the shifts of rows and columns, in blocks of images small enough to stay in the cache.
+# are few, and otherwise shifts of rows and columns, for many pixels in blocks of images that stay in the cache.
 FEW_CHANNELS = 8
 FEW_ROWS = 100
 SMALL_MAP = 16
-FEW_IMAGES = 16
+FEW_PIXELS = 5000
 BLOCK = 5
 
 
@@ -119,7 +119,8 @@ def _dw_as_matmul(x, dy, *, size):
 def _dw_by_rows_and_columns(x, dy, *, size):
     """All products of a window as one: of `x` shifted along its columns and `dy` shifted along its rows.
 
-    The matrices hold each number h or w times, not h * w times as columns do. Rows of padding take part.
+    The matrices hold each number h or w times, not h * w times as columns do. The h - 1 rows of padding are
+    multiplied too: that is (H + h - 1) / H times the arithmetic.
     """
     (h, w), channels, features = size, x.shape[-1], dy.shape[-1]
     x = jnp.pad(x, ((0, 0), (h // 2, h // 2), (w // 2, w // 2), (0, 0)))
@@ -148,9 +149,10 @@ def _conv_on_cpu(x, w):
 
 
 def _dw_on_cpu(x, dy, *, size):
-    if x.shape[-1] <= FEW_CHANNELS or x.shape[1] * x.shape[2] <= SMALL_MAP:
+    images, H, W, channels = x.shape
+    if channels <= FEW_CHANNELS or H * W <= SMALL_MAP:
         return _dw_as_matmul(x, dy, size=size)
-    return (_dw_by_rows_and_columns if x.shape[0] <= FEW_IMAGES else _dw_in_blocks)(x, dy, size=size)
+    return (_dw_by_rows_and_columns if images * H * W <= FEW_PIXELS else _dw_in_blocks)(x, dy, size=size)
 
 
 # The primitives.

@@ -10,9 +10,9 @@ from jmeta.types import Array
 def max_pool(x: Array) -> Array:
     """Maximum over windows of 2 x 2 pixels, two apart, without padding.
 
-    The maximum of four strided slices, with a rule of its own: the gradient of
-    `lax.reduce_window` costs 26 times as much on a CPU (docs/decisions/0003-convolution.md). On
-    a tie the first pixel in row order takes the gradient, as there.
+    Its rule of differentiation is its own: the gradient of `lax.reduce_window` costs
+    many times as much on a CPU (docs/decisions/0003-convolution.md). On a tie the first
+    pixel in row order takes the gradient, as there.
 
     Args:
         x: [B, H, W, C] images, H and W at least 2.
@@ -30,10 +30,11 @@ def max_pool(x: Array) -> Array:
 
 @max_pool.defjvp
 def _max_pool_jvp(primals, tangents):
-    largest, where = _largest(*primals)
+    _, where = _largest(*primals)
     # A sum over windows transposes to a broadcast: the gradient is written once, pixel by pixel.
     is_largest = where[:, :, None, :, None] == jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
-    return largest, jnp.where(is_largest, _windows(*tangents), 0).sum((2, 4))
+    # `max_pool` again, and not the maxima at hand: those would share a second derivative among ties.
+    return max_pool(*primals), jnp.where(is_largest, _windows(*tangents), 0).sum((2, 4))
 
 
 def _largest(x):
@@ -49,7 +50,7 @@ def _largest(x):
 
 
 def _larger(one, other, at, other_at):
-    """The larger of two values, the first on a tie, and where that is."""
+    """The larger of two values, the first on a tie, and its place, of which `at` and `other_at` are theirs."""
     return jnp.maximum(one, other), jnp.where(one >= other, at, other_at)
 
 

@@ -52,12 +52,12 @@ class Conv4(nn.Module):
         check_images(x)
         for block in range(4):
             x = Conv(self.width, stride=2 if self.strided else 1, use_bias=self.norm == "none")(x)
-            is_pooled, is_modulated = not self.strided and min(x.shape[1:3]) >= 2, self.context and block == 2
-            # The rectifier is monotone and comes after the pooling, where there are fewer pixels; a modulation is not.
-            x = Normalise(self.norm, is_pooled=is_pooled and not is_modulated)(x, train=train, mask=mask)
-            if is_modulated:
+            is_pooled = not self.strided and min(x.shape[1:3]) >= 2
+            is_modulated = self.context > 0 and block == 2
+            x = Normalise(self.norm, pool=is_pooled and not is_modulated)(x, train=train, mask=mask)
+            if is_modulated:  # which may turn the order of pixels round, so that the block is pooled after it
                 x = Modulate(self.context)(x)
                 x = max_pool(x) if is_pooled else x
-            x = nn.relu(x)
+            x = nn.relu(x)  # monotone, so that it may follow the pooling
         x = x.mean((1, 2)) if self.strided else x.reshape(x.shape[0], -1)
         return x if self.outputs is None else dense(self.outputs, name="head")(x)

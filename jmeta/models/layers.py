@@ -85,22 +85,27 @@ class Normalise(nn.Module):
             32 groups); `"layer"`; `"none"`, no layer at all.
         momentum: share of the old running statistics that each update keeps.
         epsilon: added to the variance.
-        is_pooled: whether a 2 x 2 max-pooling follows. It is the same number before
-            a normalisation by channel, which then has a quarter of the pixels to do.
+        pool: also take the maximum over 2 x 2 pixels. By channel the pooling is done
+            first: the same values, of a quarter of the pixels. Where a scale is exactly
+            zero, and pooling after it has no derivative, this has the one from above.
     """
 
     policy: str
     momentum: float = 0.9
     epsilon: float = 1e-5
-    is_pooled: bool = False
+    pool: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Normalises `x` [K, ..., C]; `mask` [K] keeps padding out of the statistics."""
+        """Normalises `x` [K, ..., C]; `mask` [K] keeps padding out of the statistics.
+
+        Returns:
+            An array of the shape of `x`; with `pool`, of [K, H, W, C], one of [K, H // 2, W // 2, C].
+        """
         if self.policy in ("batch", "running"):
             return self._by_channel(x, train, mask)
         x = self._by_example(x)
-        return max_pool(x) if self.is_pooled else x
+        return max_pool(x) if self.pool else x
 
     def _by_example(self, x):
         options: dict[str, Any] = {"epsilon": self.epsilon, "param_dtype": jnp.result_type(float)}
@@ -114,7 +119,7 @@ class Normalise(nn.Module):
         mean, variance = self._statistics(x, train, mask)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        if self.is_pooled:  # where the scale is negative, the largest of what follows is the smallest here
+        if self.pool:  # where the scale is negative, the largest of what follows is the smallest here
             sign = _per_channel(jnp.where(scale < 0, -1, 1).astype(x.dtype), x)
             x = sign * max_pool(sign * x)
         factor = scale * lax.rsqrt(variance + self.epsilon)

@@ -53,13 +53,13 @@ class Block(nn.Module):
 
     width: int
     norm: str
-    is_pooled: bool
+    pool: bool
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         """Maps of [K, H, W, C]."""
         x = Conv(self.width, use_bias=self.norm == "none")(x)
-        return nn.relu(Normalise(self.norm, is_pooled=self.is_pooled)(x, train=train, mask=mask))
+        return nn.relu(Normalise(self.norm, pool=self.pool)(x, train=train, mask=mask))
 
 
 class RelationEncoder(nn.Module):
@@ -73,7 +73,7 @@ class RelationEncoder(nn.Module):
         """Maps of images [K, H, W, C]."""
         check_images(x)
         for block in range(4):
-            x = Block(self.width, self.norm, is_pooled=block < 2)(x, train=train, mask=mask)
+            x = Block(self.width, self.norm, pool=block < 2)(x, train=train, mask=mask)
         return x
 
 
@@ -88,6 +88,6 @@ class RelationModule(nn.Module):
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Scores of pairs [P, ...]."""
         for _ in range(2 if x.ndim == 4 else 0):
-            x = Block(self.width, self.norm, is_pooled=min(x.shape[1:3]) > 1)(x, train=train, mask=mask)
+            x = Block(self.width, self.norm, pool=min(x.shape[1:3]) > 1)(x, train=train, mask=mask)
         x = nn.relu(dense(self.hidden)(x.reshape(len(x), -1)))
         return dense(1)(x)

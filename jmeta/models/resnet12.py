@@ -59,4 +59,5 @@ class ResNet12(nn.Module):
         y = leaky_relu(conv_norm(x, 3))
         y = leaky_relu(conv_norm(y, 3))
         y = conv_norm(y, 3) + conv_norm(x, 1)
-        return leaky_relu(max_pool(y) if min(y.shape[1:3]) >= 2 else y)  # monotone: of fewer pixels the same
+        # Leaky ReLU is monotone, so that it may follow the pooling.
+        return leaky_relu(max_pool(y) if min(y.shape[1:3]) >= 2 else y)

@@ -13,8 +13,10 @@ from jmeta.functional.conv import _dw_as_lax, _dw_as_matmul, _dw_by_rows_and_col
 SHAPES = {
     "small": (3, 5, 6, 2, 3, (3, 5), 1),
     "large batch, odd size": (17, 9, 7, 12, 4, (3, 3), 1),
-    "few images": (7, 9, 9, 10, 2, (3, 3), 1),
-    "blocks with a remainder": (27, 9, 9, 10, 2, (3, 3), 1),
+    "few pixels": (7, 6, 9, 10, 3, (3, 5), 1),
+    "small map": (17, 4, 4, 12, 4, (3, 3), 1),
+    "blocks": (10, 24, 23, 10, 2, (3, 5), 1),
+    "blocks with a remainder": (27, 14, 14, 10, 2, (3, 3), 1),
     "strided": (4, 7, 8, 3, 2, (3, 3), 2),
     "pointwise": (2, 5, 5, 3, 2, (1, 1), 2),
 }
@@ -83,10 +85,13 @@ def test_reverse_over_reverse_inside_a_scan_equals_lax(x64):
     assert_equal(run(conv), run(reference))
 
 
-def test_every_form_of_the_kernel_gradient_is_the_same(x64):
-    x, w = operands(SHAPES["blocks with a remainder"])
+@pytest.mark.parametrize("name", ["few pixels", "blocks", "blocks with a remainder"])
+def test_every_form_of_the_kernel_gradient_is_the_same(x64, name):
+    x, w = operands(SHAPES[name])
     dy = reference(x, w)
-    forms = [form(x, dy, size=(3, 3)) for form in (_dw_as_lax, _dw_as_matmul, _dw_by_rows_and_columns, _dw_in_blocks)]
+    forms = [
+        form(x, dy, size=w.shape[:2]) for form in (_dw_as_lax, _dw_as_matmul, _dw_by_rows_and_columns, _dw_in_blocks)
+    ]
     for form in forms[1:]:
         assert_equal(forms[0], form)
 

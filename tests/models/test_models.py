@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from jmeta import models
-from jmeta.functional import max_pool
+from jmeta.functional import conv, max_pool
 from jmeta.models.layers import Normalise, NORMS
 from jmeta.types import Normalisation
 
@@ -63,20 +63,57 @@ def test_every_norm_policy_is_named_in_the_state_and_normalises(norm):
     assert (float(features.std()) < 1) == (norm != "none")
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_pooling_within_a_normalisation_is_pooling_after_it(x64, norm):
-    images = jax.random.normal(KEY, (3, 5, 6, 4))
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_pooling_within_a_normalisation_by_channel_is_pooling_after_it(x64, norm, train):
+    keys = iter(jax.random.split(KEY, 6))
+    images, mask = jax.random.normal(next(keys), (3, 5, 6, 4)), jnp.array([1.0, 1, 0])
     variables = Normalise(norm).init(KEY, images)
-    # Scales of both signs: where one is negative, the largest pixel becomes the smallest.
-    params = jax.tree.map(lambda leaf: leaf + jnp.linspace(-2, 1.5, leaf.size), variables.get("params", {}))
+    # Two tasks with scales of both signs: where one is negative, the largest pixel becomes the smallest.
+    params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), (2, *leaf.shape)), variables["params"])
+    at = params, images
+    direction = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), at)
 
-    def total(params, images, is_pooled):
-        layer = Normalise(norm, is_pooled=is_pooled)
-        outputs, _ = layer.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-        return jnp.sin(outputs if is_pooled else max_pool(outputs)).sum()
+    def derivatives(pool):
+        """Value, running statistics, gradients and a Hessian-vector product."""
 
-    results = [jax.value_and_grad(total, argnums=(0, 1))(params, images, is_pooled) for is_pooled in (True, False)]
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-12), *results)
+        def task(params, images):
+            layer, given = Normalise(norm, pool=pool), {**variables, "params": params}
+            outputs, state = layer.apply(given, images, train=train, mask=mask, mutable=["batch_stats"])
+            return jnp.sin(outputs if pool else max_pool(outputs)).sum(), state
+
+        def total(params, images):
+            values, state = jax.vmap(task, (0, None))(params, images)
+            return values.sum(), state
+
+        gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+        return total(*at), jax.jvp(lambda *at: gradient(*at)[0], at, direction)
+
+    results = [jax.jit(lambda pool=pool: derivatives(pool))() for pool in (True, False)]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10), *results)
+
+
+@pytest.mark.parametrize(("context", "strided"), [(0, False), (3, False), (3, True)])
+def test_conv4_is_convolution_normalisation_modulation_relu_and_pooling_in_this_order(x64, context, strided):
+    images = jax.random.normal(KEY, (3, 16, 17, 2))
+    params, state, apply = built(models.conv4(width=4, context=context, strided=strided), images)
+    # Scales of both signs, of the normalisations and of the modulation.
+    params = jax.tree.map(lambda leaf: 2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+
+    x, params_of = images, jax.tree.map(np.asarray, params)
+    for block in range(4):
+        x = np.asarray(conv(x, params[f"Conv_{block}"]["kernel"], stride=2 if strided else 1))
+        norm = params_of[f"Normalise_{block}"]
+        x = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) * norm["scale"] + norm["bias"]
+        if context and block == 2:
+            film = params_of["Modulate_0"]
+            scale, shift = np.split(film["context"] @ film["Dense_0"]["kernel"] + film["Dense_0"]["bias"], 2)
+            assert (1 + scale).min() < 0
+            x = x * (1 + scale) + shift
+        x = np.maximum(x, 0)
+        x = x if strided else nn.max_pool(x, (2, 2), (2, 2))
+    expected = x.mean((1, 2)) if strided else x.reshape(3, -1)
+    np.testing.assert_allclose(apply(params, state, images)[0], expected, atol=1e-9)
 
 
 def test_running_statistics_approach_those_of_the_data_and_are_used_in_test(x64):
