@@ -299,8 +299,10 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     columns = min(len(results), 5)
-    figure = pyplot.figure(figsize=(2.2 * columns, 3 * math.ceil(len(results) / columns)), layout="constrained")
-    axes = figure.subplots(math.ceil(len(results) / columns), columns, sharex=True, sharey=True, squeeze=False)
+    rows = math.ceil(len(results) / columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(2.2 * columns, 3 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(results) :]:
         axis.set_visible(False)
     for axis, result in zip(axes.flat, results, strict=False):

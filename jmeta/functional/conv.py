@@ -123,8 +123,7 @@ def _dw_by_rows_and_columns(x, dy, *, size):
     multiplied too: that is (H + h - 1) / H times the arithmetic.
     """
     (h, w), channels, features = size, x.shape[-1], dy.shape[-1]
-    x = jnp.pad(x, ((0, 0), (h // 2, h // 2), (w // 2, w // 2), (0, 0)))
-    columns = jnp.concatenate([x[:, :, j : j + dy.shape[2]] for j in range(w)], -1)
+    columns = _columns(jnp.pad(x, ((0, 0), (h // 2, h // 2), (0, 0), (0, 0))), (1, w))
     rows = jnp.concatenate([jnp.pad(dy, ((0, 0), (i, h - 1 - i), (0, 0), (0, 0))) for i in range(h)], -1)
     product = rows.reshape(-1, h * features).T @ columns.reshape(-1, w * channels)
     return product.reshape(h, features, w, channels).transpose(0, 2, 3, 1)
