@@ -7,6 +7,7 @@ from jmeta.functional.fast_weights import Descent, descent, fast_weight_learner,
 from jmeta.functional.heads import Fitted, Head, head_learner, HeadParams, plain_head
 from jmeta.functional.inner_loop import constant_gradient, descent_step, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import InnerRule
+from jmeta.functional.linear import linear
 from jmeta.functional.logistic import logistic_regression
 from jmeta.functional.mixed import mixed_gradient
 from jmeta.functional.pooling import max_pool
@@ -47,6 +48,7 @@ __all__ = [
     "gaussians",
     "head_learner",
     "inner_loop",
+    "linear",
     "logistic_regression",
     "max_pool",
     "mixed_gradient",

@@ -16,9 +16,8 @@ both naively.
 
 Strided convolutions and those of one pixel are matrix products outright.
 
-Both primitives carry a leading axis of tasks T: inputs [T, B, H, W, C], kernels
-[T, h, w, C, O]. An operand that does not differ between tasks is folded into an
-axis of the other instead.
+Both primitives carry a leading axis of tasks T (`bilinear.py`): inputs
+[T, B, H, W, C], kernels [T, h, w, C, O].
 """
 
 import functools
@@ -27,9 +26,10 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
+from jmeta.functional.bilinear import batch_tasks, bilinear_primitive
+from jmeta.functional.linear import linear
 from jmeta.types import Array
 
 # Measured on two x86 cores (docs/decisions/0003-convolution.md). `lax.conv` costs more than a matrix of columns where
@@ -66,7 +66,7 @@ def conv(x: Array, w: Array, *, stride: int = 1) -> Array:
     dtype = jnp.promote_types(x.dtype, w.dtype)
     x, w = x.astype(dtype), w.astype(dtype)
     if w.shape[:2] == (1, 1):
-        return lax.dot_general(x[:, ::stride, ::stride], w[0, 0], (((3,), (0,)), ((), ())))
+        return linear(x[:, ::stride, ::stride], w[0, 0])
     if stride > 1:
         return _as_matmul(x, w, stride)
     return conv_p.bind(x[None], w[None])[0]
@@ -174,18 +174,17 @@ def _all_tasks(form):
     return run
 
 
-def _primitive(name, shape, cpu_form, accelerator_form):
-    primitive = Primitive(name)
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames="size"))
-    primitive.def_abstract_eval(lambda a, b, **params: jax.core.ShapedArray(shape(a, b, **params), a.dtype))
-    # Accelerators keep the one form of `lax`, whose gradients cuDNN and the TPU compiler know.
-    mlir.register_lowering(primitive, mlir.lower_fun(_all_tasks(accelerator_form), multiple_results=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(_task_by_task(cpu_form), multiple_results=False), platform="cpu")
-    return primitive
-
-
-conv_p = _primitive("conv", lambda x, w: (*x.shape[:4], w.shape[4]), _conv_on_cpu, _as_lax)
-dw_p = _primitive("conv_dw", lambda x, dy, size: (x.shape[0], *size, x.shape[4], dy.shape[4]), _dw_on_cpu, _dw_as_lax)
+# Accelerators keep the one form of `lax`, whose gradients cuDNN and the TPU compiler know.
+conv_p = bilinear_primitive(
+    "conv", lambda x, w: (*x.shape[:4], w.shape[4]), cpu=_task_by_task(_conv_on_cpu), accelerator=_all_tasks(_as_lax)
+)
+dw_p = bilinear_primitive(
+    "conv_dw",
+    lambda x, dy, size: (x.shape[0], *size, x.shape[4], dy.shape[4]),
+    cpu=_task_by_task(_dw_on_cpu),
+    accelerator=_all_tasks(_dw_as_lax),
+    static=("size",),
+)
 
 
 def _flipped(w):
@@ -203,36 +202,5 @@ ad.defbilinear(
     lambda ct, x, dy, size: conv_p.bind(x, ct),
 )
 
-
-def _fold(a, source, axis):
-    """Moves the batch axis `source` before `axis` (counted without it) and merges the two."""
-    a = jnp.moveaxis(a, source, axis)
-    return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
-
-
-def _unfold(a, size, axis):
-    """Splits a batch axis of `size` off the front of `axis`; it stays where it is."""
-    return a.reshape(*a.shape[:axis], size, -1, *a.shape[axis + 1 :])
-
-
-def _batch(primitive, a_axis, b_axis, a_out, b_out):
-    """The batching rule: two batched operands are more tasks; one is folded into an axis of its own."""
-
-    def rule(operands, dims, **params):
-        (a, b), (da, db) = operands, dims
-        if db is None:
-            size, out = a.shape[da], a_out
-            a = _fold(a, da, a_axis)
-        elif da is None:
-            size, out = b.shape[db], b_out
-            b = _fold(b, db, b_axis)
-        else:
-            size, out = a.shape[da], 0
-            a, b = _fold(a, da, 0), _fold(b, db, 0)
-        return _unfold(primitive.bind(a, b, **params), size, out), out
-
-    batching.primitive_batchers[primitive] = rule
-
-
-_batch(conv_p, a_axis=1, b_axis=4, a_out=1, b_out=4)  # images join the images, kernels the output channels
-_batch(dw_p, a_axis=4, b_axis=4, a_out=3, b_out=4)  # each joins the channels of its own
+batch_tasks(conv_p, a_axis=1, b_axis=4, a_out=1, b_out=4)  # images join the images, kernels the output channels
+batch_tasks(dw_p, a_axis=4, b_axis=4, a_out=3, b_out=4)  # each joins the channels of its own

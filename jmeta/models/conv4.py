@@ -4,7 +4,7 @@ import flax.linen as nn
 
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_context, check_images, check_norm, check_widths, Conv, dense, Modulate, Normalise
+from jmeta.models.layers import check_context, check_images, check_norm, check_widths, Conv, Dense, Modulate, Normalise
 from jmeta.types import Array, Model
 
 
@@ -60,4 +60,4 @@ class Conv4(nn.Module):
                 x = max_pool(x) if is_pooled else x
             x = nn.relu(x)  # monotone, so that it may follow the pooling
         x = x.mean((1, 2)) if self.strided else x.reshape(x.shape[0], -1)
-        return x if self.outputs is None else dense(self.outputs, name="head")(x)
+        return x if self.outputs is None else Dense(self.outputs, name="head")(x)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jmeta.functional.conv import conv
+from jmeta.functional.linear import linear
 from jmeta.functional.pooling import max_pool
 from jmeta.types import Array
 
@@ -40,11 +41,6 @@ def check_images(x: Array) -> None:
         raise ValueError(f"inputs have shape {x.shape}; a convolutional network needs images [K, H, W, C].")
 
 
-def dense(features: int, *, use_bias: bool = True, name: str | None = None) -> nn.Dense:
-    """Flax's fully connected layer, with parameters in double precision where JAX is."""
-    return nn.Dense(features, use_bias=use_bias, param_dtype=jnp.result_type(float), name=name)
-
-
 def lstm_cell(features: int) -> nn.LSTMCell:
     """Flax's LSTM cell, with parameters in double precision where JAX is."""
     return nn.LSTMCell(features, param_dtype=jnp.result_type(float))
@@ -70,6 +66,26 @@ class Conv(nn.Module):
         """Convolves images [B, H, W, C]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         y = conv(x, self.param("kernel", nn.initializers.he_normal(), shape), stride=self.stride)
+        if self.use_bias:
+            y += _per_channel(self.param("bias", nn.initializers.zeros, (self.features,)), y)
+        return y
+
+
+class Dense(nn.Module):
+    """Fully connected layer by `jmeta.functional.linear`, with parameters in double precision where JAX is.
+
+    Attributes:
+        features: output width.
+        use_bias: False before a normalisation, which would take the bias away.
+    """
+
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `x` [..., D] to [..., features]."""
+        y = linear(x, self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features)))
         if self.use_bias:
             y += _per_channel(self.param("bias", nn.initializers.zeros, (self.features,)), y)
         return y
@@ -183,7 +199,7 @@ class Modulate(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Modulates `x` [K, ..., C]."""
         context = self.param("context", nn.initializers.zeros, (self.size,))
-        scale, shift = jnp.split(dense(2 * x.shape[-1])(context), 2)
+        scale, shift = jnp.split(Dense(2 * x.shape[-1])(context), 2)
         return x * _per_channel(1 + scale, x) + _per_channel(shift, x)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.functional.memory import access, empty_memory, Memory
-from jmeta.models.layers import check_widths, dense
+from jmeta.models.layers import check_widths, Dense
 from jmeta.types import Array, Model, PyTree
 
 # With it a head multiplies cosines by about 9 at first: a slot that is the key, among 127 at right angles
@@ -96,7 +96,7 @@ class MANN(nn.Module):
         """What it holds after the tokens [L, D], and their outputs."""
         over_tokens = nn.scan(Access, variable_broadcast="params", split_rngs={"params": False})
         carry, seen = over_tokens(self.outputs, self.controller, self.decay)(carry, (x, mask))
-        return carry, dense(self.outputs, name="head")(seen)
+        return carry, Dense(self.outputs, name="head")(seen)
 
 
 class Access(nn.Module):
@@ -110,17 +110,17 @@ class Access(nn.Module):
     def __call__(self, carry: Carry, token: tuple[Array, Array]) -> tuple[Carry, Array]:
         """What is held afterwards, and the controller's output beside what was read."""
         x, real = token
-        embedded = dense(self.controller, name="target")(x[: self.outputs])
-        embedded += dense(self.controller, name="features")(x[self.outputs :])
+        embedded = Dense(self.controller, name="target")(x[: self.outputs])
+        embedded += Dense(self.controller, name="features")(x[self.outputs :])
         cell = nn.OptimizedLSTMCell(self.controller, param_dtype=jnp.result_type(float))
         controller, hidden = cell(carry.controller, jnp.concatenate([embedded, carry.read.reshape(-1)]))
         heads, width = carry.read.shape
-        address = dense(heads * width, name="keys")
-        content = dense(heads * width, use_bias=False, name="content")(hidden)
+        address = Dense(heads * width, name="keys")
+        content = Dense(heads * width, use_bias=False, name="content")(hidden)
         written = jnp.tanh(address(carry.controller[1]) + content).reshape(heads, width)
         keys = jnp.tanh(address(hidden)).reshape(heads, width)
-        strengths = 1 + nn.softplus(SHARPNESS + dense(heads, name="strengths")(hidden))
-        gates = nn.sigmoid(dense(heads, name="gates")(hidden))
+        strengths = 1 + nn.softplus(SHARPNESS + Dense(heads, name="strengths")(hidden))
+        gates = nn.sigmoid(Dense(heads, name="gates")(hidden))
         read, memory = access(carry.memory, written, keys, strengths, gates, decay=self.decay)
         after = jax.tree.map(lambda new, old: jnp.where(real > 0, new, old), Carry(controller, memory, read), carry)
         return after, jnp.concatenate([hidden, read.reshape(-1)])

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_context, check_norm, check_widths, dense, Normalise
+from jmeta.models.layers import check_context, check_norm, check_widths, Dense, Normalise
 from jmeta.types import Array, Model
 
 
@@ -48,6 +48,6 @@ class MLP(nn.Module):
             context = self.param("context", nn.initializers.zeros, (self.context,))
             x = jnp.concatenate([x, jnp.broadcast_to(context, (x.shape[0], self.context))], axis=1)
         for width in self.hidden:
-            x = dense(width, use_bias=self.norm == "none")(x)
+            x = Dense(width, use_bias=self.norm == "none")(x)
             x = nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
-        return x if self.outputs is None else dense(self.outputs, name="head")(x)
+        return x if self.outputs is None else Dense(self.outputs, name="head")(x)

@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_images, check_norm, check_widths, Conv, dense, Normalise
+from jmeta.models.layers import check_images, check_norm, check_widths, Conv, Dense, Normalise
 from jmeta.types import Array, Model
 
 
@@ -89,5 +89,5 @@ class RelationModule(nn.Module):
         """Scores of pairs [P, ...]."""
         for _ in range(2 if x.ndim == 4 else 0):
             x = Block(self.width, self.norm, pool=min(x.shape[1:3]) > 1)(x, train=train, mask=mask)
-        x = nn.relu(dense(self.hidden)(x.reshape(len(x), -1)))
-        return dense(1)(x)
+        x = nn.relu(Dense(self.hidden)(x.reshape(len(x), -1)))
+        return Dense(1)(x)

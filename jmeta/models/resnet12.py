@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_images, check_norm, check_widths, Conv, dense, Normalise
+from jmeta.models.layers import check_images, check_norm, check_widths, Conv, Dense, Normalise
 from jmeta.types import Array, Model
 
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
@@ -49,7 +49,7 @@ class ResNet12(nn.Module):
         for width in self.widths:
             x = self._block(x, width, train, mask)
         x = x.mean((1, 2))
-        return x if self.outputs is None else dense(self.outputs, name="head")(x)
+        return x if self.outputs is None else Dense(self.outputs, name="head")(x)
 
     def _block(self, x, width, train, mask):
         def conv_norm(y, size):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_widths, dense, prompt_attention
+from jmeta.models.layers import check_widths, Dense, prompt_attention
 from jmeta.types import Array, Model
 
 # (keys, values) of each attention, as in the paper.
@@ -68,7 +68,7 @@ class SNAIL(nn.Module):
             for level in range(self.depth if block else 0):
                 x = jnp.concatenate([x, _only(real, self._convolve(x, len(prompt), 2**level))], axis=1)
             x = jnp.concatenate([x, _only(real, self._attend(x, mask > 0, keys, values))], axis=1)
-        return dense(self.outputs, name="head")(x[len(prompt) :])
+        return Dense(self.outputs, name="head")(x[len(prompt) :])
 
     def _convolve(self, x, start, dilation):
         """The gated causal convolution: a dense layer on each token and the one `dilation` before its place.
@@ -78,11 +78,11 @@ class SNAIL(nn.Module):
         shifted = jnp.concatenate([jnp.zeros((dilation, x.shape[1]), x.dtype), x[:start]])
         before_queries = jnp.broadcast_to(shifted[start], x[start:].shape)
         earlier = jnp.concatenate([shifted[:start], before_queries])
-        signal, gate = jnp.split(dense(2 * self.filters)(jnp.concatenate([earlier, x], axis=1)), 2, axis=1)
+        signal, gate = jnp.split(Dense(2 * self.filters)(jnp.concatenate([earlier, x], axis=1)), 2, axis=1)
         return jnp.tanh(signal) * nn.sigmoid(gate)
 
     def _attend(self, x, real, keys, values):
-        query, key, value = (dense(width)(x)[:, None] for width in (keys, keys, values))
+        query, key, value = (Dense(width)(x)[:, None] for width in (keys, keys, values))
         return prompt_attention(query, key, value, seen=jnp.tri(len(real), dtype=bool), real=real)[:, 0]
 
 

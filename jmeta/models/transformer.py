@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_widths, dense, prompt_attention
+from jmeta.models.layers import check_widths, Dense, prompt_attention
 from jmeta.types import Array, Model
 
 
@@ -57,10 +57,10 @@ class Transformer(nn.Module):
         tokens = jnp.concatenate([prompt, queries])
         every = jnp.ones((len(prompt), len(prompt)), bool)
         attend = functools.partial(prompt_attention, seen=every, real=mask > 0)
-        x = dense(self.width)(tokens)
+        x = Dense(self.width)(tokens)
         for _ in range(self.depth):
             attention = nn.MultiHeadDotProductAttention(self.heads, param_dtype=dtype, attention_fn=attend)
             x += attention(nn.LayerNorm(param_dtype=dtype)(x))
-            hidden = nn.gelu(dense(4 * self.width)(nn.LayerNorm(param_dtype=dtype)(x)))
-            x += dense(self.width)(hidden)
-        return dense(self.outputs, name="head")(nn.LayerNorm(param_dtype=dtype)(x[len(prompt) :]))
+            hidden = nn.gelu(Dense(4 * self.width)(nn.LayerNorm(param_dtype=dtype)(x)))
+            x += Dense(self.width)(hidden)
+        return Dense(self.outputs, name="head")(nn.LayerNorm(param_dtype=dtype)(x[len(prompt) :]))

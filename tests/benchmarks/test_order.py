@@ -22,6 +22,9 @@ def test_products_and_convolutions_are_counted_as_often_as_they_run():
 
     assert flops.count(function, jnp.ones((2, 4)), jnp.ones((4, 4))) == 3 * 2 * 2 * 4 * 4
     assert flops.count(jmeta.functional.conv, jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 7))) == 2 * 2 * 25 * 27 * 7
+    assert flops.count(jmeta.functional.linear, jnp.ones((2, 4)), jnp.ones((4, 3))) == 2 * 2 * 4 * 3
+    gradients = jax.grad(lambda x, w: jmeta.functional.linear(x, w).sum(), (0, 1))
+    assert flops.count(gradients, jnp.ones((2, 4)), jnp.ones((4, 3))) == 2 * (2 * 2 * 4 * 3)
 
 
 def test_conjugate_gradient_counts_as_its_solver():
