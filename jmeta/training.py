@@ -109,10 +109,11 @@ def make_train_step(
     if tasks_per_chunk is not None and tasks_per_chunk < 1:
         raise ValueError(f"tasks_per_chunk is {tasks_per_chunk}; it must be at least 1, or None.")
     check_policy(nonfinite, max_task_norm)
+    task_loss = jax.jit(learner.loss)  # which is traced once, though its chunk is decided by a look at it
 
     def contribution(params, state, task, key):
         """What one task adds to the sums, zeros if it is not finite: gradient [P], state, metrics and itself."""
-        differentiate = jax.value_and_grad(learner.loss, has_aux=True)
+        differentiate = jax.value_and_grad(task_loss, has_aux=True)
         (loss, (state, metrics)), gradient = differentiate(params, state, task, key=key)
         # As one vector it is measured, scaled and added up in three operations, not in three for each parameter.
         gradient, _ = ravel_pytree(gradient)
@@ -128,7 +129,7 @@ def make_train_step(
         number = len(jax.tree.leaves(tasks)[0])
         keys = jax.random.split(key, number + 1)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
-        chunk = tasks_per_chunk or default_chunk(number, lambda task: learner.loss(params, state, task, key=key), one)
+        chunk = tasks_per_chunk or default_chunk(number, lambda task: task_loss(params, state, task, key=key), one)
         chunk = min(chunk, number)
 
         def total(batch):
@@ -420,6 +421,7 @@ def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     number = len(jax.tree.leaves(batch)[0])
     if chunk == number:
         return function(batch)
+    function = jax.jit(function)  # which is traced once, for the sums' shapes and for the loop
     whole = number // chunk * chunk
     chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), batch)
     zeros = jax.tree.map(

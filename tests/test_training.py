@@ -89,18 +89,26 @@ def test_a_step_compiles_once():
     assert state.step == 3
 
 
+def test_a_step_traces_the_loss_once_to_decide_its_chunk_and_to_differentiate():
+    loss = chex.assert_max_traces(LEARNER.loss, n=1)
+    chex.clear_trace_counter()
+    tasks = jax.vmap(SAMPLE)(jax.random.split(jax.random.key(0), 5))
+    for options in ({}, {"tasks_per_chunk": 2}):
+        jax.jit(jmeta.make_train_step(LEARNER._replace(loss=loss), OPTIMIZER, **options)).trace(begin(), tasks)
+
+
 def test_a_second_run_of_the_same_functions_compiles_nothing():
     traces = []
 
-    def loss(*arguments, **keywords):
+    def update(*arguments):
         traces.append(1)
-        return LEARNER.loss(*arguments, **keywords)
+        return OPTIMIZER.update(*arguments)
 
     def run(sample, **options):
-        jmeta.fit(counted, OPTIMIZER, sample, key=jax.random.key(0), steps=2, batch_size=2, **options)
+        jmeta.fit(LEARNER, counted, sample, key=jax.random.key(0), steps=2, batch_size=2, **options)
         return len(traces)
 
-    counted = LEARNER._replace(loss=loss)
+    counted = OPTIMIZER._replace(update=update)
     assert 0 < (once := run(SAMPLE)) == run(SAMPLE)
     assert run(SAMPLE, nonfinite="raise") > once
 
