@@ -14,7 +14,7 @@ from jax.interpreters import batching, mlir
 
 
 def bilinear_primitive(
-    name: str, shape: Callable, *, cpu: Callable, accelerator: Callable, static: tuple[str, ...] = ()
+    name: str, shape: Callable, *, cpu: Callable, accelerator: Callable | None = None, static: tuple[str, ...] = ()
 ) -> Primitive:
     """A primitive of two operands of one dtype, lowered to a form for the platform.
 
@@ -24,13 +24,13 @@ def bilinear_primitive(
         name: as it is seen in a jaxpr.
         shape: `(a, b, **params)` to the shape of the result.
         cpu: the form on the CPU, `(a, b, **params)` to an array.
-        accelerator: the form everywhere else.
+        accelerator: the form everywhere else; None for the same.
         static: names of the parameters.
     """
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
     primitive.def_abstract_eval(lambda a, b, **params: jax.core.ShapedArray(shape(a, b, **params), a.dtype))
-    mlir.register_lowering(primitive, mlir.lower_fun(accelerator, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(accelerator or cpu, multiple_results=False))
     mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
     return primitive
 

@@ -1,18 +1,20 @@
 """Products of examples with a matrix, fast where tasks are many and their examples few.
 
-As convolution, the product is bilinear, and two operations are closed under
-differentiation of every order:
+As convolution, the product is bilinear, and three operations are closed under
+differentiation of every order, without a transposed copy of anything:
 
-    linear(x, w)   the product itself, and
-    outer(x, dy)   its matrix gradient, a sum of outer products over examples.
+    linear(x, w)   x w, the product itself,
+    back(y, w)     y w^T, the gradient of the examples, and
+    outer(x, y)    x^T y, that of the matrix: a sum of outer products over examples.
 
-Under vmap each task has fast weights of its own, and the gradient of each is a
-product that contracts a handful of examples. A matrix product for so few costs
-more to begin than to do, so that on the CPU they are added up outright.
+Under vmap each task has fast weights of its own, and the matrix gradient of each
+is a product that contracts a handful of examples. A matrix product for so few
+costs more to begin than to do, so that on the CPU they are added up outright.
 """
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
@@ -21,8 +23,8 @@ from jmeta.functional.bilinear import batch_tasks, bilinear_primitive
 from jmeta.types import Array
 
 # Up to so many examples the sum is as fast or up to five times as fast, at widths from 5 to 512, on two x86 cores
-# (docs/decisions/0009-linear.md).
-FEW_EXAMPLES = 16
+# (docs/decisions/0009-linear.md). The XLA of jax 0.10 removes the barriers around it: there it is always a product.
+FEW_EXAMPLES = 16 if jax.__version_info__ >= (0, 12) else 0
 
 
 def linear(x: Array, w: Array) -> Array:
@@ -49,37 +51,38 @@ def linear(x: Array, w: Array) -> Array:
     return linear_p.bind(rows, w[None].astype(dtype)).reshape(*x.shape[:-1], w.shape[1])
 
 
-# The forms: x [T, K, D], w [T, D, E], dy [T, K, E].
+# The forms: x [T, K, D], w [T, D, E], y [T, K, E].
 
 
-def _product(x, w):
-    return lax.dot_general(x, w, (((2,), (1,)), ((0,), (0,))))
+def _product(a_axis, b_axis):
+    """The product of each task that contracts these axes."""
+    return lambda a, b: lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((0,), (0,))))
 
 
-def _outer_as_product(x, dy):
-    return lax.dot_general(x, dy, (((1,), (1,)), ((0,), (0,))))
+_outer_as_product = _product(1, 1)
 
 
-def _outer_as_sum(x, dy):
-    # Written out and not reduced: XLA adds them, and what else is done to each element, in one pass.
-    terms = (x[:, example, :, None] * dy[:, example, None, :] for example in range(x.shape[1]))
-    return functools.reduce(jnp.add, terms)
+def _outer_as_sum(x, y):
+    # Between barriers, or XLA computes the sum again, and what it is made of for each term, in all that uses it.
+    x, y = lax.optimization_barrier((x, y))
+    terms = (x[:, example, :, None] * y[:, example, None, :] for example in range(x.shape[1]))
+    return lax.optimization_barrier(functools.reduce(jnp.add, terms))
 
 
-def _outer_on_cpu(x, dy):
-    return (_outer_as_sum if 1 <= x.shape[1] <= FEW_EXAMPLES else _outer_as_product)(x, dy)
+def _outer_on_cpu(x, y):
+    return (_outer_as_sum if 1 <= x.shape[1] <= FEW_EXAMPLES else _outer_as_product)(x, y)
 
 
-linear_p = bilinear_primitive("linear", lambda x, w: (*x.shape[:2], w.shape[2]), cpu=_product, accelerator=_product)
+linear_p = bilinear_primitive("linear", lambda x, w: (*x.shape[:2], w.shape[2]), cpu=_product(2, 1))
+back_p = bilinear_primitive("back", lambda y, w: (*y.shape[:2], w.shape[1]), cpu=_product(2, 2))
 outer_p = bilinear_primitive(
-    "outer",
-    lambda x, dy: (x.shape[0], x.shape[2], dy.shape[2]),
-    cpu=_outer_on_cpu,
-    accelerator=_outer_as_product,
+    "outer", lambda x, y: (x.shape[0], x.shape[2], y.shape[2]), cpu=_outer_on_cpu, accelerator=_outer_as_product
 )
 
-ad.defbilinear(linear_p, lambda ct, x, w: linear_p.bind(ct, w.swapaxes(1, 2)), lambda ct, x, w: outer_p.bind(x, ct))
-ad.defbilinear(outer_p, lambda ct, x, dy: linear_p.bind(dy, ct.swapaxes(1, 2)), lambda ct, x, dy: linear_p.bind(x, ct))
+ad.defbilinear(linear_p, lambda ct, x, w: back_p.bind(ct, w), lambda ct, x, w: outer_p.bind(x, ct))
+ad.defbilinear(back_p, lambda ct, y, w: linear_p.bind(ct, w), lambda ct, y, w: outer_p.bind(ct, y))
+ad.defbilinear(outer_p, lambda ct, x, y: back_p.bind(y, ct), lambda ct, x, y: linear_p.bind(x, ct))
 
 batch_tasks(linear_p, a_axis=1, b_axis=2, a_out=1, b_out=2)  # examples join the examples, matrices the outputs
+batch_tasks(back_p, a_axis=1, b_axis=1, a_out=1, b_out=2)  # or the inputs
 batch_tasks(outer_p, a_axis=2, b_axis=2, a_out=1, b_out=2)  # each joins the numbers of its own

@@ -11,9 +11,15 @@ from jmeta import losses
 from jmeta.functional.checks import check_counts, check_positive
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.fast_weights import FastWeights
-from jmeta.functional.inner_loop import constant_gradient, descent_step, scan_steps
+from jmeta.functional.inner_loop import (
+    check_options,
+    constant_gradient,
+    descent_step,
+    Differentiation,
+    GRADIENTS,
+    scan_steps,
+)
 from jmeta.functional.inner_rule import InnerRule
-from jmeta.functional.mixed import mixed_gradient
 from jmeta.functional.partition import check_part, join, part
 from jmeta.types import apply_model, Array, Learner, Model, PyTree
 
@@ -59,6 +65,8 @@ def mamlpp(
     multi_step_until: int = 5_000,
     first_order_until: int = 25_000,
     loss_fn: Callable = losses.cross_entropy,
+    differentiation: Differentiation = "mixed",
+    checkpoint: bool = False,
 ) -> Learner:
     """MAML made stable: rates and normalisations for each inner step, and a loss after each, annealed.
 
@@ -88,15 +96,19 @@ def mamlpp(
         multi_step_until: meta-steps in which the loss after every step counts.
         first_order_until: meta-steps in which inner gradients are constants.
         loss_fn: as for `maml`.
+        differentiation: of exact steps, as for `maml`.
+        checkpoint: whether the backward pass computes each inner step and its
+            query loss again, of which else it stores every array.
 
     Returns:
         A `Learner`; its parameters are `MamlppParams`, its state `MamlppState`,
         and `adapt` gives `FastWeights`.
 
     Raises:
-        ValueError: for numbers out of range; from `init`, if the model's output
-            width is not the number of ways.
+        ValueError: for numbers out of range or an unknown mode; from `init`, if
+            the model's output width is not the number of ways.
     """
+    check_options(differentiation=differentiation, checkpoint=checkpoint)
     check_counts(least=1, inner_steps=inner_steps)
     test_steps = inner_steps if test_steps is None else test_steps
     check_counts(test_steps=test_steps, multi_step_until=multi_step_until, first_order_until=first_order_until)
@@ -132,7 +144,8 @@ def mamlpp(
             return labelled_loss(fast, step, support, present, key, train)[0]
 
         def gradient(fast, data):
-            return lax.cond(is_exact, mixed_gradient(support_loss), constant_gradient(support_loss), fast, data)
+            exact = GRADIENTS[differentiation](support_loss)
+            return lax.cond(is_exact, exact, constant_gradient(support_loss), fast, data)
 
         return descent_step(gradient, rule, rates)
 
@@ -171,6 +184,8 @@ def mamlpp(
             value, (labelled, state) = lax.cond(weight > 0, judged, unweighted, fast, at)
             return (fast, memory), (weight * value, objective.metrics(*labelled), state)
 
+        if checkpoint:
+            one = jax.checkpoint(one, prevent_cse=False)
         carry = params.model, rule.start(params.rates, params.model)
         steps = (params.norms, state.model)
         _, (values, metrics, states) = lax.scan(one, carry, (steps, weights, keys), length=inner_steps)

@@ -241,6 +241,24 @@ def test_the_order_of_mamlpp_changes_at_its_meta_step(task):
     assert optax.tree.norm(optax.tree.sub(before, after)) > 1e-3
 
 
+def test_every_mode_of_mamlpp_is_the_same_meta_gradient(task):
+    learner = mamlpp()
+    params, state = begin(learner, task)
+    expected = meta_gradient(learner, params, state, task)
+    for options in ({"differentiation": "reverse"}, {"checkpoint": True}):
+        close(meta_gradient(mamlpp(**options), params, state, task), expected, atol=1e-10)
+
+
+def test_a_checkpointed_mamlpp_stores_less(task):
+    def temporary_bytes(checkpoint):
+        learner = mamlpp(inner_steps=20, checkpoint=checkpoint)
+        params, state = begin(learner, task)
+        gradient = jax.jit(lambda params: meta_gradient(learner, params, state, task))
+        return gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(checkpoint=True) < 0.75 * temporary_bytes(checkpoint=False)
+
+
 def test_the_weights_of_the_losses_sum_to_one_and_end_at_the_last_step(x64):
     weights = jnp.stack([step_weights(jnp.int32(step), 5, 100) for step in range(101)])
     np.testing.assert_allclose(weights.sum(1), 1)
@@ -336,6 +354,7 @@ def test_a_negative_number_of_steps_is_refused(name, option, message):
         (learners.meta_curvature, {"inner_rate": -1.0}, "inner_rate is -1.0"),
         (learners.mamlpp, {"inner_rate": float("nan")}, "inner_rate is nan"),
         (learners.mamlpp, {"inner_steps": 0}, "inner_steps is 0"),
+        (learners.mamlpp, {"differentiation": "forward"}, "differentiation is 'forward'"),
         (learners.mamlpp, {"multi_step_until": -1}, "multi_step_until is -1"),
         (learners.imaml, {"proximal": 0.0}, "proximal is 0.0"),
     ],
