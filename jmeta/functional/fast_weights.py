@@ -1,6 +1,5 @@
 """Learners whose adaptation is descent: what is specific to a task is its fast weights."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple, Unpack
 
@@ -153,8 +152,7 @@ def fast_weight_learner(descent: Descent, objective: Objective, *, inner_steps: 
 
     def init(key, task):
         params, state = descent.init(key, task)
-        # Tells of a wrong output width before training compiles; for that no step need be taken.
-        jax.eval_shape(functools.partial(loss_after, 0), params, state, task, key)
+        jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
         return params, state
 
     def adapt(params, state, support, *, key=None):
@@ -163,18 +161,15 @@ def fast_weight_learner(descent: Descent, objective: Objective, *, inner_steps: 
     def predict(params, state, adapted, inputs, *, mask=None):
         return descent.outputs(params, state, adapted, inputs, mask=mask)[0]
 
-    def loss_after(steps, params, state, task, key):
+    def loss(params, state, task, *, key=None):
         support_key, query_key = (None, None) if key is None else jax.random.split(key)
-        adapted = descent.run(params, state, task.support, steps=steps, train=True, key=support_key)
+        adapted = descent.run(params, state, task.support, steps=inner_steps, train=True, key=support_key)
         query = task.query
         outputs, state = descent.outputs(
             params, state, adapted, query.inputs, mask=query.mask, train=True, key=query_key
         )
         labelled = (outputs, query.targets, query.mask)
         return objective.loss(*labelled), (state, objective.metrics(*labelled))
-
-    def loss(params, state, task, *, key=None):
-        return loss_after(inner_steps, params, state, task, key)
 
     return Learner(init, adapt, predict, loss)
 
