@@ -421,7 +421,6 @@ def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     number = len(jax.tree.leaves(batch)[0])
     if chunk == number:
         return function(batch)
-    function = jax.jit(function)  # which is traced once, for the sums' shapes and for the loop
     whole = number // chunk * chunk
     chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), batch)
     zeros = jax.tree.map(

@@ -5,12 +5,17 @@ differ between tasks has T = 1 while an axis of the other holds the tasks, so
 that all of them are one product.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jax.sharding import PartitionSpec
+
+from jmeta.types import Array
 
 
 def bilinear_primitive(
@@ -29,10 +34,31 @@ def bilinear_primitive(
     """
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
-    primitive.def_abstract_eval(lambda a, b, **params: jax.core.ShapedArray(shape(a, b, **params), a.dtype))
+
+    def result(a, b, **params):
+        # An update of an operand's type, which also says over which axes of a mesh it varies.
+        dimensions = shape(a, b, **params)
+        unsharded = a.sharding.update(spec=PartitionSpec(*[None] * len(dimensions)))
+        return a.update(shape=dimensions, sharding=unsharded, weak_type=False)
+
+    primitive.def_abstract_eval(result)
     mlir.register_lowering(primitive, mlir.lower_fun(accelerator or cpu, multiple_results=False))
     mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
     return primitive
+
+
+def alike(a: Array, b: Array) -> tuple[Array, Array]:
+    """The operands in one dtype, each varying over those axes of a mesh over which either does.
+
+    Inside `shard_map` a matrix may be the same on all devices and its examples not. The gradient of such a matrix is
+    a sum over devices, of which JAX knows by the type of what the primitive is given.
+    """
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    varying = [jax.typeof(operand).manual_axis_type.varying for operand in (a, b)]
+    return tuple(
+        lax.pcast(operand.astype(dtype), tuple((varying[0] | varying[1]) - own), to="varying")
+        for operand, own in zip((a, b), varying, strict=True)
+    )
 
 
 def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b_out: int) -> None:
@@ -65,9 +91,9 @@ def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b
 def _fold(a, source, axis):
     """Moves the batch axis `source` before `axis` (counted without it) and merges the two."""
     a = jnp.moveaxis(a, source, axis)
-    return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
+    return a.reshape(*a.shape[:axis], math.prod(a.shape[axis : axis + 2]), *a.shape[axis + 2 :])
 
 
 def _unfold(a, size, axis):
     """Splits a batch axis of `size` off the front of `axis`; it stays where it is."""
-    return a.reshape(*a.shape[:axis], size, -1, *a.shape[axis + 1 :])
+    return a.reshape(*a.shape[:axis], size, a.shape[axis] // size, *a.shape[axis + 1 :])

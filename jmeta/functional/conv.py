@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
 
-from jmeta.functional.bilinear import batch_tasks, bilinear_primitive
+from jmeta.functional.bilinear import alike, batch_tasks, bilinear_primitive
 from jmeta.functional.linear import linear
 from jmeta.types import Array
 
@@ -63,8 +63,7 @@ def conv(x: Array, w: Array, *, stride: int = 1) -> Array:
         (1, 4, 4, 5)
     """
     _check(x, w, stride)
-    dtype = jnp.promote_types(x.dtype, w.dtype)
-    x, w = x.astype(dtype), w.astype(dtype)
+    x, w = alike(x, w)
     if w.shape[:2] == (1, 1):
         return linear(x[:, ::stride, ::stride], w[0, 0])
     if stride > 1:

@@ -97,8 +97,8 @@ def mamlpp(
         first_order_until: meta-steps in which inner gradients are constants.
         loss_fn: as for `maml`.
         differentiation: of exact steps, as for `maml`.
-        checkpoint: whether the backward pass computes each inner step and its
-            query loss again, of which else it stores every array.
+        checkpoint: whether to store only the fast weights of each inner step; the
+            step and its query loss are then computed again in the backward pass.
 
     Returns:
         A `Learner`; its parameters are `MamlppParams`, its state `MamlppState`,

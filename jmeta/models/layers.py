@@ -76,7 +76,7 @@ class Dense(nn.Module):
 
     Attributes:
         features: output width.
-        use_bias: False before a normalisation, which would take the bias away.
+        use_bias: whether a bias is added; a normalisation that follows takes it away.
     """
 
     features: int

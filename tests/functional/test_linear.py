@@ -1,19 +1,21 @@
-"""The product of examples and a matrix equals NumPy's in value, and `jnp.matmul` in every derivative, in float64."""
+"""The product of examples and a matrix equals `jnp.matmul` in value and in every derivative, in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.test_util import check_grads
 
 from jmeta.functional import linear
-from jmeta.functional.linear import FEW_EXAMPLES
+from jmeta.functional.linear import _dw_as_product, _dw_as_sum, _dw_on_cpu, dw_p, dx_p, FEW_EXAMPLES, linear_p
 
 SHAPES = {
     "one vector": ((3,), (3, 4)),
     "few examples": ((5, 3), (3, 4)),
-    "many examples": ((FEW_EXAMPLES + 1, 3), (3, 4)),
+    "many examples": ((17, 3), (3, 4)),
     "no example": ((0, 3), (3, 4)),
+    "no input": ((5, 0), (0, 4)),
     "tokens": ((2, 5, 3), (3, 1)),
 }
 
@@ -32,21 +34,48 @@ def derivatives(product, x, w):
 
 
 def assert_equal(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), one, other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12, rtol=1e-12), one, other)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_equals_the_matrix_product_in_value_gradient_and_hessian_vector_product(x64, name):
     x, w = operands(name)
-    np.testing.assert_allclose(linear(x, w), np.asarray(x) @ np.asarray(w), atol=1e-13)
+    assert_equal(linear(x, w), np.asarray(x) @ np.asarray(w))
     assert_equal(*(jax.jit(lambda p=p: derivatives(p, x, w))() for p in (linear, jnp.matmul)))
 
 
+@pytest.mark.parametrize("name", ["few examples", "no example"])
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0), (1, 1)])
-def test_equals_the_matrix_product_for_tasks_with_matrices_shared_and_their_own(x64, axes):
-    x, w = operands("few examples")
+def test_equals_the_matrix_product_for_tasks_with_matrices_shared_and_their_own(x64, axes, name):
+    x, w = operands(name)
     x, w = (a if axis is None else jnp.stack([a, 2 * a, a[::-1]], axis) for a, axis in zip((x, w), axes, strict=True))
     assert_equal(*(jax.jit(jax.vmap(lambda x, w, p=p: derivatives(p, x, w), axes))(x, w) for p in (linear, jnp.matmul)))
+
+
+# x [T, K, D], w [T, D, E], y [T, K, E]; the operands of each primitive.
+PRIMITIVES = {"linear": (linear_p, "xw"), "dx": (dx_p, "yw"), "dw": (dw_p, "xy")}
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_every_primitive_is_differentiable_to_third_order_in_both_operands(x64, name):
+    primitive, letters = PRIMITIVES[name]
+    shapes = {"x": (2, 4, 3), "w": (2, 3, 2), "y": (2, 4, 2)}
+    keys = jax.random.split(jax.random.key(0))
+    both = [jax.random.normal(key, shapes[letter]) for key, letter in zip(keys, letters, strict=True)]
+    check_grads(jax.jit(lambda a, b: jnp.sin(primitive.bind(a, b))), both, order=3)
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_every_primitive_is_batched_as_a_loop(x64, name, axes):
+    primitive, letters = PRIMITIVES[name]
+    shapes = {"x": (2, 4, 3), "w": (2, 3, 2), "y": (2, 4, 2)}
+    keys = jax.random.split(jax.random.key(0))
+    batched = [((5,) if axis == 0 else ()) + shapes[letter] for axis, letter in zip(axes, letters, strict=True)]
+    a, b = (jax.random.normal(key, shape) for key, shape in zip(keys, batched, strict=True))
+    one = lambda operand, axis, task: operand if axis is None else operand[task]  # noqa: E731
+    expected = [primitive.bind(one(a, axes[0], task), one(b, axes[1], task)) for task in range(5)]
+    assert_equal(jax.vmap(primitive.bind, axes)(a, b), jnp.stack(expected))
 
 
 def test_reverse_over_reverse_inside_a_scan_equals_the_matrix_product(x64):
@@ -59,15 +88,19 @@ def test_reverse_over_reverse_inside_a_scan_equals_the_matrix_product(x64):
     assert_equal(*(jax.jit(jax.grad(descended(product)))(w) for product in (linear, jnp.matmul)))
 
 
-@pytest.mark.skipif(FEW_EXAMPLES == 0, reason="on this jax it is always a product")
-def test_the_matrix_gradient_of_a_few_examples_of_each_task_is_a_sum_and_of_many_a_product():
-    def products(examples):
-        """How many matrix products the compiler is given."""
-        x, w = jnp.ones((4, examples, 3)), jnp.ones((4, 3, 2))
-        gradient = jax.vmap(jax.grad(lambda w, x: linear(x, w).sum()))
-        return jax.jit(gradient).trace(w, x).lower(lowering_platforms=("cpu",)).as_text().count("dot_general")
+def test_the_matrix_gradient_as_a_sum_equals_the_product(x64):
+    x, y = (jax.random.normal(jax.random.key(seed), (3, 7, width)) for seed, width in ((0, 4), (1, 2)))
+    assert_equal(_dw_as_sum(x, y), _dw_as_product(x, y))
 
-    assert products(FEW_EXAMPLES) == products(FEW_EXAMPLES + 1) - 1
+
+@pytest.mark.skipif(not FEW_EXAMPLES, reason="on this jax the matrix gradient is always a product")
+@pytest.mark.parametrize(
+    ("examples", "dtype", "products"),
+    [(1, "float32", 1), (2, "float32", 0), (16, "float32", 0), (17, "float32", 1), (16, "bfloat16", 1)],
+)
+def test_the_matrix_gradient_of_a_few_examples_in_single_precision_is_a_sum(examples, dtype, products):
+    x, y = (jnp.ones((4, examples, width), dtype) for width in (3, 2))
+    assert jax.jit(_dw_on_cpu).lower(x, y).as_text().count("dot_general") == products
 
 
 def test_integers_are_promoted():

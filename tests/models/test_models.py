@@ -9,7 +9,7 @@ from flax import nnx
 
 from jmeta import models
 from jmeta.functional import conv, max_pool
-from jmeta.models.layers import Normalise, NORMS
+from jmeta.models.layers import Dense, Normalise, NORMS
 from jmeta.types import Normalisation
 
 KEY = jax.random.key(0)
@@ -52,6 +52,15 @@ def test_resnet12_runs():
     images = jax.random.normal(KEY, (2, 8, 8, 1))
     params, state, apply = built(models.resnet12(widths=(2, 3, 4, 5)), images)
     assert apply(params, state, images)[0].shape == (2, 5)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_dense_layer_is_flaxs_in_names_initial_values_and_outputs(x64, use_bias):
+    inputs = jax.random.normal(KEY, (2, 4, 3))
+    layers = Dense(5, use_bias=use_bias), nn.Dense(5, use_bias=use_bias, param_dtype=jnp.float64)
+    (ours, params), (theirs, expected) = (layer.init_with_output(KEY, inputs) for layer in layers)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 @pytest.mark.parametrize("norm", NORMS)
