@@ -109,7 +109,8 @@ def make_train_step(
     if tasks_per_chunk is not None and tasks_per_chunk < 1:
         raise ValueError(f"tasks_per_chunk is {tasks_per_chunk}; it must be at least 1, or None.")
     check_policy(nonfinite, max_task_norm)
-    task_loss = jax.jit(learner.loss)  # one trace serves `init`, the choice of a chunk and the gradient
+    # A learner is pure, so that one trace of its loss serves `init`, the choice of a chunk and the gradient.
+    task_loss = jax.jit(learner.loss)
 
     def contribution(params, state, task, key):
         """What one task adds to the sums, zeros if it is not finite: gradient [P], state, metrics and itself."""
