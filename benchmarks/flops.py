@@ -33,12 +33,9 @@ def _of_equation(equation, iterations) -> int:
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return 2 * equation.outvars[0].aval.size * math.prod(shapes[0][axis] for axis in contracted)
-    if name in (
-        "linear",
-        "linear_dx",
-    ):  # examples [T, K, D] and a matrix of D rows or columns: D products for each output
+    if name in ("linear", "linear_dx"):  # examples [T, K, D] and a matrix with D rows or columns
         return 2 * equation.outvars[0].aval.size * shapes[0][2]
-    if name == "linear_dw":  # examples [T, K, D] and [T, K, E]: K products for each output
+    if name == "linear_dw":  # [T, K, D] and [T, K, E]: K products for each output
         return 2 * equation.outvars[0].aval.size * shapes[0][1]
     if name == "conv":  # x [T, B, H, W, C] and w [T, h, w, C, O]: h w C products for each output
         return 2 * equation.outvars[0].aval.size * math.prod(shapes[1][1:4])
