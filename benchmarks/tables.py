@@ -3,6 +3,7 @@
 python -m benchmarks.tables
 """
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -149,7 +150,7 @@ def order() -> str:
     """What a meta-step costs by how it is differentiated, each beside first order in the same run."""
     header = ["network", "inner steps", "differentiation", "tasks/s", "time", "arithmetic", "memory", "compiled in"]
     rows = []
-    for row in (row for network in NETWORKS for row in _order_rows(network)):
+    for row in itertools.chain.from_iterable(map(_order_rows, NETWORKS)):
         ratios = [f"{row[f'{name}_ratio']:.2f}" for name in ("milliseconds", "flops", "temporary_bytes")]
         cells = [row["model"], row["inner_steps"], row["mode"], _rate(row), *ratios]
         rows.append([*cells, f"{row['compile_seconds']:.1f} s"])

@@ -63,9 +63,9 @@ def conv(x: Array, w: Array, *, stride: int = 1) -> Array:
         (1, 4, 4, 5)
     """
     _check(x, w, stride)
-    x, w = alike(x, w)
     if w.shape[:2] == (1, 1):
         return linear(x[:, ::stride, ::stride], w[0, 0])
+    x, w = alike(x, w)
     if stride > 1:
         return _as_matmul(x, w, stride)
     return conv_p.bind(x[None], w[None])[0]

@@ -20,10 +20,10 @@ SHAPES = {
 }
 
 
-def operands(name):
-    x_shape, w_shape = SHAPES[name]
-    keys = jax.random.split(jax.random.key(0))
-    return jax.random.normal(keys[0], x_shape), jax.random.normal(keys[1], w_shape)
+def both_normal(*shapes):
+    return [
+        jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(0)), shapes, strict=True)
+    ]
 
 
 def derivatives(product, x, w):
@@ -39,7 +39,7 @@ def assert_equal(one, other):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_equals_the_matrix_product_in_value_gradient_and_hessian_vector_product(x64, name):
-    x, w = operands(name)
+    x, w = both_normal(*SHAPES[name])
     assert_equal(linear(x, w), np.asarray(x) @ np.asarray(w))
     assert_equal(*(jax.jit(lambda p=p: derivatives(p, x, w))() for p in (linear, jnp.matmul)))
 
@@ -47,39 +47,33 @@ def test_equals_the_matrix_product_in_value_gradient_and_hessian_vector_product(
 @pytest.mark.parametrize("name", ["few examples", "no example"])
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0), (1, 1)])
 def test_equals_the_matrix_product_for_tasks_with_matrices_shared_and_their_own(x64, axes, name):
-    x, w = operands(name)
+    x, w = both_normal(*SHAPES[name])
     x, w = (a if axis is None else jnp.stack([a, 2 * a, a[::-1]], axis) for a, axis in zip((x, w), axes, strict=True))
     assert_equal(*(jax.jit(jax.vmap(lambda x, w, p=p: derivatives(p, x, w), axes))(x, w) for p in (linear, jnp.matmul)))
 
 
-# x [T, K, D], w [T, D, E], y [T, K, E]; the operands of each primitive.
-PRIMITIVES = {"linear": (linear_p, "xw"), "dx": (dx_p, "yw"), "dw": (dw_p, "xy")}
+X, W, Y = (2, 4, 3), (2, 3, 2), (2, 4, 2)  # [T, K, D], [T, D, E], [T, K, E]
+PRIMITIVES = {"linear": (linear_p, X, W), "dx": (dx_p, Y, W), "dw": (dw_p, X, Y)}
 
 
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_every_primitive_is_differentiable_to_third_order_in_both_operands(x64, name):
-    primitive, letters = PRIMITIVES[name]
-    shapes = {"x": (2, 4, 3), "w": (2, 3, 2), "y": (2, 4, 2)}
-    keys = jax.random.split(jax.random.key(0))
-    both = [jax.random.normal(key, shapes[letter]) for key, letter in zip(keys, letters, strict=True)]
-    check_grads(jax.jit(lambda a, b: jnp.sin(primitive.bind(a, b))), both, order=3)
+    primitive, *shapes = PRIMITIVES[name]
+    check_grads(jax.jit(lambda a, b: jnp.sin(primitive.bind(a, b))), both_normal(*shapes), order=3)
 
 
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_every_primitive_is_batched_as_a_loop(x64, name, axes):
-    primitive, letters = PRIMITIVES[name]
-    shapes = {"x": (2, 4, 3), "w": (2, 3, 2), "y": (2, 4, 2)}
-    keys = jax.random.split(jax.random.key(0))
-    batched = [((5,) if axis == 0 else ()) + shapes[letter] for axis, letter in zip(axes, letters, strict=True)]
-    a, b = (jax.random.normal(key, shape) for key, shape in zip(keys, batched, strict=True))
+    primitive, *shapes = PRIMITIVES[name]
+    a, b = both_normal(*(shape if axis is None else (5, *shape) for axis, shape in zip(axes, shapes, strict=True)))
     one = lambda operand, axis, task: operand if axis is None else operand[task]  # noqa: E731
     expected = [primitive.bind(one(a, axes[0], task), one(b, axes[1], task)) for task in range(5)]
     assert_equal(jax.vmap(primitive.bind, axes)(a, b), jnp.stack(expected))
 
 
 def test_reverse_over_reverse_inside_a_scan_equals_the_matrix_product(x64):
-    x, w = operands("few examples")
+    x, w = both_normal(*SHAPES["few examples"])
 
     def descended(product):
         gradient = jax.grad(lambda w: jnp.sin(product(x, w)).sum())
