@@ -7,18 +7,21 @@ The result goes to benchmarks/results/chunks-PLATFORM.json; the default of
 """
 
 import json
-import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import optax
 
 import jmeta
-from benchmarks.omniglot import machine, RESULTS
+from benchmarks.omniglot import provenance, RESULTS
+from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models
 from jmeta.evaluation import largest_array
+from jmeta.metrics import write_whole
 
-TASKS, REPEATS = 16, 5
+TASKS, REPEATS = 16, 7
+LEAST_SECONDS = 0.05  # of a timing; shorter meta-steps are run several times
 REGRESSION = {"inner_optimizer": optax.sgd(0.01), "loss_fn": losses.squared_error}
 IMAGES = data.glyphs(ways=5, shots=1, queries=15)
 
@@ -33,6 +36,7 @@ WORKLOADS = {
 
 
 def main() -> None:
+    """Measures, prints and saves."""
     rows = []
     for name, (learner, sample) in WORKLOADS.items():
         optimizer = optax.sgd(0.01)
@@ -40,22 +44,19 @@ def main() -> None:
         tasks = jax.vmap(sample)(jax.random.split(jax.random.key(2), TASKS))
         one = jax.tree.map(lambda leaf: leaf[0], tasks)
         largest = largest_array(learner.loss, state.params, state.state, one)
-        steps = {
-            chunk: jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=chunk))
-            for chunk in (1, 2, 4, 8, 16)
-        }
-        seconds = {chunk: [] for chunk in steps}
-        for repeat in range(REPEATS + 1):  # interleaved, so that drift of the machine cancels; the first compiles
-            for chunk, step in steps.items():
-                start = time.perf_counter()
-                jax.block_until_ready(step(state, tasks))
-                if repeat:
-                    seconds[chunk].append(time.perf_counter() - start)
+        steps = {str(chunk): meta_step(learner, optimizer, state, tasks, chunk) for chunk in (1, 2, 4, 8, 16)}
+        seconds = in_turns(steps, repeats=REPEATS, least_seconds=LEAST_SECONDS, title=name)
         rates = {chunk: round(TASKS / float(np.median(times)), 1) for chunk, times in seconds.items()}
         rows.append({"workload": name, "largest_array_bytes": largest, "tasks_per_second": rates})
         print(f"{name:24} {largest / 2**20:8.3f} MiB  {rates}", flush=True)
-    result = {"machine": machine(), "jax": jax.__version__, "tasks": TASKS, "rows": rows}
-    (RESULTS / f"chunks-{jax.default_backend()}.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {**provenance(), "tasks": TASKS, "rows": rows}
+    write_whole(RESULTS / f"chunks-{jax.default_backend()}.json", json.dumps(result, indent=1) + "\n")
+
+
+def meta_step(learner, optimizer, state, tasks, chunk) -> Callable:
+    """A meta-step of so many tasks at a time; its first call compiles it."""
+    step = jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=chunk))
+    return lambda: jax.block_until_ready(step(state, tasks))
 
 
 if __name__ == "__main__":

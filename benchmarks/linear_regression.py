@@ -22,6 +22,7 @@ import tyro
 import jmeta
 from benchmarks.omniglot import provenance, RESULTS
 from jmeta import learners, losses, models
+from jmeta.metrics import write_whole
 
 DIMENSIONS, SHOTS, QUERIES, NOISE = 3, 10, 10, 0.5
 EPISODES, DISPATCH = 10_000, 250
@@ -82,7 +83,7 @@ def main(
     }
     print(result["errors"], result["ratio"])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "linear-regression.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(out / "linear-regression.json", json.dumps(result, indent=1) + "\n")
 
 
 def ratio(errors: dict[str, np.ndarray], noise: float) -> float:

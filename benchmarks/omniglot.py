@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import jmeta
 from jmeta import data, learners, models
+from jmeta.metrics import write_whole
 
 TEST_EPISODES = 1000
 RESULTS = Path(__file__).parent / "results"
@@ -101,8 +102,10 @@ def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def build_learner(name: str, model: jmeta.Model, options: Mapping[str, Any]) -> jmeta.Learner:
-    """A learner; an `inner_rate` is that of gradient descent, where it takes an optimizer."""
+    """A learner; an `inner_optimizer` is a partial call of optax's, or, as `inner_rate`, gradient descent."""
     options, factory = dict(options), getattr(learners, name)
+    if "inner_optimizer" in options:
+        options["inner_optimizer"] = options["inner_optimizer"]()
     if "inner_rate" in options and "inner_optimizer" in factory.__kwdefaults__:
         options["inner_optimizer"] = optax.sgd(options.pop("inner_rate"))
     return factory(model, **options)
@@ -139,7 +142,7 @@ def main(
         "tests": [test(learner, state, table, ways, shots, test_key) for ways, shots in configuration.tests],
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"omniglot-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(out / f"omniglot-{name}.json", json.dumps(result, indent=1) + "\n")
 
 
 def train(

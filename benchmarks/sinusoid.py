@@ -22,6 +22,7 @@ from tqdm import tqdm
 import jmeta
 from benchmarks.omniglot import provenance, RESULTS
 from jmeta import data, learners, losses, models
+from jmeta.metrics import write_whole
 
 BATCH_SIZE, RATE, TEST_STEPS, EPISODES = 25, 0.01, (1, 5, 10), 600
 SAMPLE = data.sinusoid(shots=10, queries=10)
@@ -61,7 +62,7 @@ def main(
             "policy_microseconds": cost_of_policy(number),
             "runs": train(number, meta_steps, seeds, dispatch),
         }
-        (out / f"sinusoid-{number}.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_whole(out / f"sinusoid-{number}.json", json.dumps(result, indent=1) + "\n")
 
 
 def train(inner_steps: int, meta_steps: int, seeds: int, dispatch: int) -> list[dict[str, Any]]:

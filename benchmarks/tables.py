@@ -189,16 +189,6 @@ def learners() -> str:
     return _table(header, rows)
 
 
-def longer() -> str:
-    """Those learners on Omniglot that were also trained for twenty minutes of a core."""
-    rows = []
-    for longest in _results("twenty-minutes/omniglot-*.json"):
-        first = _results(f"learners/omniglot-{longest['learner']}.json")[0]
-        cells = [(_accuracy(result["tests"][0]), f"{result['steps']:,}") for result in (first, longest)]
-        rows.append([f"`{longest['learner']}`", *cells[0], *cells[1]])
-    return _table(["learner", "ten minutes", "meta-steps", "twenty minutes", "meta-steps"], rows)
-
-
 def conditional() -> str:
     """Learners that adapt by a forward pass, beside MAML, on sinusoids."""
     rows = []
@@ -284,7 +274,6 @@ TABLES = {
     "encoders": encoders,
     "learners": learners,
     "linear_regression": linear_regression,
-    "longer": longer,
     "omniglot": omniglot,
     "order": order,
     "peers": peers,

@@ -518,6 +518,10 @@ def main(arguments: list[str] | None = None) -> int:
                 bench(name, options)
             case _:
                 run(_told_in_a_line(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads this, as `head` does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would flush into the pipe again
+        return 141  # 128 and the signal's number, as of other commands
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return _told(error, 2)
     except FloatingPointError as error:

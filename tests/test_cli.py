@@ -46,6 +46,13 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+def test_a_reader_that_has_read_enough_is_no_error():
+    process = jmeta("learners")
+    process.stdout.close()
+    _, told = process.communicate()
+    assert (told, process.returncode) == ("", 141)
+
+
 def test_a_run_killed_again_and_again_ends_with_the_parameters_of_one_that_was_not(run_folder, tmp_path):
     folder = tmp_path / "killed"
     process = jmeta(*SINUSOID, "--steps", 400, "--out", folder)
