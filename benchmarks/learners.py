@@ -90,8 +90,7 @@ SINUSOID = Suite(
         "meta_sgd": Entry({"inner_rate": 0.01, "inner_steps": 1, "test_steps": 1}),  # as in its paper
         "meta_curvature": Entry(FIVE),
         "reptile": Entry({**FIVE, "inner_batch": None}, outer=reptile_step, rate=0.5),
-        # Its meta-gradient never sees the path to the minimum: with small steps of gradient descent in place of Adam's,
-        # which are bounded, the network bends until they diverge, from some 6,000 meta-steps on.
+        # Gradient descent diverges in long training: docs/decisions/0011-imaml.md.
         "imaml": Entry(
             {
                 "inner_optimizer": functools.partial(optax.adam, learning_rate=0.01),
@@ -125,7 +124,8 @@ OMNIGLOT = Suite(
         "meta_curvature": Entry({"inner_rate": 0.4, "test_steps": 3}),
         # Ten examples of a class and five tasks in a meta-step, as in its paper; not its Adam at 0.001.
         "reptile": Entry({"inner_rate": 0.1}, outer=reptile_step, rate=1.0, tasks={"queries": 9, "batch_size": 5}),
-        "imaml": Entry({"inner_rate": 0.4, "proximal": 0.5}),
+        # Its outer rate: docs/decisions/0011-imaml.md.
+        "imaml": Entry({"inner_rate": 0.4, "proximal": 0.5}, rate=3e-3),
         "cavia": Entry({"inner_rate": 1.0}, model={"context": 100}),
         "mamlpp": Entry({"inner_rate": 0.1, "multi_step_until": 1_000, "first_order_until": 1_000}),
         "proto_maml": Entry({"inner_rate": 0.1, "inner_steps": 5}, model={"outputs": None}),

@@ -36,6 +36,9 @@ def imaml(
     system, and so twice their meta-gradient. With `damping=0` it is the same as
     `maml` with `meta_gradient="implicit"`.
 
+    No meta-gradient sees the path to the minimum. In long training the network may
+    bend until gradient descent diverges; bounded steps, as Adam's, do not.
+
     Args:
         model: any network; its output width is the number of ways.
         inner_optimizer: any optax transformation.

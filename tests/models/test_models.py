@@ -102,6 +102,18 @@ def test_pooling_within_a_normalisation_by_channel_is_pooling_after_it(x64, norm
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10), *results)
 
 
+def test_a_scale_of_zero_before_a_pooling_has_the_derivative_from_above(x64):
+    images, layer = jax.random.normal(KEY, (3, 4, 6, 2)), Normalise("batch", pool=True)
+
+    @jax.jit
+    def total(scale):
+        return layer.apply({"params": {"scale": jnp.full(2, scale), "bias": jnp.zeros(2)}}, images).sum()
+
+    slope = jax.grad(total)(0.0)
+    np.testing.assert_allclose(total(1e-3) / 1e-3, slope, rtol=1e-12)
+    assert total(-1e-3) / -1e-3 < 0 < slope
+
+
 @pytest.mark.parametrize(("context", "strided"), [(0, False), (3, False), (3, True)])
 def test_conv4_is_convolution_normalisation_modulation_relu_and_pooling_in_this_order(x64, context, strided):
     images = jax.random.normal(KEY, (3, 16, 17, 2))
