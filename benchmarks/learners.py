@@ -113,7 +113,7 @@ OMNIGLOT = Suite(
     tasks={"ways": 5, "shots": 1, "queries": 5, "batch_size": 16},
     tests=((5, 1, 15),),
     dispatch=10,
-    # Ten minutes of two cores; on a busy machine processor time is fairer than the clock's.
+    # As much as ten minutes of two cores; on a busy machine processor time is fairer than the clock's.
     budget=Budget(seconds=1200),
     entries={
         "maml": Entry({"inner_rate": 0.4, "test_steps": 3}),

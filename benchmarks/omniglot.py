@@ -102,11 +102,19 @@ def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def build_learner(name: str, model: jmeta.Model, options: Mapping[str, Any]) -> jmeta.Learner:
-    """A learner; an `inner_optimizer` is a partial call of optax's, or, as `inner_rate`, gradient descent."""
+    """A learner.
+
+    Args:
+        name: of the factory.
+        model: as for the factory.
+        options: of the factory, but that `inner_optimizer` is a call of optax yet to be
+            made (`functools.partial`), so that a result can name it. `inner_rate` is
+            short for gradient descent of that rate.
+    """
     options, factory = dict(options), getattr(learners, name)
     if "inner_optimizer" in options:
         options["inner_optimizer"] = options["inner_optimizer"]()
-    if "inner_rate" in options and "inner_optimizer" in factory.__kwdefaults__:
+    elif "inner_rate" in options and "inner_optimizer" in factory.__kwdefaults__:
         options["inner_optimizer"] = optax.sgd(options.pop("inner_rate"))
     return factory(model, **options)
 

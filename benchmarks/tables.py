@@ -168,6 +168,7 @@ def learners() -> str:
     header = [
         "learner",
         "sinusoid, mean squared error",
+        "meta-steps",
         "adapts in",
         "Omniglot, 5-way 1-shot",
         "meta-steps",
@@ -179,9 +180,10 @@ def learners() -> str:
         cells = [f"`{name}`"]
         if result := found.get(("sinusoid", name)):
             test = result["tests"][0]
-            cells += [f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}", f"{test['adaptation_milliseconds']:.2f} ms"]
+            cells += [f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}", f"{result['steps']:,}"]
+            cells += [f"{test['adaptation_milliseconds']:.2f} ms"]
         else:
-            cells += ["classes only", ""]
+            cells += ["classes only", "", ""]
         result = found["omniglot", name]
         test = result["tests"][0]
         cells += [_accuracy(test), f"{result['steps']:,}", f"{test['adaptation_milliseconds']:.1f} ms"]

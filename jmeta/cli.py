@@ -510,18 +510,27 @@ def bench(name: str, arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The entry point: exit code 2 and one line for a user's mistake, 1 for a run that diverged."""
+    """The entry point.
+
+    Returns:
+        The exit code: 0; 2 after one line on a user's mistake; 1 after one on a run
+        that diverged; 128 and the number of the signal, as of other commands, for an
+        interrupt (130) and for an output that is closed (141), as `head` does when it
+        has read enough.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        match arguments:
-            case ["bench", name, *options] if name in get_args(Benchmark):
-                bench(name, options)
-            case _:
-                run(_told_in_a_line(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments))
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads this, as `head` does, has read enough
+        try:
+            match arguments:
+                case ["bench", name, *options] if name in get_args(Benchmark):
+                    bench(name, options)
+                case _:
+                    run(_told_in_a_line(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments))
+        finally:  # also when a page of help ends the program
+            sys.stdout.flush()
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would flush into the pipe again
-        return 141  # 128 and the signal's number, as of other commands
+        return 141
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return _told(error, 2)
     except FloatingPointError as error:

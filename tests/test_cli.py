@@ -46,8 +46,10 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-def test_a_reader_that_has_read_enough_is_no_error():
-    process = jmeta("learners")
+@pytest.mark.parametrize("arguments", [["learners"], ["--help"]])
+def test_a_closed_pipe_ends_a_command_quietly_with_the_code_of_its_signal(arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = jmeta(*arguments, env=environment)
     process.stdout.close()
     _, told = process.communicate()
     assert (told, process.returncode) == ("", 141)

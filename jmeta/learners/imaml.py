@@ -36,8 +36,8 @@ def imaml(
     system, and so twice their meta-gradient. With `damping=0` it is the same as
     `maml` with `meta_gradient="implicit"`.
 
-    No meta-gradient sees the path to the minimum. In long training the network may
-    bend until gradient descent diverges; bounded steps, as Adam's, do not.
+    The meta-gradient does not see the path to the minimum, and nothing in it keeps
+    the inner loop from diverging in long training: docs/decisions/0011-imaml.md.
 
     Args:
         model: any network; its output width is the number of ways.

@@ -108,6 +108,9 @@ def test_results_are_of_the_entries_as_they_are():
         assert {name: result[name] for name in expected} == expected, path.name
         tasks = {**suite.tasks, **entry.tasks}
         assert result.get("training_tasks", tasks) == tasks, path.name
+        assert result["outer_rate"] == entry.rate, path.name
+        budget = entry.budget or suite.budget
+        assert result.get("budget", {"seconds": budget.seconds}) == {"seconds": budget.seconds}, path.name
 
 
 @pytest.mark.long
