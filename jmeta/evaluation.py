@@ -16,7 +16,7 @@ from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task
 
 # Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
 # cache one at a time is faster (docs/decisions/0004-chunks.md); elsewhere it bounds the memory.
-CHUNK_BYTES = {"cpu": 2**20}
+CHUNK_BYTES = {"cpu": 2**21}
 ACCELERATOR_CHUNK_BYTES = 2**30
 
 
