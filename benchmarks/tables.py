@@ -180,7 +180,7 @@ def learners() -> str:
         cells = [f"`{name}`"]
         if result := found.get(("sinusoid", name)):
             test = result["tests"][0]
-            cells += [f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}", f"{result['steps']:,}"]
+            cells += [_error(test), f"{result['steps']:,}"]
             cells += [f"{test['adaptation_milliseconds']:.2f} ms"]
         else:
             cells += ["classes only", "", ""]
@@ -197,9 +197,8 @@ def conditional() -> str:
     for result in _results("learners/sinusoid-*.json"):
         if result["learner"] in ("cnp", "in_context", "maml"):
             test = result["tests"][0]
-            error = f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}"
             adaptation = f"{test['adaptation_milliseconds']:.2f} ms"
-            rows.append([f"`{result['learner']}`", error, f"{result['steps']:,}", adaptation])
+            rows.append([f"`{result['learner']}`", _error(test), f"{result['steps']:,}", adaptation])
     return _table(["learner", "sinusoid, mean squared error", "meta-steps", "adapts in"], rows)
 
 
@@ -252,6 +251,10 @@ def sinusoid() -> str:
 
 def _accuracy(test):
     return f"{100 * test['accuracy']:.1f} ± {100 * test['ci95']:.1f} %"
+
+
+def _error(test):
+    return f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}"
 
 
 def _table(header, rows):
