@@ -1,11 +1,12 @@
 """Floating-point operations of the matrix products and convolutions that a function makes."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.interpreters.partial_eval import dce_jaxpr
+
+from jmeta.functional.bilinear import terms
 
 
 def count(function: Callable, *arguments: Any, iterations: int = 1) -> int:
@@ -29,22 +30,14 @@ def _of_jaxpr(jaxpr, iterations) -> int:
 
 
 def _of_equation(equation, iterations) -> int:
-    name, shapes = equation.primitive.name, [variable.aval.shape for variable in equation.invars]
-    if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        return 2 * equation.outvars[0].aval.size * math.prod(shapes[0][axis] for axis in contracted)
-    if name in ("linear", "linear_dx"):  # examples [T, K, D] and a matrix with D rows or columns
-        return 2 * equation.outvars[0].aval.size * shapes[0][2]
-    if name == "linear_dw":  # [T, K, D] and [T, K, E]: K products for each output
-        return 2 * equation.outvars[0].aval.size * shapes[0][1]
-    if name == "conv":  # x [T, B, H, W, C] and w [T, h, w, C, O]: h w C products for each output
-        return 2 * equation.outvars[0].aval.size * math.prod(shapes[1][1:4])
-    if name == "conv_dw":  # x [T, B, H, W, C] and dy [T, B, H, W, O]: h w C products for each pixel of dy
-        return 2 * math.prod(shapes[1]) * math.prod(equation.outvars[0].aval.shape[1:4])
+    operands = (variable.aval for variable in equation.invars)
+    if number := terms(equation.primitive, *operands, **equation.params):
+        return 2 * equation.outvars[0].aval.size * number
     inner = [_of_jaxpr(jaxpr, iterations) for jaxpr in _bodies(equation)]
-    if name == "cond":
+    if equation.primitive.name == "cond":
         return max(inner)
-    return sum(inner) * {"scan": equation.params.get("length", 1), "while": iterations}.get(name, 1)
+    repeats = {"scan": equation.params.get("length", 1), "while": iterations}
+    return sum(inner) * repeats.get(equation.primitive.name, 1)
 
 
 def _bodies(equation):

@@ -80,9 +80,9 @@ def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
     return lambda: by_name(jax.block_until_ready(step(state, batch)))
 
 
-def compiled_train_step(workload, batch) -> jax.stages.Compiled:
-    """A meta-step, which knows its temporary memory."""
-    learner, optimizer = learner_of(workload), optax.sgd(0.1)
+def compiled_train_step(workload, batch, **options) -> jax.stages.Compiled:
+    """A meta-step, which knows its temporary memory; the options are the learner's."""
+    learner, optimizer = learner_of(workload, **options), optax.sgd(0.1)
     state = jmeta.init_state(learner, optimizer, jax.random.key(0), _one(batch))
     return jax.jit(jmeta.make_train_step(learner, optimizer)).lower(state, batch).compile()
 

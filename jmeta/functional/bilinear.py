@@ -7,11 +7,12 @@ that all of them are one product.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, primitives
 from jax.interpreters import batching, mlir
 from jax.sharding import PartitionSpec
 
@@ -19,7 +20,13 @@ from jmeta.types import Array
 
 
 def bilinear_primitive(
-    name: str, shape: Callable, *, cpu: Callable, accelerator: Callable | None = None, static: tuple[str, ...] = ()
+    name: str,
+    shape: Callable,
+    *,
+    terms: Callable,
+    cpu: Callable,
+    accelerator: Callable | None = None,
+    static: tuple[str, ...] = (),
 ) -> Primitive:
     """A primitive of two operands of one dtype, lowered to a form for the platform.
 
@@ -28,12 +35,14 @@ def bilinear_primitive(
     Args:
         name: as it is seen in a jaxpr.
         shape: `(a, b, **params)` to the shape of the result.
+        terms: `(a, b, **params)` to the number of products that are added for each number of the result.
         cpu: the form on the CPU, `(a, b, **params)` to an array.
         accelerator: the form everywhere else; None for the same.
         static: names of the parameters.
     """
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
+    _TERMS[primitive] = terms
 
     def result(a, b, **params):
         # An update of an operand's type, which also says over which axes of a mesh it varies.
@@ -45,6 +54,37 @@ def bilinear_primitive(
     mlir.register_lowering(primitive, mlir.lower_fun(accelerator or cpu, multiple_results=False))
     mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
     return primitive
+
+
+def _terms_of_product(a, b, *, dimension_numbers, **_):
+    (contracted, _), _ = dimension_numbers
+    return math.prod(a.shape[axis] for axis in contracted)
+
+
+def _terms_of_convolution(x, w, *, dimension_numbers, **_):
+    return math.prod(w.shape) // w.shape[dimension_numbers.rhs_spec[0]]
+
+
+_TERMS: dict[Primitive, Callable] = {
+    primitives.dot_general_p: _terms_of_product,
+    primitives.conv_general_dilated_p: _terms_of_convolution,
+}
+
+
+def terms(primitive: Primitive, *operands: Array, **params: Any) -> int:
+    """How many products are added for each number of a matrix product or convolution; 0 for any other primitive.
+
+    Args:
+        primitive: any, as found in a jaxpr; those of `bilinear_primitive` and JAX's own are known.
+        operands: arrays or their shapes and dtypes.
+        params: its parameters.
+
+    Example:
+        >>> a, b = jnp.ones((7, 2)), jnp.ones((2, 3))
+        >>> [terms(e.primitive, a, b, **e.params) for e in jax.make_jaxpr(jnp.matmul)(a, b).eqns]
+        [2]
+    """
+    return _TERMS[primitive](*operands, **params) if primitive in _TERMS else 0
 
 
 def alike(a: Array, b: Array) -> tuple[Array, Array]:

@@ -175,11 +175,16 @@ def _all_tasks(form):
 
 # Accelerators keep the one form of `lax`, whose gradients cuDNN and the TPU compiler know.
 conv_p = bilinear_primitive(
-    "conv", lambda x, w: (*x.shape[:4], w.shape[4]), cpu=_task_by_task(_conv_on_cpu), accelerator=_all_tasks(_as_lax)
+    "conv",
+    lambda x, w: (*x.shape[:4], w.shape[4]),
+    terms=lambda x, w: math.prod(w.shape[1:4]),
+    cpu=_task_by_task(_conv_on_cpu),
+    accelerator=_all_tasks(_as_lax),
 )
 dw_p = bilinear_primitive(
     "conv_dw",
     lambda x, dy, size: (x.shape[0], *size, x.shape[4], dy.shape[4]),
+    terms=lambda x, dy, size: math.prod(dy.shape[1:4]),
     cpu=_task_by_task(_dw_on_cpu),
     accelerator=_all_tasks(_dw_as_lax),
     static=("size",),

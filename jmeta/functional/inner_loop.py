@@ -11,7 +11,7 @@ from jax import lax
 from jmeta.functional.checks import check_counts
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
-from jmeta.functional.mixed import mixed_gradient
+from jmeta.functional.mixed import are_many_terms, mixed_gradient
 from jmeta.types import PyTree
 
 MetaGradient = Literal["second_order", "first_order", "implicit", "truncated"]
@@ -29,8 +29,9 @@ class MetaGradientOptions(TypedDict, total=False):
         differentiation: of exact steps. `"mixed"` (default): the backward pass of
             an inner gradient is one forward-over-reverse Hessian-vector product
             (Kemaev et al., 2025); `"reverse"`: it is reverse over reverse.
-        checkpoint: whether the exact steps are stored in segments of the root of
-            their number, and computed again within each (default False).
+        checkpoint: whether memory comes before time: exact steps are stored in
+            segments of the root of their number and computed again within each,
+            and mixed mode stores nothing of an inner gradient (default False).
         last_steps: how many steps are exact under `"truncated"` (default 1).
         proximal: weight of lambda / 2 |params - start|^2 in the inner objective
             (Rajeswaran et al., 2019; default 0).
@@ -82,8 +83,8 @@ def inner_loop(
             minibatches, keys); None if there is no such thing.
         meta_gradient: see `MetaGradientOptions`, as for the arguments below.
         differentiation: of exact steps, `"mixed"` or `"reverse"`.
-        checkpoint: whether exact steps are computed again in the backward pass,
-            so that memory grows with the root of their number.
+        checkpoint: whether what exact steps make is computed again in the backward
+            pass, so that memory grows with the root of their number.
         last_steps: how many steps are exact under `"truncated"`.
         proximal: weight of the proximal term.
         cg_steps: most steps of conjugate gradient under `"implicit"`.
@@ -139,7 +140,8 @@ def inner_loop(
     carry = scan_steps(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
     if exact:
         check_at_zero(rule, params)
-        step = descent_step(GRADIENTS[differentiation](objective), rule, rule_params)
+        gradient = exact_gradient(objective, differentiation=differentiation, checkpoint=checkpoint)
+        step = descent_step(gradient, rule, rule_params)
         carry = (_scan_in_segments if checkpoint else scan_steps)(step, carry, late, exact)
     return carry[0]
 
@@ -168,8 +170,12 @@ def constant_gradient(objective: Callable) -> Callable:
     return lambda params, data: lax.stop_gradient(jax.grad(objective)(params, data))
 
 
-# The gradients of exact steps.
-GRADIENTS: dict[str, Callable] = {"mixed": mixed_gradient, "reverse": jax.grad}
+def exact_gradient(objective: Callable, *, differentiation: Differentiation, checkpoint: bool) -> Callable:
+    """`jax.grad(objective)`, as exact steps take it; the arguments are those of `MetaGradientOptions`."""
+    if differentiation == "reverse":
+        return jax.grad(objective)
+    stored = jax.checkpoint_policies.nothing_saveable if checkpoint else are_many_terms
+    return mixed_gradient(objective, policy=stored)
 
 
 def check_options(

@@ -74,10 +74,18 @@ def _dw_on_cpu(x, y):
     return (_dw_as_sum if is_precise and x.shape[1] in FEW_EXAMPLES else _dw_as_product)(x, y)
 
 
-linear_p = bilinear_primitive("linear", lambda x, w: (*x.shape[:2], w.shape[2]), cpu=_product(2, 1))
-dx_p = bilinear_primitive("linear_dx", lambda y, w: (*y.shape[:2], w.shape[1]), cpu=_product(2, 2))
+linear_p = bilinear_primitive(
+    "linear", lambda x, w: (*x.shape[:2], w.shape[2]), terms=lambda x, w: x.shape[2], cpu=_product(2, 1)
+)
+dx_p = bilinear_primitive(
+    "linear_dx", lambda y, w: (*y.shape[:2], w.shape[1]), terms=lambda y, w: y.shape[2], cpu=_product(2, 2)
+)
 dw_p = bilinear_primitive(
-    "linear_dw", lambda x, y: (x.shape[0], x.shape[2], y.shape[2]), cpu=_dw_on_cpu, accelerator=_dw_as_product
+    "linear_dw",
+    lambda x, y: (x.shape[0], x.shape[2], y.shape[2]),
+    terms=lambda x, y: x.shape[1],
+    cpu=_dw_on_cpu,
+    accelerator=_dw_as_product,
 )
 
 ad.defbilinear(linear_p, lambda ct, x, w: dx_p.bind(ct, w), lambda ct, x, w: dw_p.bind(x, ct))

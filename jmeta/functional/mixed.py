@@ -1,26 +1,42 @@
 """Mixed-mode meta-gradients: a gradient whose backward pass is a forward-over-reverse Hessian-vector product."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
+from jax.extend.core import Primitive
 
+from jmeta.functional.bilinear import terms
 from jmeta.functional.hoisting import hoist, separate
+from jmeta.types import Array
+
+# In a Conv4 all convolutions add up so many but those of its first layer, which would take more memory than all others
+# and save no time (docs/decisions/0005-differentiation.md).
+MANY_TERMS = 32
 
 
-def mixed_gradient(objective: Callable) -> Callable:
+def are_many_terms(primitive: Primitive, *operands: Array, **params: Any) -> bool:
+    """A policy for `jax.checkpoint`: stores products and convolutions that are dear to make for what they take."""
+    return terms(primitive, *operands, **params) >= MANY_TERMS
+
+
+def mixed_gradient(objective: Callable, *, policy: Callable = are_many_terms) -> Callable:
     """`jax.grad(objective)`, cheaper to differentiate.
 
-    Reverse over reverse stores the backward pass of every inner gradient.
-    Because second derivatives commute, the vector-Jacobian product of the
-    gradient is a Jacobian-vector product of it: what one stores is where the
-    gradient was taken.
+    Reverse over reverse stores all that every inner gradient makes. Because
+    second derivatives commute, the vector-Jacobian product of the gradient is a
+    Jacobian-vector product of it, which needs only where the gradient was taken.
+    From there the backward pass makes again what `policy` does not store.
 
     Kemaev et al., 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation".
+    They store nothing of what the gradient makes; here matrix products and
+    convolutions of many terms are, so that nothing dear is made twice.
 
     Args:
         objective: `(params, data) -> scalar`. It may close over anything, keys
             and traced values included; derivatives reach all of it.
+        policy: what of the gradient's own is stored, as for `jax.checkpoint`.
 
     Returns:
         `(params, data) -> gradient`. It can be differentiated in reverse mode, any
@@ -41,12 +57,12 @@ def mixed_gradient(objective: Callable) -> Callable:
             free, data = join(smooth, others)
             return explicit(free, params, data)
 
-        return _mixed_gradient(value)(params, smooth, others)
+        return _mixed_gradient(value, policy)(params, smooth, others)
 
     return gradient
 
 
-def _mixed_gradient(value: Callable) -> Callable:
+def _mixed_gradient(value: Callable, policy: Callable) -> Callable:
     """The same for `value(params, smooth, others)` without free variables, `others` not to be differentiated."""
 
     @jax.custom_vjp
@@ -54,14 +70,16 @@ def _mixed_gradient(value: Callable) -> Callable:
         return jax.grad(value)(params, smooth, others)
 
     def forward(params, smooth, others):
-        return jax.grad(value)(params, smooth, others), (params, smooth, others)
+        def slopes(params):
+            return jax.grad(value, argnums=(0, 1))(params, smooth, others)
 
-    def backward(where, direction):
+        (gradient, _), product = jax.linearize(jax.checkpoint(slopes, policy=policy), params)
+        return gradient, product
+
+    def backward(product, direction):
         # Else XLA may merge this pass with the forward one, or begin it before its turn, and store what it makes.
-        (params, smooth, others), direction = lax.optimization_barrier((where, direction))
-        slopes = jax.grad(value, argnums=(0, 1))
-        _, products = jax.jvp(lambda params: slopes(params, smooth, others), (params,), (direction,))
-        return (*products, None)
+        product, direction = lax.optimization_barrier((product, direction))
+        return (*product(direction), None)
 
     gradient.defvjp(forward, backward)
     return gradient

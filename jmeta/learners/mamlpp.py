@@ -16,7 +16,7 @@ from jmeta.functional.inner_loop import (
     constant_gradient,
     descent_step,
     Differentiation,
-    GRADIENTS,
+    exact_gradient,
     scan_steps,
 )
 from jmeta.functional.inner_rule import InnerRule
@@ -144,7 +144,7 @@ def mamlpp(
             return labelled_loss(fast, step, support, present, key, train)[0]
 
         def gradient(fast, data):
-            exact = GRADIENTS[differentiation](support_loss)
+            exact = exact_gradient(support_loss, differentiation=differentiation, checkpoint=checkpoint)
             return lax.cond(is_exact, exact, constant_gradient(support_loss), fast, data)
 
         return descent_step(gradient, rule, rates)

@@ -41,17 +41,18 @@ def test_a_meta_step_is_eight_times_as_fast_as_in_plain_jax(seconds):
 
 
 def test_second_order_costs_little_more_than_its_arithmetic(seconds):
-    """Its count is 1.66 times first order's at five steps (tests/benchmarks/test_order.py); the rest is noise."""
-    assert seconds["second order"] / seconds["first order"] <= 1.66 * 4 / 3
+    """Its count is 1.5 times first order's at five steps (tests/benchmarks/test_order.py); the rest is noise."""
+    assert seconds["second order"] / seconds["first order"] <= 1.5 * 4 / 3
 
 
 @functools.cache
-def temporary_bytes(inner_steps, second_order):
-    workload = WORKLOAD._replace(width=32, inner_steps=inner_steps, second_order=second_order)
+def temporary_bytes(inner_steps, **options):
+    workload = WORKLOAD._replace(width=32, inner_steps=inner_steps)
     batch = peers_jmeta.as_tasks(peers.tasks_of(workload), np.float32)
-    return peers_jmeta.compiled_train_step(workload, batch).memory_analysis().temp_size_in_bytes
+    return peers_jmeta.compiled_train_step(workload, batch, **options).memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("inner_steps", [5, 10])
-def test_second_order_takes_no_more_than_a_tenth_more_memory_than_first_order(inner_steps):
-    assert temporary_bytes(inner_steps, True) <= 1.1 * temporary_bytes(inner_steps, False)
+@pytest.mark.parametrize(("inner_steps", "checkpoint", "most"), [(5, False, 1.15), (5, True, 1.1), (64, True, 1.1)])
+def test_the_memory_of_second_order_over_that_of_first(inner_steps, checkpoint, most):
+    first = temporary_bytes(5, meta_gradient="first_order")  # the same at any number of steps
+    assert temporary_bytes(inner_steps, checkpoint=checkpoint) <= most * first
