@@ -6,7 +6,6 @@ The result goes to benchmarks/results/chunks-PLATFORM.json; the default of
 `make_train_step` rests on it (docs/decisions/0004-chunks.md).
 """
 
-import json
 from collections.abc import Callable
 
 import jax
@@ -14,11 +13,10 @@ import numpy as np
 import optax
 
 import jmeta
-from benchmarks.omniglot import provenance, RESULTS
+from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models
 from jmeta.evaluation import largest_array
-from jmeta.metrics import write_whole
 
 TASKS, REPEATS = 16, 7
 LEAST_SECONDS = 0.05  # of a timing; shorter meta-steps are run several times
@@ -50,7 +48,7 @@ def main() -> None:
         rows.append({"workload": name, "largest_array_bytes": largest, "tasks_per_second": rates})
         print(f"{name:24} {largest / 2**20:8.3f} MiB  {rates}", flush=True)
     result = {**provenance(), "tasks": TASKS, "rows": rows}
-    write_whole(RESULTS / f"chunks-{jax.default_backend()}.json", json.dumps(result, indent=1) + "\n")
+    save(result, RESULTS / f"chunks-{jax.default_backend()}.json")
 
 
 def meta_step(learner, optimizer, state, tasks, chunk) -> Callable:

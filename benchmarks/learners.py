@@ -24,10 +24,10 @@ import tyro
 from tqdm import tqdm
 
 import jmeta
-from benchmarks.omniglot import build_learner, check_names, provenance, RESULTS, summary, TEST_EPISODES
+from benchmarks.omniglot import build_learner, check_names, summary, TEST_EPISODES
+from benchmarks.record import provenance, RESULTS, save
 from jmeta import data, losses, models
 from jmeta.functional.checks import check_positive
-from jmeta.metrics import write_whole
 
 
 class Budget(NamedTuple):
@@ -224,7 +224,7 @@ def main(
     for name in only or suite.entries:
         budget = told if told != Budget() else suite.entries[name].budget or suite.budget
         result = run(name, suite, data_dir, budget, seed)
-        write_whole(out / f"{tasks}-{name}.json", json.dumps({"tasks": tasks, **result}, indent=1) + "\n")
+        save({"tasks": tasks, **result}, out / f"{tasks}-{name}.json")
         found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
         draw([result for result in found if result["tasks"] == tasks], out / f"{tasks}.png")
 

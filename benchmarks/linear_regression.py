@@ -8,7 +8,6 @@ of the noise. Here of fewer dimensions, for a CPU. Part of that error is the noi
 either errs beyond it is saved too. The result goes to benchmarks/results/linear-regression.json.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ import optax
 import tyro
 
 import jmeta
-from benchmarks.omniglot import provenance, RESULTS
+from benchmarks.record import provenance, RESULTS, save
 from jmeta import learners, losses, models
-from jmeta.metrics import write_whole
 
 DIMENSIONS, SHOTS, QUERIES, NOISE = 3, 10, 10, 0.5
 EPISODES, DISPATCH = 10_000, 250
@@ -83,7 +81,7 @@ def main(
     }
     print(result["errors"], result["ratio"])
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "linear-regression.json", json.dumps(result, indent=1) + "\n")
+    save(result, out / "linear-regression.json")
 
 
 def ratio(errors: dict[str, np.ndarray], noise: float) -> float:

@@ -10,11 +10,8 @@ benchmarks/results/omniglot-NAME.json.
 
 import dataclasses
 import json
-import os
-import platform
 import time
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,11 +22,10 @@ import tyro
 from tqdm import tqdm
 
 import jmeta
+from benchmarks.record import provenance, RESULTS, save
 from jmeta import data, learners, models
-from jmeta.metrics import write_whole
 
 TEST_EPISODES = 1000
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +146,7 @@ def main(
         "tests": [test(learner, state, table, ways, shots, test_key) for ways, shots in configuration.tests],
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / f"omniglot-{name}.json", json.dumps(result, indent=1) + "\n")
+    save(result, out / f"omniglot-{name}.json")
 
 
 def train(
@@ -196,26 +192,6 @@ def test(learner, state, table, ways, shots, key) -> dict[str, Any]:
 def summary(report: jmeta.Report) -> dict[str, Any]:
     """The report without the single episodes."""
     return {name: value for name, value in json.loads(report.to_json()).items() if name != "per_episode"}
-
-
-def provenance() -> dict[str, Any]:
-    """By which versions and on what machine a result was made."""
-    return {
-        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
-        "python": platform.python_version(),
-        "machine": machine(),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-    }
 
 
 if __name__ == "__main__":

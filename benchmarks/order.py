@@ -23,10 +23,10 @@ import tyro
 
 import jmeta
 from benchmarks import flops
-from benchmarks.omniglot import check_names, provenance, RESULTS
+from benchmarks.omniglot import check_names
+from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models
-from jmeta.metrics import write_whole
 from jmeta.types import Examples, Task
 
 
@@ -97,13 +97,13 @@ def main(
         for number in steps:
             rows += measure(name, number, modes, repeats)
             print("\n".join(map(line, rows[-len(modes) * len(WORKLOADS[name].chunks) :])), flush=True)
-            save(out, name, {**provenance(), "repeats": repeats, "rows": rows})
+            save_and_draw(out, name, {**provenance(), "repeats": repeats, "rows": rows})
 
 
-def save(out: Path, name: str, result: dict[str, Any]) -> None:
+def save_and_draw(out: Path, name: str, result: dict[str, Any]) -> None:
     """The result of a network, and the figure of all."""
     platform = jax.default_backend()
-    write_whole(out / f"{platform}-{name}.json", json.dumps(result, indent=1) + "\n")
+    save(result, out / f"{platform}-{name}.json")
     files = [file for network in WORKLOADS if (file := out / f"{platform}-{network}.json").exists()]
     draw([row for file in files for row in json.loads(file.read_text())["rows"]], out / f"{platform}.png")
 

@@ -4,6 +4,8 @@
     python -m benchmarks.peers --workloads sinusoid omniglot --peers jmeta naive_vmap func_vmap
 
 Before anything is timed, every peer's meta-gradient in float64 must be jmeta's to 1e-6; of an evaluation, its loss.
+Each peer then works in a process of its own, so that what one does to memory and threads does not slow another; they
+take turns.
 Peers that are not installed (`pip install '.[bench]'`) are left out. A result goes to
 benchmarks/results/peers/PLATFORM-WORKLOAD.json.
 
@@ -13,6 +15,8 @@ draws tasks, takes their meta-gradient and updates the weights by Adam, so many 
 query loss after adaptation.
 """
 
+import contextlib
+import functools
 import importlib.util
 import json
 import math
@@ -31,10 +35,10 @@ import numpy as np
 import tyro
 
 from benchmarks import peers_jmeta
-from benchmarks.omniglot import check_names, provenance, RESULTS
-from benchmarks.timing import in_turns
+from benchmarks.omniglot import check_names
+from benchmarks.record import provenance, RESULTS, save
+from benchmarks.timing import mean_seconds, timed_in_turns
 from jmeta.functional.checks import check_positive
-from jmeta.metrics import write_whole
 
 CLASSES, DRAWINGS = 200, 20  # of the images that episodes are drawn from
 
@@ -178,7 +182,7 @@ def main(
         result["versions"] |= {package: version(package) for package in {PEERS[peer].package for peer in installed}}
         print(f"{name}:", *map(line, result["rows"]), sep="\n  ", flush=True)
         platform = jax.default_backend()
-        write_whole(out / f"{platform}-{name}.json", json.dumps(result, indent=1) + "\n")
+        save(result, out / f"{platform}-{name}.json")
         files = [file for name in WORKLOADS if (file := out / f"{platform}-{name}.json").exists()]
         draw([json.loads(file.read_text()) for file in files], out / f"{platform}.png")
 
@@ -194,9 +198,12 @@ def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any
     tasks = tasks_of(workload)
     weights = peers_jmeta.initial_weights(workload, tasks)
     errors = check(peers, workload, weights, tasks)
-    first = {peer: first_calls(peer, workload, weights, tasks) for peer in peers}
-    steps = {peer: begin(peer, workload, weights, tasks, np.float32) for peer in peers} | {"product": product()}
-    seconds = in_turns(steps, repeats=repeats, least_seconds=LEAST_SECONDS)
+    with contextlib.ExitStack() as stack:
+        processes = {peer: stack.enter_context(process_of_its_own()) for peer in peers}
+        first = {peer: first_calls(process, peer, workload, weights, tasks) for peer, process in processes.items()}
+        timers = {peer: functools.partial(timed_there, process) for peer, process in processes.items()}
+        timers["product"] = functools.partial(mean_seconds, product())
+        seconds = timed_in_turns(timers, repeats=repeats, least_seconds=LEAST_SECONDS)
     number = workload.tasks * workload.meta_steps
     low, median, high = ({n: float(np.quantile(s, q)) for n, s in seconds.items()} for q in (0.25, 0.5, 0.75))
     product_rate = 2 * SIDE**3 / median["product"]
@@ -252,15 +259,23 @@ def distance(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
     return float(np.sqrt(difference / sum(np.square(leaf).sum() for leaf in ours.values())))
 
 
-def first_calls(peer: str, workload: Workload, weights: Weights, tasks: Tasks) -> dict[str, float]:
-    """The first step in a process of its own, with what it compiles and again with what was kept of that."""
-    with tempfile.TemporaryDirectory() as folder:
-        calls = []
-        for _ in range(2):
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                calls.append(pool.submit(first_call, folder, peer, workload, weights, tasks).result())
-    (cold, peak), (kept, _) = calls
+def process_of_its_own() -> ProcessPoolExecutor:
+    """A fresh process, to which work is sent."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def first_calls(
+    process: ProcessPoolExecutor, peer: str, workload: Workload, weights: Weights, tasks: Tasks
+) -> dict[str, float]:
+    """The first step in this process, with what it compiles, and that of a second one with what was kept of that."""
+    with tempfile.TemporaryDirectory() as folder, process_of_its_own() as second:
+        (cold, peak), (kept, _) = (
+            one.submit(first_call, folder, peer, workload, weights, tasks).result() for one in (process, second)
+        )
     return {"first_step_seconds": cold, "first_step_seconds_from_cache": kept, "peak_memory_mebibytes": peak}
+
+
+_begun: list[Callable] = []  # in a process of its own: the step of its peer
 
 
 def first_call(folder: str, peer: str, workload: Workload, weights: Weights, tasks: Tasks) -> tuple[float, int]:
@@ -269,9 +284,20 @@ def first_call(folder: str, peer: str, workload: Workload, weights: Weights, tas
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     importlib.import_module(f"benchmarks.{PEERS[peer].file}")
     before, start = memory("VmRSS"), time.perf_counter()
-    begin(peer, workload, weights, tasks, np.float32)()
+    step = begin(peer, workload, weights, tasks, np.float32)
+    step()
     seconds = time.perf_counter() - start
+    _begun.append(step)
     return round(seconds, 2), round(memory("VmHWM") - before)
+
+
+def timed_there(process: ProcessPoolExecutor, number: int) -> float:
+    """Seconds of a step of the peer that has begun in this process, the mean over so many."""
+    return process.submit(_mean_seconds_of_what_has_begun, number).result()
+
+
+def _mean_seconds_of_what_has_begun(number):
+    return mean_seconds(_begun[0], number)
 
 
 def memory(name: str) -> float:

@@ -20,9 +20,8 @@ import tyro
 from tqdm import tqdm
 
 import jmeta
-from benchmarks.omniglot import provenance, RESULTS
+from benchmarks.record import provenance, RESULTS, save
 from jmeta import data, learners, losses, models
-from jmeta.metrics import write_whole
 
 BATCH_SIZE, RATE, TEST_STEPS, EPISODES = 25, 0.01, (1, 5, 10), 600
 SAMPLE = data.sinusoid(shots=10, queries=10)
@@ -62,7 +61,7 @@ def main(
             "policy_microseconds": cost_of_policy(number),
             "runs": train(number, meta_steps, seeds, dispatch),
         }
-        write_whole(out / f"sinusoid-{number}.json", json.dumps(result, indent=1) + "\n")
+        save(result, out / f"sinusoid-{number}.json")
 
 
 def train(inner_steps: int, meta_steps: int, seeds: int, dispatch: int) -> list[dict[str, Any]]:

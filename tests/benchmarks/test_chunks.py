@@ -4,7 +4,7 @@ import json
 
 import jax.numpy as jnp
 
-from benchmarks.omniglot import RESULTS
+from benchmarks.record import RESULTS
 from jmeta.evaluation import default_chunk
 
 

@@ -1,0 +1,40 @@
+"""Results of benchmarks: where they lie, by what they were made, and how they are written."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jmeta.metrics import write_whole
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def provenance() -> dict[str, Any]:
+    """By which versions and on what machine a result was made."""
+    return {
+        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
+        "python": platform.python_version(),
+        "machine": machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on; of the processor the cores that this process may use."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "processor": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def save(result: Mapping[str, Any], path: Path) -> None:
+    """Writes a result, whole or not at all."""
+    write_whole(path, json.dumps(result, indent=1) + "\n")
