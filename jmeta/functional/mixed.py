@@ -17,7 +17,7 @@ MANY_TERMS = 32
 
 
 def are_many_terms(primitive: Primitive, *operands: Array, **params: Any) -> bool:
-    """A policy for `jax.checkpoint`: stores products and convolutions that are dear to make for what they take."""
+    """A policy for `jax.checkpoint`: stores matrix products and convolutions of many terms, dear to make and small."""
     return terms(primitive, *operands, **params) >= MANY_TERMS
 
 
