@@ -197,12 +197,13 @@ def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any
     """A row for each peer, and the rate of the machine's own matrix product, all timed in turns."""
     tasks = tasks_of(workload)
     weights = peers_jmeta.initial_weights(workload, tasks)
-    errors = check(peers, workload, weights, tasks)
+    with process_of_its_own() as process:
+        errors = process.submit(check, peers, workload, weights, tasks).result()
     with contextlib.ExitStack() as stack:
-        processes = {peer: stack.enter_context(process_of_its_own()) for peer in peers}
-        first = {peer: first_calls(process, peer, workload, weights, tasks) for peer, process in processes.items()}
-        timers = {peer: functools.partial(timed_there, process) for peer, process in processes.items()}
-        timers["product"] = functools.partial(mean_seconds, product())
+        processes = {name: stack.enter_context(process_of_its_own()) for name in (*peers, "product")}
+        first = {peer: first_calls(processes[peer], peer, workload, weights, tasks) for peer in peers}
+        processes["product"].submit(begin_product).result()
+        timers = {name: functools.partial(timed_there, process) for name, process in processes.items()}
         seconds = timed_in_turns(timers, repeats=repeats, least_seconds=LEAST_SECONDS)
     number = workload.tasks * workload.meta_steps
     low, median, high = ({n: float(np.quantile(s, q)) for n, s in seconds.items()} for q in (0.25, 0.5, 0.75))
@@ -275,7 +276,7 @@ def first_calls(
     return {"first_step_seconds": cold, "first_step_seconds_from_cache": kept, "peak_memory_mebibytes": peak}
 
 
-_begun: list[Callable] = []  # in a process of its own: the step of its peer
+_begun: list[Callable] = []  # in a process of its own: the one call that it times
 
 
 def first_call(folder: str, peer: str, workload: Workload, weights: Weights, tasks: Tasks) -> tuple[float, int]:
@@ -291,13 +292,19 @@ def first_call(folder: str, peer: str, workload: Workload, weights: Weights, tas
     return round(seconds, 2), round(memory("VmHWM") - before)
 
 
+def begin_product() -> None:
+    """Makes the product the work of this process."""
+    _begun.append(product())
+
+
 def timed_there(process: ProcessPoolExecutor, number: int) -> float:
-    """Seconds of a step of the peer that has begun in this process, the mean over so many."""
+    """Seconds of a call of what has begun in this process, the mean over so many."""
     return process.submit(_mean_seconds_of_what_has_begun, number).result()
 
 
 def _mean_seconds_of_what_has_begun(number):
-    return mean_seconds(_begun[0], number)
+    (step,) = _begun
+    return mean_seconds(step, number)
 
 
 def memory(name: str) -> float:

@@ -28,6 +28,12 @@ def x64():
         yield
 
 
+@pytest.fixture
+def every_product_stored(monkeypatch):
+    """Mixed mode stores the products of small networks too, as it does those of large ones."""
+    monkeypatch.setattr("jmeta.functional.mixed.LEAST_TERMS", 1)
+
+
 @pytest.fixture(scope="session")
 def omniglot_files():
     """The folder with `archives/` and `tfds/`: $OMNIGLOT, or beside the checkout."""

@@ -71,11 +71,12 @@ _TERMS: dict[Primitive, Callable] = {
 }
 
 
-def terms(primitive: Primitive, *operands: Array, **params: Any) -> int:
+def terms(primitive: Primitive, /, *operands: Array, **params: Any) -> int:
     """How many products are added for each number of a matrix product or convolution; 0 for any other primitive.
 
     Args:
-        primitive: any, as found in a jaxpr; those of `bilinear_primitive` and JAX's own are known.
+        primitive: any, as found in a jaxpr; those of `bilinear_primitive` and JAX's own are known. Of a dilated
+            convolution the products with zeros count too.
         operands: arrays or their shapes and dtypes.
         params: its parameters.
 

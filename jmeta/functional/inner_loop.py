@@ -11,7 +11,7 @@ from jax import lax
 from jmeta.functional.checks import check_counts
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
-from jmeta.functional.mixed import are_many_terms, mixed_gradient
+from jmeta.functional.mixed import mixed_gradient, products_saveable
 from jmeta.types import PyTree
 
 MetaGradient = Literal["second_order", "first_order", "implicit", "truncated"]
@@ -83,8 +83,8 @@ def inner_loop(
             minibatches, keys); None if there is no such thing.
         meta_gradient: see `MetaGradientOptions`, as for the arguments below.
         differentiation: of exact steps, `"mixed"` or `"reverse"`.
-        checkpoint: whether what exact steps make is computed again in the backward
-            pass, so that memory grows with the root of their number.
+        checkpoint: whether memory comes before time; it grows with the root of the
+            number of exact steps.
         last_steps: how many steps are exact under `"truncated"`.
         proximal: weight of the proximal term.
         cg_steps: most steps of conjugate gradient under `"implicit"`.
@@ -174,7 +174,7 @@ def exact_gradient(objective: Callable, *, differentiation: Differentiation, che
     """`jax.grad(objective)`, as exact steps take it; the arguments are those of `MetaGradientOptions`."""
     if differentiation == "reverse":
         return jax.grad(objective)
-    stored = jax.checkpoint_policies.nothing_saveable if checkpoint else are_many_terms
+    stored = jax.checkpoint_policies.nothing_saveable if checkpoint else products_saveable
     return mixed_gradient(objective, policy=stored)
 
 

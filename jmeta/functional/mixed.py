@@ -13,15 +13,18 @@ from jmeta.types import Array
 
 # In a Conv4 all convolutions add up so many but those of its first layer, which would take more memory than all others
 # and save no time (docs/decisions/0005-differentiation.md).
-MANY_TERMS = 32
+LEAST_TERMS = 32
 
 
-def are_many_terms(primitive: Primitive, *operands: Array, **params: Any) -> bool:
-    """A policy for `jax.checkpoint`: stores matrix products and convolutions of many terms, dear to make and small."""
-    return terms(primitive, *operands, **params) >= MANY_TERMS
+def products_saveable(primitive: Primitive, /, *operands: Array, **params: Any) -> bool:
+    """A policy for `jax.checkpoint`: stores matrix products and convolutions of at least 32 terms.
+
+    Their results are the dearer to make the more terms they have, and take the same memory.
+    """
+    return terms(primitive, *operands, **params) >= LEAST_TERMS
 
 
-def mixed_gradient(objective: Callable, *, policy: Callable = are_many_terms) -> Callable:
+def mixed_gradient(objective: Callable, *, policy: Callable = products_saveable) -> Callable:
     """`jax.grad(objective)`, cheaper to differentiate.
 
     Reverse over reverse stores all that every inner gradient makes. Because
@@ -30,13 +33,13 @@ def mixed_gradient(objective: Callable, *, policy: Callable = are_many_terms) ->
     From there the backward pass makes again what `policy` does not store.
 
     Kemaev et al., 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation".
-    They store nothing of what the gradient makes; here matrix products and
-    convolutions of many terms are, so that nothing dear is made twice.
+    They store nothing of what the gradient makes; by default matrix products and
+    convolutions of many terms are stored here.
 
     Args:
         objective: `(params, data) -> scalar`. It may close over anything, keys
             and traced values included; derivatives reach all of it.
-        policy: what of the gradient's own is stored, as for `jax.checkpoint`.
+        policy: which intermediate results are stored, a policy of `jax.checkpoint`.
 
     Returns:
         `(params, data) -> gradient`. It can be differentiated in reverse mode, any

@@ -1,4 +1,6 @@
-"""What the primitives share: how they behave when tasks are sharded over devices."""
+"""What the primitives share: how many terms they add, and how they behave when tasks are sharded over devices."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,33 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jmeta.functional import conv, linear
+from jmeta.functional.bilinear import terms
+
+
+def counted(function, *operands):
+    """The terms of each primitive of a function that has any."""
+    equations = jax.make_jaxpr(function)(*operands).eqns
+    found = (terms(e.primitive, *(v.aval for v in e.invars), **e.params) for e in equations)
+    return [number for number in found if number]
+
+
+def test_terms_are_the_products_added_for_one_number_whatever_vmap_folds():
+    x, w, images, kernel = jnp.ones((6, 3)), jnp.ones((3, 2)), jnp.ones((4, 5, 5, 2)), jnp.ones((3, 3, 2, 7))
+    assert counted(linear, x, w) == [3]
+    assert counted(jax.vmap(linear, (0, None)), x[None], w) == [3]
+    assert counted(jax.grad(lambda x, w: linear(x, w).sum(), (0, 1)), x, w) == [3, 2, 6]  # then of x, and of w
+    assert counted(conv, images, kernel) == [18]
+    assert counted(jax.vmap(conv, (None, 0)), images, kernel[None]) == [18]
+    assert counted(jax.grad(lambda x, w: conv(x, w).sum(), (0, 1)), images, kernel) == [18, 63, 100]
+    grouped = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=2,
+    )
+    assert counted(grouped, images, kernel[:, :, :1, :6]) == [9]
+
 
 OPERATIONS = {
     "linear": (linear, (6, 3), (3, 2)),

@@ -64,6 +64,7 @@ def reference():
         return keys, jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
 
 
+@pytest.mark.usefixtures("every_product_stored")
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_every_mode_gives_the_same_meta_gradient_of_everything_under_vmap(x64, reference, mode):
     keys, expected = reference
@@ -72,6 +73,7 @@ def test_every_mode_gives_the_same_meta_gradient_of_everything_under_vmap(x64, r
     close(jax.jit(gradient)(START, inputs, RATES, keys), expected)
 
 
+@pytest.mark.usefixtures("every_product_stored")
 def test_the_gradient_of_a_vmapped_mean_is_the_mean_gradient(x64, reference):
     keys, (_, _, expected) = reference
     inputs = jnp.stack([INPUTS + i for i in range(3)])
@@ -82,6 +84,7 @@ def test_the_gradient_of_a_vmapped_mean_is_the_mean_gradient(x64, reference):
     close(jax.jit(jax.grad(mean))(RATES), jax.tree.map(lambda leaf: leaf.mean(0), expected))
 
 
+@pytest.mark.usefixtures("every_product_stored")
 @pytest.mark.parametrize("outer", [jax.grad, pytest.param(jax.jacfwd, marks=pytest.mark.long)])
 def test_a_meta_gradient_can_be_differentiated_once_more(x64, outer):
     def slope(rate, **mode):

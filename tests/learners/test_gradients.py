@@ -12,6 +12,7 @@ from jmeta import data, learners, losses, models
 from jmeta.types import Examples, Task
 
 WAYS = 3
+pytestmark = pytest.mark.usefixtures("every_product_stored")
 
 
 def network(shape, **options):
