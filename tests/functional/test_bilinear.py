@@ -24,10 +24,10 @@ def test_terms_are_the_products_added_for_one_number_whatever_vmap_folds():
     x, w, images, kernel = jnp.ones((6, 3)), jnp.ones((3, 2)), jnp.ones((4, 5, 5, 2)), jnp.ones((3, 3, 2, 7))
     assert counted(linear, x, w) == [3]
     assert counted(jax.vmap(linear, (0, None)), x[None], w) == [3]
-    assert counted(jax.grad(lambda x, w: linear(x, w).sum(), (0, 1)), x, w) == [3, 2, 6]  # then of x, and of w
+    assert counted(jax.grad(lambda x, w: linear(x, w).sum(), (0, 1)), x, w) == [3, 6, 2]  # then of w, and of x
     assert counted(conv, images, kernel) == [18]
     assert counted(jax.vmap(conv, (None, 0)), images, kernel[None]) == [18]
-    assert counted(jax.grad(lambda x, w: conv(x, w).sum(), (0, 1)), images, kernel) == [18, 63, 100]
+    assert counted(jax.grad(lambda x, w: conv(x, w).sum(), (0, 1)), images, kernel) == [18, 100, 63]
     grouped = functools.partial(
         lax.conv_general_dilated,
         window_strides=(1, 1),
