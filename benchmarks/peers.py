@@ -202,7 +202,7 @@ def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(process_of_its_own()) for name in (*peers, "product")}
         first = {peer: first_calls(processes[peer], peer, workload, weights, tasks) for peer in peers}
-        processes["product"].submit(begin_product).result()
+        processes["product"].submit(begin_product, SIDE).result()
         timers = {name: functools.partial(timed_there, process) for name, process in processes.items()}
         seconds = timed_in_turns(timers, repeats=repeats, least_seconds=LEAST_SECONDS)
     number = workload.tasks * workload.meta_steps
@@ -227,9 +227,9 @@ def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any
 SIDE = 2048  # of the matrices
 
 
-def product() -> Callable:
+def product(side: int) -> Callable:
     """A matrix product that nothing but the machine limits."""
-    matrix, multiply = jnp.ones((SIDE, SIDE)), jax.jit(jnp.matmul)
+    matrix, multiply = jnp.ones((side, side)), jax.jit(jnp.matmul)
     return lambda: jax.block_until_ready(multiply(matrix, matrix))
 
 
@@ -292,9 +292,9 @@ def first_call(folder: str, peer: str, workload: Workload, weights: Weights, tas
     return round(seconds, 2), round(memory("VmHWM") - before)
 
 
-def begin_product() -> None:
+def begin_product(side: int) -> None:
     """Makes the product the work of this process."""
-    _begun.append(product())
+    _begun.append(product(side))
 
 
 def timed_there(process: ProcessPoolExecutor, number: int) -> float:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import lax
 from jax.extend.core import Primitive
 
 from jmeta.functional.bilinear import terms
@@ -76,12 +75,12 @@ def _mixed_gradient(value: Callable, policy: Callable) -> Callable:
         def slopes(params):
             return jax.grad(value, argnums=(0, 1))(params, smooth, others)
 
-        (gradient, _), product = jax.linearize(jax.checkpoint(slopes, policy=policy), params)
-        return gradient, product
+        # The checkpoint holds its second pass behind a barrier until the direction is there. Else XLA may merge it with
+        # the first, or begin it before its turn, and store what it makes.
+        (slope, _), product = jax.linearize(jax.checkpoint(slopes, policy=policy), params)
+        return slope, product
 
     def backward(product, direction):
-        # Else XLA may merge this pass with the forward one, or begin it before its turn, and store what it makes.
-        product, direction = lax.optimization_barrier((product, direction))
         return (*product(direction), None)
 
     gradient.defvjp(forward, backward)

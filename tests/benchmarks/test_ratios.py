@@ -52,8 +52,8 @@ def temporary_bytes(inner_steps, second_order=True, **options):
     return peers_jmeta.compiled_train_step(workload, batch, **options).memory_analysis().temp_size_in_bytes
 
 
-# Numbers of steps with a whole root: of a last step by itself jax 0.10 keeps what the barrier should drop
-# (docs/decisions/0005-differentiation.md).
+# Checkpoints are of numbers of steps with a whole root: of a last step beside the segments jax 0.10 keeps what the
+# barrier should drop (docs/decisions/0005-differentiation.md).
 @pytest.mark.parametrize(
     ("inner_steps", "checkpoint", "most"), [(5, False, 1.15), (10, False, 1.25), (9, True, 1.1), (64, True, 1.1)]
 )
