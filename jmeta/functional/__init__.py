@@ -10,6 +10,7 @@ from jmeta.functional.inner_rule import InnerRule
 from jmeta.functional.linear import linear
 from jmeta.functional.logistic import logistic_regression
 from jmeta.functional.mixed import mixed_gradient
+from jmeta.functional.moments import conv_moments, moments
 from jmeta.functional.pooling import max_pool
 from jmeta.functional.prototypes import (
     cosine_similarities,
@@ -40,6 +41,7 @@ __all__ = [
     "class_attention",
     "constant_gradient",
     "conv",
+    "conv_moments",
     "cosine_similarities",
     "crammer_singer",
     "descent",
@@ -52,6 +54,7 @@ __all__ = [
     "logistic_regression",
     "max_pool",
     "mixed_gradient",
+    "moments",
     "plain_head",
     "prompted",
     "prototypes",

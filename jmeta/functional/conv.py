@@ -85,8 +85,8 @@ def _check(x, w, stride):
 # The forms: each for one task, x [B, H, W, C], w [h, w, C, O], dy [B, H, W, O].
 
 
-def _columns(x, size, stride=1):
-    """[B, H, W, C] -> [B, H', W', h * w * C], the pixels under each place of the window."""
+def columns(x: Array, size: tuple[int, int], stride: int = 1) -> Array:
+    """[B, H, W, C] -> [B, H', W', h * w * C], the pixels under each place of a window of this size."""
     _, H, W, _ = x.shape
     pads = [max((-(-n // stride) - 1) * stride + k - n, 0) for n, k in zip((H, W), size, strict=True)]
     x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)))
@@ -95,8 +95,8 @@ def _columns(x, size, stride=1):
 
 
 def _as_matmul(x, w, stride=1):
-    columns = _columns(x, w.shape[:2], stride)
-    return lax.dot_general(columns, w.reshape(-1, w.shape[-1]), (((3,), (0,)), ((), ())))
+    windows = columns(x, w.shape[:2], stride)
+    return lax.dot_general(windows, w.reshape(-1, w.shape[-1]), (((3,), (0,)), ((), ())))
 
 
 def _as_lax(x, w):
@@ -109,9 +109,9 @@ def _dw_as_lax(x, dy, *, size):
 
 
 def _dw_as_matmul(x, dy, *, size):
-    columns = _columns(x, size)
+    windows = columns(x, size)
     # The smaller operand is the one transposed: the product of `dy` and columns, not of columns and `dy`.
-    product = dy.reshape(-1, dy.shape[-1]).T @ columns.reshape(-1, columns.shape[-1])
+    product = dy.reshape(-1, dy.shape[-1]).T @ windows.reshape(-1, windows.shape[-1])
     return product.T.reshape(*size, x.shape[-1], dy.shape[-1])
 
 
@@ -122,9 +122,9 @@ def _dw_by_rows_and_columns(x, dy, *, size):
     multiplied too: that is (H + h - 1) / H times the arithmetic.
     """
     (h, w), channels, features = size, x.shape[-1], dy.shape[-1]
-    columns = _columns(jnp.pad(x, ((0, 0), (h // 2, h // 2), (0, 0), (0, 0))), (1, w))
+    along = columns(jnp.pad(x, ((0, 0), (h // 2, h // 2), (0, 0), (0, 0))), (1, w))
     rows = jnp.concatenate([jnp.pad(dy, ((0, 0), (i, h - 1 - i), (0, 0), (0, 0))) for i in range(h)], -1)
-    product = rows.reshape(-1, h * features).T @ columns.reshape(-1, w * channels)
+    product = rows.reshape(-1, h * features).T @ along.reshape(-1, w * channels)
     return product.reshape(h, features, w, channels).transpose(0, 2, 3, 1)
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jmeta.types import PyTree
@@ -65,7 +66,7 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
         slopes = jax.tree.leaves(_slopes_at_zero(as_rule(optimizer), params))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in slopes):
             return  # a rule made within a transformation, of a traced rate say: nothing is known of it yet
-        is_finite = all(bool(jnp.isfinite(leaf).all()) for leaf in slopes)
+        is_finite = all(np.isfinite(leaf).all() for leaf in slopes)
     if not is_finite:
         raise ValueError(
             "the inner optimizer's update has no finite derivative at a gradient of zero, so that meta-gradients "
@@ -79,7 +80,7 @@ def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
 
     def small(leaf):
         shape = (1,) * (jnp.ndim(leaf) - 1) + (2,) if jnp.ndim(leaf) else ()
-        return jnp.arange(math.prod(shape), dtype=jnp.result_type(leaf)).reshape(shape)
+        return np.arange(math.prod(shape), dtype=jnp.result_type(leaf)).reshape(shape)
 
     params = jax.tree.map(small, params)
 
@@ -88,4 +89,4 @@ def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
         updates, _ = rule.update(gradients, rule.start(rule_params, params), params, rule_params)
         return sum(leaf.sum() for leaf in jax.tree.leaves(updates))
 
-    return jax.grad(total)(params)
+    return jax.jit(jax.grad(total))(params)

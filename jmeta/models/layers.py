@@ -1,6 +1,8 @@
 """Flax layers: convolution by `jmeta.functional`, and the five normalisation policies."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +12,7 @@ from jax import lax
 
 from jmeta.functional.conv import conv
 from jmeta.functional.linear import linear
+from jmeta.functional.moments import conv_moments, moments
 from jmeta.functional.pooling import max_pool
 from jmeta.types import Array
 
@@ -70,6 +73,10 @@ class Conv(nn.Module):
             y += _per_channel(self.param("bias", nn.initializers.zeros, (self.features,)), y)
         return y
 
+    def moments(self, x: Array) -> Callable:
+        """`(y, mask) -> (mean, variance)` for the normalisation of `y`, which `x` was convolved to without a bias."""
+        return functools.partial(conv_moments, x, self.get_variable("params", "kernel"), stride=self.stride)
+
 
 class Dense(nn.Module):
     """Fully connected layer by `jmeta.functional.linear`, with parameters in double precision where JAX is.
@@ -112,14 +119,18 @@ class Normalise(nn.Module):
     pool: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, *, train: bool = False, mask: Array | None = None, moments: Callable = moments
+    ) -> Array:
         """Normalises `x` [K, ..., C]; `mask` [K] keeps padding out of the statistics.
+
+        By channel, `moments` finds them: `(x, mask) -> (mean, variance)`.
 
         Returns:
             An array of the shape of `x`; with `pool`, of [K, H, W, C], one of [K, H // 2, W // 2, C].
         """
         if self.policy in ("batch", "running"):
-            return self._by_channel(x, train, mask)
+            return self._by_channel(x, train, functools.partial(moments, mask=mask))
         x = self._by_example(x)
         return max_pool(x) if self.pool else x
 
@@ -131,8 +142,8 @@ class Normalise(nn.Module):
             return nn.GroupNorm(math.gcd(32, x.shape[-1]), **options)(x)
         return x
 
-    def _by_channel(self, x, train, mask):
-        mean, variance = self._statistics(x, train, mask)
+    def _by_channel(self, x, train, moments):
+        mean, variance = self._statistics(x, train, moments)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         if self.pool:  # where the scale is negative, the largest of what follows is the smallest here
@@ -141,15 +152,15 @@ class Normalise(nn.Module):
         factor = scale * lax.rsqrt(variance + self.epsilon)
         return (x - _per_channel(mean, x)) * _per_channel(factor, x) + _per_channel(bias, x)
 
-    def _statistics(self, x, train, mask):
+    def _statistics(self, x, train, moments):
         if self.policy == "batch":
-            return _moments(x, mask)
+            return moments(x)
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, x.dtype)
         variance = self.variable("batch_stats", "variance", jnp.ones, shape, x.dtype)
         if not train:
             return mean.value, variance.value
-        current = _moments(x, mask)
+        current = moments(x)
         if not self.is_initializing():
             for running, new in zip((mean, variance), current, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(new)
@@ -201,17 +212,6 @@ class Modulate(nn.Module):
         context = self.param("context", nn.initializers.zeros, (self.size,))
         scale, shift = jnp.split(Dense(2 * x.shape[-1])(context), 2)
         return x * _per_channel(1 + scale, x) + _per_channel(shift, x)
-
-
-def _moments(x: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Mean and variance [C] of `x` [K, ..., C] over real examples and pixels.
-
-    Pixels are averaged first, so that the mask weighs [K, C] numbers and costs nothing.
-    """
-    weights = jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype) if mask is None else mask / jnp.maximum(mask.sum(), 1)
-    pixels = tuple(range(1, x.ndim - 1))
-    mean = weights @ x.mean(pixels)
-    return mean, weights @ jnp.square(x - _per_channel(mean, x)).mean(pixels)
 
 
 def _per_channel(values: Array, like: Array) -> Any:

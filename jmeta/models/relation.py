@@ -58,8 +58,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         """Maps of [K, H, W, C]."""
-        x = Conv(self.width, use_bias=self.norm == "none")(x)
-        return nn.relu(Normalise(self.norm, pool=self.pool)(x, train=train, mask=mask))
+        conv = Conv(self.width, use_bias=self.norm == "none")
+        normalise = Normalise(self.norm, pool=self.pool)
+        return nn.relu(normalise(conv(x), train=train, mask=mask, moments=conv.moments(x)))
 
 
 class RelationEncoder(nn.Module):

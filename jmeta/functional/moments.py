@@ -1,0 +1,78 @@
+"""Mean and variance of channels over a set of examples, as a normalisation needs them."""
+
+import math
+
+import jax.numpy as jnp
+from jax import lax
+
+from jmeta.functional.conv import columns
+from jmeta.types import Array
+
+# 3 x 3 pixels of three channels, a first layer's; of more terms the covariance is as large as what it stands for
+# (docs/decisions/0013-moments.md).
+FEW_TERMS = 27
+
+
+def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Mean and variance of each channel over real examples and their pixels.
+
+    Args:
+        x: [K, ..., C].
+        mask: [K], 1 for a real example; None if all are. Without a real one both moments are 0.
+
+    Returns:
+        Two arrays [C].
+
+    Example:
+        >>> moments(jnp.array([[1.0], [3.0], [9.0]]), jnp.array([1, 1, 0]))
+        (Array([2.], dtype=float32), Array([1.], dtype=float32))
+    """
+    # Pixels are averaged first, so that the mask weighs [K, C] numbers and costs nothing.
+    weights, pixels = _weights(x, mask), tuple(range(1, x.ndim - 1))
+    mean = weights @ x.mean(pixels)
+    apart = x - mean.reshape((1,) * (x.ndim - 1) + (-1,))
+    return mean, weights @ jnp.square(apart).mean(pixels)
+
+
+def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, stride: int = 1) -> tuple[Array, Array]:
+    """`moments(y, mask)` of `y = conv(x, w, stride=stride)`, from `x` and `w` alone where that is cheaper.
+
+    A convolution is linear in the numbers under its window. Its mean is that of their mean m, and its variance
+    w^T S w, S their covariance: numbers as few as the window has, where `y` has one of each channel for every pixel.
+    So neither the moments nor their gradients touch `y`, which in a first layer is the largest array of a network.
+
+    Args:
+        x: [K, H, W, C] images.
+        w: [h, w, C, O] kernel.
+        y: [K, H', W', O], the convolution.
+        mask: [K], 1 for a real example; None if all are.
+        stride: that of the convolution.
+
+    Returns:
+        Two arrays [O].
+
+    Example:
+        >>> from jmeta.functional import conv
+        >>> x, w = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
+        >>> mean, _ = conv_moments(x, w, conv(x, w))
+        >>> print(mean.round(3))
+        [5.444]
+    """
+    is_exact = jnp.promote_types(x.dtype, w.dtype).itemsize >= 4  # half precision would lose the variance below
+    if math.prod(w.shape[:3]) > FEW_TERMS or not is_exact:
+        return moments(y, mask)
+    kernel = w.reshape(-1, w.shape[3])
+    windows = columns(x, (w.shape[0], w.shape[1]), stride).reshape(len(x), -1, len(kernel))
+    weights = _weights(x, mask)
+    center = weights @ windows.mean(1)
+    apart = windows - center[None, None]
+    # By image, which rounds less than one long sum; accelerators would round products more than a variance bears.
+    products = jnp.matmul(apart.mT, apart, precision=lax.Precision.HIGHEST) / apart.shape[1]
+    covariance = jnp.tensordot(weights, products, 1)
+    variance = (kernel * jnp.matmul(covariance, kernel, precision=lax.Precision.HIGHEST)).sum(0)
+    return center @ kernel, jnp.maximum(variance, 0)  # zero may be rounded to less
+
+
+def _weights(x, mask):
+    """What each example counts in a mean, [K]."""
+    return jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype) if mask is None else mask / jnp.maximum(mask.sum(), 1)
