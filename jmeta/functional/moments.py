@@ -1,15 +1,14 @@
 """Mean and variance of channels over a set of examples, as a normalisation needs them."""
 
-import math
-
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jmeta.functional.bilinear import alike
 from jmeta.functional.conv import columns
 from jmeta.types import Array
 
-# 3 x 3 pixels of three channels, a first layer's; of more terms the covariance is as large as what it stands for
-# (docs/decisions/0013-moments.md).
+# Measured on two x86 cores (docs/decisions/0013-moments.md): 3 x 3 pixels of three channels, as a first layer has.
 FEW_TERMS = 27
 
 
@@ -35,7 +34,7 @@ def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
 
 
 def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, stride: int = 1) -> tuple[Array, Array]:
-    """`moments(y, mask)` of `y = conv(x, w, stride=stride)`, from `x` and `w` alone where that is cheaper.
+    """`moments(y, mask)` of `y = conv(x, w, stride=stride)`, on the CPU from `x` and `w` alone where terms are few.
 
     A convolution is linear in the numbers under its window. Its mean is that of their mean m, and its variance
     w^T S w, S their covariance: numbers as few as the window has, where `y` has one of each channel for every pixel.
@@ -53,24 +52,26 @@ def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, str
 
     Example:
         >>> from jmeta.functional import conv
-        >>> x, w = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
+        >>> x, w = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 64))
         >>> mean, _ = conv_moments(x, w, conv(x, w))
-        >>> print(mean.round(3))
+        >>> print(mean[:1].round(3))
         [5.444]
     """
-    is_exact = jnp.promote_types(x.dtype, w.dtype).itemsize >= 4  # half precision would lose the variance below
-    if math.prod(w.shape[:3]) > FEW_TERMS or not is_exact:
-        return moments(y, mask)
+    x, w = alike(x, w)
     kernel = w.reshape(-1, w.shape[3])
-    windows = columns(x, (w.shape[0], w.shape[1]), stride).reshape(len(x), -1, len(kernel))
+    terms, channels = kernel.shape
+    # Half precision would lose most of the variance; accelerators may round the convolution, which this would not see.
+    is_exact = x.dtype.itemsize >= 4 and jax.default_backend() == "cpu"
+    if terms > FEW_TERMS or terms >= channels or not is_exact:
+        return moments(y, mask)
+    windows = columns(x, (w.shape[0], w.shape[1]), stride).reshape(len(x), -1, terms)
     weights = _weights(x, mask)
     center = weights @ windows.mean(1)
     apart = windows - center[None, None]
-    # By image, which rounds less than one long sum; accelerators would round products more than a variance bears.
-    products = jnp.matmul(apart.mT, apart, precision=lax.Precision.HIGHEST) / apart.shape[1]
-    covariance = jnp.tensordot(weights, products, 1)
-    variance = (kernel * jnp.matmul(covariance, kernel, precision=lax.Precision.HIGHEST)).sum(0)
-    return center @ kernel, jnp.maximum(variance, 0)  # zero may be rounded to less
+    products = apart.mT @ apart / apart.shape[1]  # of each image, which rounds less than one long sum
+    variance = (kernel * (jnp.tensordot(weights, products, 1) @ kernel)).sum(0)
+    # It may be rounded to less than zero. Its derivatives are right there too, and no maximum halves them at zero.
+    return center @ kernel, variance + lax.stop_gradient(jnp.maximum(-variance, 0))
 
 
 def _weights(x, mask):

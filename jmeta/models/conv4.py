@@ -52,11 +52,11 @@ class Conv4(nn.Module):
         check_images(x)
         for block in range(4):
             conv = Conv(self.width, stride=2 if self.strided else 1, use_bias=self.norm == "none")
-            x, moments = conv(x), conv.moments(x)
+            x, moments_of = conv(x), conv.moments(x)
             is_pooled = not self.strided and min(x.shape[1:3]) >= 2
             is_modulated = self.context > 0 and block == 2
             normalise = Normalise(self.norm, pool=is_pooled and not is_modulated)
-            x = normalise(x, train=train, mask=mask, moments=moments)
+            x = normalise(x, train=train, mask=mask, moments_of=moments_of)
             if is_modulated:  # which may turn the order of pixels round, so that the block is pooled after it
                 x = Modulate(self.context)(x)
                 x = max_pool(x) if is_pooled else x

@@ -74,7 +74,9 @@ class Conv(nn.Module):
         return y
 
     def moments(self, x: Array) -> Callable:
-        """`(y, mask) -> (mean, variance)` for the normalisation of `y`, which `x` was convolved to without a bias."""
+        """`(y, mask) -> (mean, variance)` of `y`, which this layer, called before, has made of `x`."""
+        if self.use_bias:
+            return moments
         return functools.partial(conv_moments, x, self.get_variable("params", "kernel"), stride=self.stride)
 
 
@@ -120,17 +122,17 @@ class Normalise(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, *, train: bool = False, mask: Array | None = None, moments: Callable = moments
+        self, x: Array, *, train: bool = False, mask: Array | None = None, moments_of: Callable = moments
     ) -> Array:
         """Normalises `x` [K, ..., C]; `mask` [K] keeps padding out of the statistics.
 
-        By channel, `moments` finds them: `(x, mask) -> (mean, variance)`.
+        The policies by channel take these from `moments_of`, `(x, mask) -> (mean, variance)`.
 
         Returns:
             An array of the shape of `x`; with `pool`, of [K, H, W, C], one of [K, H // 2, W // 2, C].
         """
         if self.policy in ("batch", "running"):
-            return self._by_channel(x, train, functools.partial(moments, mask=mask))
+            return self._by_channel(x, train, functools.partial(moments_of, mask=mask))
         x = self._by_example(x)
         return max_pool(x) if self.pool else x
 
@@ -142,8 +144,8 @@ class Normalise(nn.Module):
             return nn.GroupNorm(math.gcd(32, x.shape[-1]), **options)(x)
         return x
 
-    def _by_channel(self, x, train, moments):
-        mean, variance = self._statistics(x, train, moments)
+    def _by_channel(self, x, train, moments_of):
+        mean, variance = self._statistics(x, train, moments_of)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         if self.pool:  # where the scale is negative, the largest of what follows is the smallest here
@@ -152,15 +154,15 @@ class Normalise(nn.Module):
         factor = scale * lax.rsqrt(variance + self.epsilon)
         return (x - _per_channel(mean, x)) * _per_channel(factor, x) + _per_channel(bias, x)
 
-    def _statistics(self, x, train, moments):
+    def _statistics(self, x, train, moments_of):
         if self.policy == "batch":
-            return moments(x)
+            return moments_of(x)
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, x.dtype)
         variance = self.variable("batch_stats", "variance", jnp.ones, shape, x.dtype)
         if not train:
             return mean.value, variance.value
-        current = moments(x)
+        current = moments_of(x)
         if not self.is_initializing():
             for running, new in zip((mean, variance), current, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(new)

@@ -60,7 +60,7 @@ class Block(nn.Module):
         """Maps of [K, H, W, C]."""
         conv = Conv(self.width, use_bias=self.norm == "none")
         normalise = Normalise(self.norm, pool=self.pool)
-        return nn.relu(normalise(conv(x), train=train, mask=mask, moments=conv.moments(x)))
+        return nn.relu(normalise(conv(x), train=train, mask=mask, moments_of=conv.moments(x)))
 
 
 class RelationEncoder(nn.Module):

@@ -54,7 +54,7 @@ class ResNet12(nn.Module):
     def _block(self, x, width, train, mask):
         def conv_norm(y, size):
             conv = Conv(width, size=size, use_bias=self.norm == "none")
-            return Normalise(self.norm)(conv(y), train=train, mask=mask, moments=conv.moments(y))
+            return Normalise(self.norm)(conv(y), train=train, mask=mask, moments_of=conv.moments(y))
 
         y = leaky_relu(conv_norm(x, 3))
         y = leaky_relu(conv_norm(y, 3))
