@@ -1,4 +1,4 @@
-"""Of this folder pytest reads the files of timings alone: `pytest benchmarks --benchmark-only`."""
+"""Pytest collects only the timing files of this folder: `pytest benchmarks --benchmark-only`."""
 
 
 def pytest_ignore_collect(collection_path, config):

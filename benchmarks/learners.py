@@ -24,7 +24,8 @@ import tyro
 from tqdm import tqdm
 
 import jmeta
-from benchmarks.omniglot import build_learner, check_names, summary, TEST_EPISODES
+from benchmarks.names import check_names
+from benchmarks.omniglot import build_learner, summary, TEST_EPISODES
 from benchmarks.record import provenance, RESULTS, save
 from jmeta import data, losses, models
 from jmeta.functional.checks import check_positive
@@ -39,6 +40,10 @@ class Budget(NamedTuple):
     def spent(self, seconds: float, steps: int) -> float:
         """The share of it that this is."""
         return max(seconds / self.seconds, steps / self.steps)
+
+    def limits(self) -> dict[str, float]:
+        """Those there are, by their units."""
+        return {unit: limit for unit, limit in self._asdict().items() if math.isfinite(limit)}
 
 
 class Entry(NamedTuple):
@@ -137,6 +142,7 @@ OMNIGLOT = Suite(
 STRIDED = {"strided": True, "norm": "batch"}
 SMALL_TASKS = {"ways": 5, "queries": 2, "batch_size": 8}
 FIVE_WAY_ONE_SHOT = ((5, 1, 15),)  # of what keeps its number of ways
+FIFTEEN_QUERIES = ((5, 1, 15), (5, 5, 15), (20, 1, 15), (20, 5, 15))  # of two that compare them fast
 ENCODERS = Suite(
     source="omniglot",
     model=lambda **options: models.conv4(**{"width": 64, "norm": "running"} | options),
@@ -146,7 +152,7 @@ ENCODERS = Suite(
     dispatch=10,
     budget=Budget(seconds=600),
     entries={
-        "protonet": Entry({}, tasks={"ways": 60}),
+        "protonet": Entry({}, tasks={"ways": 60}, tests=FIFTEEN_QUERIES),
         "matching": Entry({}),
         # Its network compares every query with every class, which costs too much at 20 ways and many queries.
         "relation": Entry(
@@ -156,7 +162,7 @@ ENCODERS = Suite(
             tests=((5, 1, 15), (5, 5, 15), (20, 1, 1), (20, 5, 1)),
         ),
         "siamese": Entry({}),
-        "r2d2": Entry({}),
+        "r2d2": Entry({}, tests=FIFTEEN_QUERIES),
         "metaoptnet": Entry({}),
         "logistic": Entry({}),
         "baseline": Entry({"classes": 4112}, tasks={"ways": 64, "queries": 1}),  # a batch of 128 drawings
@@ -266,7 +272,7 @@ def run(name: str, suite: Suite, data_dir: str | None, budget: Budget, seed: int
         "outer_rate": entry.rate,
         "seed": seed,
         **provenance(),
-        "budget": {unit: limit for unit, limit in budget._asdict().items() if math.isfinite(limit)},
+        "budget": budget.limits(),
         **training,
         "tests": tests,
     }
@@ -321,12 +327,10 @@ def adaptation_time(learner, state, sample, key, repeats=50) -> float:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """How well each learner does in the first test, by how long it takes to adapt."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
     measure, interval = (
         ("accuracy", "ci95") if results[0]["tests"][0]["accuracy"] is not None else ("loss", "loss_ci95")
     )
@@ -336,7 +340,6 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         axis.annotate(result["learner"], (test["adaptation_milliseconds"], test[measure]), fontsize="small")
     axis.set(xscale="log", xlabel="milliseconds to adapt to one task", ylabel=measure, title=results[0]["tasks"])
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(
         meta_steps: of training.
         batch_size: tasks in each.
         rate: of Adam; it falls to zero along a cosine.
-        seed: of the initial parameters and the training tasks.
+        seed: of the initial parameters and of all tasks, those of the test too.
         out: folder of the result.
     """
     if meta_steps < 1 or meta_steps % DISPATCH:

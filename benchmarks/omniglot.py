@@ -11,7 +11,7 @@ benchmarks/results/omniglot-NAME.json.
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,13 +88,6 @@ def build(configuration: Configuration) -> tuple[jmeta.Learner, optax.GradientTr
     """The learner and its optimizer."""
     learner = build_learner(configuration.learner, models.conv4(**configuration.model), configuration.options)
     return learner, optax.adam(SCHEDULES[configuration.schedule](configuration.steps))
-
-
-def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises a `ValueError` for a name that a benchmark does not know."""
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{kind} has {name!r}; there are {', '.join(known)}.")
 
 
 def build_learner(name: str, model: jmeta.Model, options: Mapping[str, Any]) -> jmeta.Learner:

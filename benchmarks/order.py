@@ -23,7 +23,7 @@ import tyro
 
 import jmeta
 from benchmarks import flops
-from benchmarks.omniglot import check_names
+from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models
@@ -181,16 +181,14 @@ def line(row: dict[str, Any]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Time and memory beside those of first order, by inner steps; dashes are the arithmetic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     from jmeta import plotting
 
     rows = [row for row in rows if row["chunk"] == "default"]
     names = list(dict.fromkeys(row["model"] for row in rows))
-    figure, axes = pyplot.subplots(2, len(names), figsize=(3.4 * len(names), 6), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(3.4 * len(names), 6), layout="constrained")
+    axes = figure.subplots(2, len(names), squeeze=False)
     for (above, below), name in zip(axes.T, names, strict=True):
         some = [row for row in rows if row["model"] == name]
         plotting.costs(some, x="inner_steps", y="milliseconds_ratio", by="mode", axes=above)
@@ -201,7 +199,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         above.set(title=name, ylabel="time / first order")
         below.set(ylabel="temporary memory / first order", yscale="log")
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

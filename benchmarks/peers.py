@@ -35,7 +35,7 @@ import numpy as np
 import tyro
 
 from benchmarks import peers_jmeta
-from benchmarks.omniglot import check_names
+from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import mean_seconds, timed_in_turns
 from jmeta.functional.checks import check_positive
@@ -284,6 +284,7 @@ def first_call(folder: str, peer: str, workload: Workload, weights: Weights, tas
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     importlib.import_module(f"benchmarks.{PEERS[peer].file}")
+    importlib.import_module(PEERS[peer].package)  # some are imported where they are used
     before, start = memory("VmRSS"), time.perf_counter()
     step = begin(peer, workload, weights, tasks, np.float32)
     step()
@@ -326,16 +327,12 @@ def line(row: dict[str, Any]) -> str:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Tasks per second of each peer over jmeta's, a panel of bars for each workload."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     columns = min(len(results), 5)
     rows = math.ceil(len(results) / columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(2.2 * columns, 3 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(2.2 * columns, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis in axes.flat[len(results) :]:
         axis.set_visible(False)
     for axis, result in zip(axes.flat, results, strict=False):
@@ -347,7 +344,6 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     axes[0, 0].invert_yaxis()
     figure.supxlabel("speed / jmeta's")
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

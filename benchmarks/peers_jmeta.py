@@ -35,14 +35,14 @@ def as_tasks(tasks, dtype) -> jmeta.Task:
     """A batch of jmeta's tasks."""
     return jmeta.Task(
         *(
-            jmeta.Examples(*(jnp.asarray(leaf, dtype) for leaf in part), jnp.ones(part[0].shape[:2], dtype))
+            jmeta.Examples(*(jnp.asarray(leaf, dtype) for leaf in part), jnp.asarray(np.ones(part[0].shape[:2], dtype)))
             for part in tasks
         )
     )
 
 
 def _one(batch):
-    return jax.tree.map(lambda leaf: leaf[0], batch)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[0], batch)  # by NumPy, which compiles nothing
 
 
 def initial_weights(workload, tasks) -> dict[str, np.ndarray]:

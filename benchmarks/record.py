@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +18,22 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def provenance() -> dict[str, Any]:
-    """By which versions and on what machine a result was made."""
+    """By which code and versions and on what machine a result was made."""
     return {
+        "commit": commit(),
         "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
         "python": platform.python_version(),
         "machine": machine(),
     }
+
+
+def commit() -> str | None:
+    """Of the clone that this runs in, "-dirty" behind it where files are not as committed; None without Git."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def machine() -> dict[str, Any]:

@@ -7,6 +7,7 @@ inner step and once with five, each from ten seeds, with the defaults of `make_t
 the policy for tasks that are not finite costs. The results go to benchmarks/results/sinusoid-STEPS.json.
 """
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -21,11 +22,13 @@ from tqdm import tqdm
 
 import jmeta
 from benchmarks.record import provenance, RESULTS, save
+from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models
 
 BATCH_SIZE, RATE, TEST_STEPS, EPISODES = 25, 0.01, (1, 5, 10), 600
 SAMPLE = data.sinusoid(shots=10, queries=10)
 OPTIMIZER = optax.adam(1e-3)
+LEAST_SECONDS = 0.1  # of a timing
 
 
 def maml(inner_steps: int) -> jmeta.Learner:
@@ -125,15 +128,15 @@ def cost_of_policy(inner_steps: int, repeats: int = 15, steps: int = 500) -> dic
         name: jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=BATCH_SIZE, steps=steps))
         for name, step in variants.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(repeats + 1):
-        for name, loop in loops.items():
-            start = time.perf_counter()
-            jax.block_until_ready(loop(state))
-            times[name].append(1e6 * (time.perf_counter() - start) / steps)
-    found = {name: round(float(np.median(values[1:])), 1) for name, values in times.items()}
+    calls = {name: functools.partial(_run, loop, state) for name, loop in loops.items()}
+    seconds = in_turns(calls, repeats=repeats, least_seconds=LEAST_SECONDS, title="policy")
+    found = {name: round(1e6 * float(np.median(values)) / steps, 1) for name, values in seconds.items()}
     print("microseconds of a meta-step:", found, flush=True)
     return found
+
+
+def _run(loop, state):
+    return jax.block_until_ready(loop(state))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def peers() -> str:
         "workload",
         "peer",
         "tasks/s",
+        "quartiles",
         "jmeta / it",
         "of a matrix product's rate",
         "first call",
@@ -73,7 +74,8 @@ def peers() -> str:
     rows = []
     for result in _peers():
         for row in result["rows"]:
-            cells = [result["workload"], f"`{row['peer']}`", _rate(row)]
+            quartiles = " to ".join(map(_rate, row["quartiles"]))
+            cells = [result["workload"], f"`{row['peer']}`", _rate(row["tasks_per_second"]), quartiles]
             cells += [f"{row['jmeta_over_it']:.2f}", f"{row['of_product_rate']:.1%}"]
             cells += [f"{row[f'first_step_seconds{again}']:.1f} s" for again in ("", "_from_cache")]
             rows.append([*cells, f"{row['peak_memory_mebibytes']:,} MiB"])
@@ -92,13 +94,12 @@ def peers_in_short() -> str:
     for result in _peers():
         ratios = {row["peer"]: row["jmeta_over_it"] for row in result["rows"]}
         best = [min((ratios[peer] for peer in kind if peer in ratios), default=None) for kind in kinds]
-        cells = [result["workload"], _rate(result["rows"][0])]
+        cells = [result["workload"], _rate(result["rows"][0]["tasks_per_second"])]
         rows.append([*cells, *("" if ratio is None else f"{ratio:.2f} x" for ratio in best)])
     return _table(header, rows)
 
 
-def _rate(row):
-    rate = row["tasks_per_second"]
+def _rate(rate):
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
@@ -152,7 +153,7 @@ def order() -> str:
     rows = []
     for row in itertools.chain.from_iterable(map(_order_rows, NETWORKS)):
         ratios = [f"{row[f'{name}_ratio']:.2f}" for name in ("milliseconds", "flops", "temporary_bytes")]
-        cells = [row["model"], row["inner_steps"], row["mode"], _rate(row), *ratios]
+        cells = [row["model"], row["inner_steps"], row["mode"], _rate(row["tasks_per_second"]), *ratios]
         rows.append([*cells, f"{row['compile_seconds']:.1f} s"])
     return _table(header, rows)
 
@@ -270,7 +271,6 @@ DOCUMENTS = tuple(
         "benchmarks/README.md",
         "docs/decisions/0004-chunks.md",
         "docs/decisions/0005-differentiation.md",
-        "docs/decisions/0006-nonfinite-tasks.md",
     )
 )
 TABLES = {

@@ -84,7 +84,7 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What rebuilds a run. Of an option left out, the paper's default holds."""
+    """What rebuilds a run. An option left out takes the paper's default."""
 
     learner: str = "maml"
     """Which algorithm; `jmeta learners` lists them."""
@@ -117,9 +117,9 @@ class Configuration:
     first_order_until: int | None = None
     """Meta-steps in which mamlpp's inner gradients are constants."""
     meta_gradient: str | None = None
-    """How it is taken: second_order, first_order, implicit or truncated."""
+    """How the meta-gradient is taken: second_order, first_order, implicit or truncated."""
     differentiation: str | None = None
-    """Of exact inner steps: mixed or reverse."""
+    """How exact inner steps are differentiated: mixed or reverse."""
     checkpoint: bool | None = None
     """Whether inner steps are computed again instead of stored."""
     last_steps: int | None = None
@@ -167,7 +167,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a run on test tasks; of an option left out, the run's own holds."""
+    """Evaluate a run on test tasks; an option left out is as in the run."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""

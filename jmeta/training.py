@@ -21,7 +21,7 @@ from tqdm import tqdm
 from jmeta import checkpoints
 from jmeta.evaluation import as_argument, default_chunk, evaluate, Report
 from jmeta.metrics import MetricsLog
-from jmeta.types import Array, Learner, PyTree, Task, TrainState
+from jmeta.types import Array, Examples, Learner, PyTree, Task, TrainState
 
 # What a train step does with tasks whose loss or meta-gradient is not finite.
 Nonfinite = Literal["skip", "raise"]
@@ -51,9 +51,14 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
         0
     """
     _check_task(task)
-    init_key, key = jax.random.split(_typed(key))
-    params, state = jax.jit(learner.init)(init_key, task)
-    return TrainState(params, state, optimizer.init(params), key, jnp.int32(0))
+
+    @jax.jit  # all of it: what runs by itself compiles an operation for each shape of a parameter
+    def start(key, task):
+        init_key, key = jax.random.split(key)
+        params, state = learner.init(init_key, task)
+        return TrainState(params, state, optimizer.init(params), key, jnp.int32(0))
+
+    return start(_typed(key), task)
 
 
 def make_train_step(
@@ -88,8 +93,8 @@ def make_train_step(
 
     Returns:
         `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate
-        the state if you like. Metrics are means over finite tasks of the
-        learner's and of the `"loss"`, the `"gradient_norm"` of the meta-gradient,
+        the state if you like. Metrics: the learner's own and the `"loss"`,
+        averaged over finite tasks; the `"gradient_norm"` of the meta-gradient;
         and the number of `"nonfinite_tasks"`.
 
     Raises:
@@ -447,13 +452,18 @@ def _check_task(task: Task) -> None:
     """Raises a `ValueError` if a class of a task has queries and no support example."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
         return
-    if not all(_is_one_hot(part) for part in (task.support, task.query)):
+    targets = [_real_targets(part) for part in (task.support, task.query)]
+    if not all(map(_is_one_hot, targets)):
         return
-    support, query = (np.asarray(part.targets * part.mask[:, None]).sum(0) for part in (task.support, task.query))
+    support, query = (real.sum(0) for real in targets)
     for index in np.flatnonzero((support == 0) & (query > 0)):
         raise ValueError(f"class {index} of the task has queries but no support example; each class needs one.")
 
 
-def _is_one_hot(examples) -> bool:
-    real = np.asarray(examples.targets)[np.asarray(examples.mask) > 0]
-    return bool(np.isin(real, (0, 1)).all() and (real.sum(1) == 1).all())
+def _real_targets(examples: Examples) -> np.ndarray:
+    """The targets of the examples that are not padding."""
+    return np.asarray(examples.targets)[np.asarray(examples.mask) > 0]
+
+
+def _is_one_hot(targets: np.ndarray) -> bool:
+    return bool(np.isin(targets, (0, 1)).all() and (targets.sum(1) == 1).all())

@@ -93,4 +93,6 @@ def test_importing_jmeta_needs_no_extra():
 def test_every_public_name_is_documented():
     for module in (jmeta, jmeta.learners, jmeta.models, jmeta.data, jmeta.functional):
         for name in module.__all__:
-            assert getattr(module, name).__doc__, name
+            written = getattr(module, name).__doc__ or ""
+            assert written.strip(), name
+            assert not written.startswith(f"{name}("), f"{name} has what Python writes for a tuple of names"

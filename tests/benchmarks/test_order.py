@@ -112,8 +112,9 @@ def test_results_are_of_the_entries_as_they_are():
         tasks = {**suite.tasks, **entry.tasks}
         assert result.get("training_tasks", tasks) == tasks, path.name
         assert result["outer_rate"] == entry.rate, path.name
-        budget = entry.budget or suite.budget
-        assert result.get("budget", {"seconds": budget.seconds}) == {"seconds": budget.seconds}, path.name
+        tests = tuple((test["ways"] or 1, test["shots"], test["queries"]) for test in result["tests"])
+        assert tests == (entry.tests or suite.tests), path.name
+        assert result["budget"] == (entry.budget or suite.budget).limits(), path.name
 
 
 @pytest.mark.long
