@@ -28,7 +28,7 @@ from benchmarks.names import check_names
 from benchmarks.omniglot import build_learner, summary, TEST_EPISODES
 from benchmarks.record import provenance, RESULTS, save
 from jmeta import data, losses, models
-from jmeta.functional.checks import check_positive
+from jmeta.checks import check_positive
 
 
 class Budget(NamedTuple):

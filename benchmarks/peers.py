@@ -38,7 +38,7 @@ from benchmarks import peers_jmeta
 from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import mean_seconds, timed_in_turns
-from jmeta.functional.checks import check_positive
+from jmeta.checks import check_positive
 
 CLASSES, DRAWINGS = 200, 20  # of the images that episodes are drawn from
 

@@ -5,6 +5,8 @@ from jmeta.evaluation import evaluate, Report
 from jmeta.training import fit, init_state, make_train_loop, make_train_step
 from jmeta.types import Examples, Learner, Model, Task, TrainState
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Examples",
     "Learner",

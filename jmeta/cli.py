@@ -349,7 +349,8 @@ def train(command: Train) -> None:
     learner = build_learner(configuration)
     sampler = SOURCES[configuration.data].sampler
     tasks, validation = (sampler(configuration.protocol, split, configuration.data_dir) for split in ("train", "val"))
-    jax.eval_shape(lambda key: learner.init(key, tasks(key)), jax.random.key(0))
+    task = tasks(jax.random.key(0))  # a real one: a transfer baseline looks at its classes
+    jax.eval_shape(lambda key: learner.init(key, task), jax.random.key(0))
     # Only now: a mistake must not leave a folder behind.
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from jax.extend.core import subjaxprs
 
 from jmeta import losses
+from jmeta.checks import check_counts
 from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, TrainState
 
 # Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
@@ -35,6 +37,9 @@ class Report:
         queries: query examples of a class, likewise; for regression of a task.
         normalisation: the model's policies; empty if it states none.
         transductive: whether the prediction of one query changed when the others did.
+        nonfinite: episodes whose loss is not finite, because their adaptation
+            diverged; the mean loss then is not finite either, and accuracy counts
+            outputs that are not numbers as wrong.
         per_episode: `"accuracy"` (not for regression) and `"loss"`, arrays [episodes].
     """
 
@@ -48,6 +53,7 @@ class Report:
     queries: int | tuple[int, int]
     normalisation: tuple[str, ...]
     transductive: bool
+    nonfinite: int
     per_episode: dict[str, np.ndarray] = field(repr=False, compare=False)
 
     def __str__(self) -> str:
@@ -55,12 +61,25 @@ class Report:
             figure = f"mean squared error {self.loss:.4g} ± {self.loss_ci95:.2g}"
         else:
             figure = f"accuracy {100 * self.accuracy:.1f} ± {100 * self.ci95:.1f} %"
-        return f"{figure} (95 % CI, {self.episodes} episodes)"
+        diverged = f", {self.nonfinite} of them not finite" if self.nonfinite else ""
+        return f"{figure} (95 % CI, {self.episodes} episodes{diverged})"
 
     def to_json(self, **kwargs: Any) -> str:
-        """The whole report as JSON; keywords go to `json.dumps`."""
+        """The whole report as JSON, null where a number is not finite; keywords go to `json.dumps`."""
         values = {name: array.tolist() for name, array in self.per_episode.items()}
-        return json.dumps({**asdict(self), "per_episode": values}, **kwargs)
+        return json.dumps(_with_null({**asdict(self), "per_episode": values}), **kwargs)
+
+
+def _with_null(value: Any) -> Any:
+    """The same with None for every number that JSON does not know."""
+    match value:
+        case dict():
+            return {name: _with_null(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_with_null(part) for part in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
 
 
 def evaluate(
@@ -102,9 +121,9 @@ def evaluate(
         >>> report.episodes, report.ways, report.shots, report.normalisation
         (4, 5, 1, ('batch',))
     """
-    for name, value, least in (("episodes", episodes, 2), ("tasks_per_chunk", tasks_per_chunk, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+    check_counts(least=2, episodes=episodes)
+    if tasks_per_chunk is not None:
+        check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
     arguments = as_argument(sample), state.params, state.state
     chunk = min(tasks_per_chunk or _episodes_at_once(learner, arguments, episodes), episodes)
     keys = jax.random.split(key, episodes)
@@ -144,7 +163,8 @@ def _episodes_at_once(learner: Learner, arguments: PyTree, episodes: int) -> int
 def _episodes_at_once_of_shapes(learner, structure, shapes, episodes):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.tree.unflatten(structure, shapes)
-    return default_chunk(episodes, functools.partial(_episode, learner), *arguments, key, False)
+    most = most_at_once(episodes, functools.partial(_episode, learner), *arguments, key, False)
+    return math.ceil(episodes / math.ceil(episodes / most))  # in as few chunks, the least to fill up the last one with
 
 
 def _episode(learner, sample, params, state, key, is_blanked):
@@ -160,8 +180,10 @@ def _episode(learner, sample, params, state, key, is_blanked):
     if not _classifies(learner, params, state, task):
         sizes = {"shots": task.support.mask.sum(), "queries": query.mask.sum()}
         return {"first": outputs[0], "loss": losses.squared_error(*labelled)} | sizes
-    found = {"first": outputs[0], "loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
-    return found | _protocol(task)
+    found = {"loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
+    # At absent classes outputs are so large that beside them nothing would seem to change.
+    first = jnp.where(_of_classes(task.support) > 0, outputs[0], 0)
+    return found | {"first": first} | _protocol(task)
 
 
 def _classifies(learner, params, state, task):
@@ -173,13 +195,18 @@ def _classifies(learner, params, state, task):
 
 def _protocol(task):
     """Ways, and the fewest and most shots and queries of a class, of one task."""
-    shots, queries = ((part.targets * part.mask[:, None]).sum(0) for part in (task.support, task.query))
+    shots, queries = _of_classes(task.support), _of_classes(task.query)
     present = shots > 0
     extremes = {
         name: jnp.stack([jnp.where(present, counts, jnp.inf).min(), counts.max()])
         for name, counts in (("shots", shots), ("queries", queries))
     }
     return {"ways": present.sum(), "orphans": (~present & (queries > 0)).any()} | extremes
+
+
+def _of_classes(examples):
+    """How many real examples each class has, [N]."""
+    return (examples.targets * examples.mask[:, None]).sum(0)
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
@@ -201,6 +228,7 @@ def _report(found: dict[str, np.ndarray], transductive: bool, policies: tuple[st
         queries=_span(found["queries"]),
         normalisation=policies,
         transductive=transductive,
+        nonfinite=int((~np.isfinite(found["loss"])).sum()),
         per_episode={name: found[name] for name in ("accuracy", "loss") if name in found},
     )
 
@@ -218,17 +246,25 @@ def _span(values: np.ndarray) -> int | tuple[int, int]:
 def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:
     """How many of `number` tasks to vmap a function over at a time.
 
-    As many as keep the largest array that the function makes, times their
-    number, within the backend's bound, and divide `number`.
+    The largest divisor of `number` that is not above `most_at_once`, so that
+    one compiled function does for all chunks.
 
     Args:
         number: of tasks.
         function: of one task.
         arguments: what it is called with, or their shapes.
     """
-    bound = CHUNK_BYTES.get(jax.default_backend(), ACCELERATOR_CHUNK_BYTES)
-    most = max(1, min(number, bound // largest_array(function, *arguments)))
+    most = most_at_once(number, function, *arguments)
     return max(chunk for chunk in range(1, most + 1) if number % chunk == 0)
+
+
+def most_at_once(number: int, function: Callable, *arguments: PyTree) -> int:
+    """The most tasks, up to `number`, that keep the function's largest array times their number within a bound.
+
+    The arguments are those of `default_chunk`, the bound is the backend's.
+    """
+    bound = CHUNK_BYTES.get(jax.default_backend(), ACCELERATOR_CHUNK_BYTES)
+    return max(1, min(number, bound // largest_array(function, *arguments)))
 
 
 def largest_array(function: Callable, *arguments: PyTree) -> int:

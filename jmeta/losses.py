@@ -120,11 +120,12 @@ def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:
     """The fraction of real examples whose largest output is at their class.
 
     Args:
-        outputs: [K, N] logits or scores.
+        outputs: [K, N] logits or scores; an example with one that is not a number is wrong.
         targets: [K, N] one-hot.
         mask: [K].
     """
-    return masked_mean((outputs.argmax(-1) == targets.argmax(-1)).astype(outputs.dtype), mask)
+    correct = (outputs.argmax(-1) == targets.argmax(-1)) & ~jnp.isnan(outputs).any(-1)
+    return masked_mean(correct.astype(outputs.dtype), mask)
 
 
 def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int = 15) -> Array:

@@ -155,7 +155,7 @@ def costs(rows: Iterable[Mapping[str, Any]], *, x: str, y: str, by: str, axes: A
         The axes.
 
     Raises:
-        ValueError: for a column that a row has not.
+        ValueError: for a column that a row lacks.
 
     Example:
         >>> rows = [{"mode": "exact", "steps": 1, "time": 1.1}, {"mode": "exact", "steps": 5, "time": 1.5}]

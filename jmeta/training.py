@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 from jmeta import checkpoints
+from jmeta.checks import check_counts, check_targets, is_count
 from jmeta.evaluation import as_argument, default_chunk, evaluate, Report
 from jmeta.metrics import MetricsLog
 from jmeta.types import Array, Examples, Learner, PyTree, Task, TrainState
@@ -40,8 +41,8 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
         task: one task, for its shapes.
 
     Raises:
-        ValueError: if the model's output width is not the number of ways, or a
-            class has queries and no support example.
+        ValueError: if targets are labels and not one-hot, the model's output width
+            is not the number of ways, or a class has queries and no support example.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -51,14 +52,19 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
         0
     """
     _check_task(task)
+    return _starter(learner, optimizer)(_typed(key), task)
 
-    @jax.jit  # all of it: what runs by itself compiles an operation for each shape of a parameter
+
+# Kept, so that a learner is not compiled again; one function for all of a state, for what runs by itself compiles an
+# operation for each shape of a parameter.
+@functools.lru_cache(maxsize=16)
+def _starter(learner: Learner, optimizer: optax.GradientTransformation) -> Callable:
     def start(key, task):
         init_key, key = jax.random.split(key)
         params, state = learner.init(init_key, task)
         return TrainState(params, state, optimizer.init(params), key, jnp.int32(0))
 
-    return start(_typed(key), task)
+    return jax.jit(start)
 
 
 def make_train_step(
@@ -111,8 +117,8 @@ def make_train_step(
         >>> sorted(metrics)
         ['accuracy', 'gradient_norm', 'loss', 'nonfinite_tasks']
     """
-    if tasks_per_chunk is not None and tasks_per_chunk < 1:
-        raise ValueError(f"tasks_per_chunk is {tasks_per_chunk}; it must be at least 1, or None.")
+    if tasks_per_chunk is not None:
+        check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
     check_policy(nonfinite, max_task_norm)
     # A learner is pure, so that one trace of its loss serves `init`, the choice of a chunk and the gradient.
     task_loss = jax.jit(learner.loss)
@@ -146,7 +152,8 @@ def make_train_step(
 
         gradient, new_state, metrics, finite = _sum_over_chunks(total, (tasks, keys[1:]), chunk)
         gradient, new_state = jax.tree.map(
-            lambda leaf: leaf / jnp.maximum(finite, 1) if _is_summed(leaf) else leaf, (gradient, new_state)
+            lambda leaf: (leaf / jnp.maximum(finite, 1)).astype(leaf.dtype) if _is_summed(leaf) else leaf,
+            (gradient, new_state),
         )
         _, unravel = ravel_pytree(params)
         updates, opt_state = optimizer.update(unravel(gradient), opt_state, params)
@@ -189,10 +196,8 @@ def make_train_loop(
     Raises:
         ValueError: for a batch of fewer than 1 task, or fewer than 0 steps.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-    if steps < 0:
-        raise ValueError(f"steps is {steps}; it must be 0 or more.")
+    check_counts(least=1, batch_size=batch_size)
+    check_counts(steps=steps)
 
     def one(state, _):
         key, sample_key = jax.random.split(state.key)
@@ -250,7 +255,7 @@ def fit(
         The last state; its `step` is below `steps` if a signal ended the run.
 
     Raises:
-        ValueError: for numbers below 1, `save_every` not a multiple of
+        ValueError: for numbers out of range, `save_every` not a multiple of
             `log_every`, or another run in `out`.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
@@ -386,11 +391,10 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int, episodes: int) -> None:
     """Raises a `ValueError` for numbers that `fit` cannot take."""
-    least = {"steps": (steps, 0), "batch_size": (batch_size, 1), "log_every": (log_every, 1), "episodes": (episodes, 2)}
-    for name, (value, lowest) in least.items():
-        if value < lowest:
-            raise ValueError(f"{name} is {value}; it must be at least {lowest}.")
-    if save_every < 1 or save_every % log_every:
+    check_counts(steps=steps)
+    check_counts(least=1, batch_size=batch_size, log_every=log_every)
+    check_counts(least=2, episodes=episodes)
+    if not is_count(save_every, least=1) or save_every % log_every:
         raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
 
 
@@ -422,7 +426,7 @@ def check_policy(nonfinite: str, max_task_norm: float) -> None:
 def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     """The sum of `function` over chunks of the leading axis of `batch`, the last one perhaps shorter.
 
-    Of what is not summed it is the last chunk's.
+    Leaves that do not add up are those of the last chunk.
     """
     number = len(jax.tree.leaves(batch)[0])
     if chunk == number:
@@ -449,7 +453,9 @@ def _typed(key: Array) -> Array:
 
 
 def _check_task(task: Task) -> None:
-    """Raises a `ValueError` if a class of a task has queries and no support example."""
+    """Raises a `ValueError` for labels as targets, or if a class has queries and no support example."""
+    for name in ("support", "query"):
+        check_targets(f"task.{name}", getattr(task, name))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
         return
     targets = [_real_targets(part) for part in (task.support, task.query)]

@@ -56,7 +56,7 @@ class Model(NamedTuple):
     Attributes:
         init: `(key, inputs [K, ...]) -> (params, state)`.
         apply: `(params, state, inputs, *, train=False, key=None) -> (outputs [K, ...], state)`.
-            Inputs may be a tree, where what reads them says so.
+            Inputs are a tree where a learner says that they are.
             A model that mixes examples (batch statistics) may take one keyword
             more, `mask` [K], and is then told which rows are padding.
     """

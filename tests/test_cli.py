@@ -1,5 +1,6 @@
 """The command line, as a user meets it: every command in a process of its own, or nearly so."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -149,8 +150,9 @@ def test_lists_name_every_learner_and_source(capsys):
 
 def test_help_documents_every_field():
     out = succeeded(jmeta("train", "--help"))
-    for field in ("--learner", "--ways", "--inner-steps", "--save-every", "--batch-size", "--data-dir"):
-        assert field in out
+    told = {field.name for of in (cli.Train, cli.Configuration, cli.Protocol) for field in dataclasses.fields(of)}
+    for name in told - {"configuration", "protocol"}:
+        assert f"--{name.replace('_', '-')} " in out
     assert "Classes in a task." in out
 
 
@@ -164,6 +166,7 @@ MISTAKES = {
     "train --out {new} --ways five": "Error parsing --ways: invalid literal for int() with base 10: 'five'",
     "train --out {new} --leaner maml": "Unrecognized options: --leaner",
     "train --learner baseline --out {new}": "baseline needs the option --classes",
+    "train --learner baseline --classes 9 --model mlp --out {new}": "but classes is 9; it must be above every id",
     "train --learner protonet --data sinusoid --out {new}": "protonet classifies",
     "train --data sinusoid --model conv4 --out {new}": "inputs have shape (1, 1); a convolutional network needs images",
     "train --model conv4 --width 0 --out {new}": "a layer's width is 0",
@@ -201,7 +204,41 @@ def test_a_mistake_leaves_no_folder_behind(tmp_path, mistake):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_checkpoint_of_another_learner_is_refused(run_folder, tmp_path, capsys):
+def test_a_checkpoint_of_another_network_is_refused(run_folder):
+    _, state = cli.load(run_folder)
+    wider = state._replace(params=jax.tree.map(lambda leaf: np.zeros((*leaf.shape, 2)), state.params))
+    with pytest.raises(ValueError, match=r"is of another learner, model or optimizer: its .* is float32"):
+        checkpoints.restore(run_folder / "checkpoints", wider)
+
+
+def test_the_two_newest_checkpoints_are_kept(run_folder):
+    assert sorted(path.name for path in (run_folder / "checkpoints").iterdir()) == ["380", "400"]
+
+
+def test_a_run_is_evaluated_after_other_inner_steps(run_folder, tmp_path):
+    losses = []
+    for steps in (0, 3):
+        path = tmp_path / f"{steps}.json"
+        arguments = ["evaluate", str(run_folder), "--test-steps", str(steps), "--episodes", "5", "--out", str(path)]
+        assert cli.main(arguments) == 0
+        losses.append(json.loads(path.read_text())["loss"])
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [(FloatingPointError("not finite"), 1, "jmeta: not finite\n"), (KeyboardInterrupt(), 130, "jmeta: interrupted\n")],
+)
+def test_a_run_that_diverged_and_an_interrupt_have_codes_of_their_own(monkeypatch, capsys, error, code, told):
+    def run(command):
+        raise error
+
+    monkeypatch.setattr(cli, "run", run)
+    assert cli.main(["learners"]) == code
+    assert capsys.readouterr().err == told
+
+
+def test_another_configuration_in_a_runs_folder_is_refused(run_folder, tmp_path, capsys):
     folder = tmp_path / "run"
     subprocess.run(["cp", "-r", run_folder, folder], check=True)
     path = folder / "run.json"

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jmeta
-from jmeta import data, learners, losses, models
+from jmeta import data, evaluation, learners, losses, models
 from jmeta.functional import HeadParams
 from jmeta.types import Learner, Model
 
@@ -94,6 +94,24 @@ def test_the_normalisation_policy_and_transduction_are_stated(norm, transductive
     assert report.transductive is transductive
 
 
+@pytest.mark.parametrize(("norm", "transductive"), [("batch", True), ("running", False)])
+def test_transduction_is_seen_where_an_episode_lacks_classes(norm, transductive):
+    sample = data.episodes(TABLE, ways=(2, 6), shots=1, queries=3)
+    assert evaluated(models.mlp(hidden=(8,), outputs=None, norm=norm), sample).transductive is transductive
+
+
+def test_episodes_that_diverge_are_counted_and_their_queries_wrong():
+    def apply(params, state, inputs, *, train=False, key=None):
+        return jnp.where(inputs[:1, :1] > 0, jnp.nan, inputs), state
+
+    report = evaluated(Model(IDENTITY.init, apply), data.episodes(TABLE, ways=3, shots=1, queries=3))
+    diverged = ~np.isfinite(report.per_episode["loss"])
+    assert 0 < report.nonfinite == diverged.sum() < 40
+    assert (report.per_episode["accuracy"][diverged] == 0).all()
+    assert str(report).endswith(f"(95 % CI, 40 episodes, {report.nonfinite} of them not finite)")
+    assert json.loads(report.to_json(allow_nan=False))["loss"] is None
+
+
 def test_queries_of_a_class_without_support_are_an_error():
     sample = data.episodes(TABLE, ways=3, shots=1, queries=3)
     learner = learners.protonet(IDENTITY)
@@ -150,7 +168,24 @@ def test_nothing_is_written_to_the_state():
     jax.tree.map(np.testing.assert_array_equal, state.state, before)
 
 
-@pytest.mark.parametrize(("name", "value"), [("episodes", 1), ("tasks_per_chunk", 0)])
+def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
+    monkeypatch.setattr(evaluation, "most_at_once", lambda number, *_: 4)
+    evaluation._episodes_at_once_of_shapes.cache_clear()
+    sizes = []
+
+    def adapt(params, state, support, *, key=None):
+        jax.debug.callback(lambda _: sizes.append(1), key)
+        return learner.adapt(params, state, support)
+
+    learner, sample = learners.protonet(IDENTITY), data.episodes(TABLE, ways=3, shots=1, queries=2)
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    jmeta.evaluate(learner._replace(adapt=adapt), state, sample, key=jax.random.key(2), episodes=11)
+    jax.effects_barrier()
+    evaluation._episodes_at_once_of_shapes.cache_clear()
+    assert len(sizes) == 3 * 4 + 4  # 11 filled up to 12; and those of the first chunk once more, queries blanked
+
+
+@pytest.mark.parametrize(("name", "value"), [("episodes", 1), ("episodes", 4.0), ("tasks_per_chunk", 0)])
 def test_refuses_an_evaluation_that_cannot_be(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         evaluated(IDENTITY, data.episodes(TABLE, ways=3, shots=1, queries=3), **{name: value})

@@ -14,16 +14,17 @@ ROOT = Path(jmeta.__file__).parent
 # What each layer may import of jmeta, as prefixes; a layer may import itself but for learners.
 ALLOWED = {
     "types": (),
+    "checks": ("types",),
     "losses": ("types",),
-    "functional": ("types", "functional"),
-    "models": ("types", "functional", "models"),
-    "learners": ("types", "losses", "functional", "models"),  # models: the paper's second network
-    "data": ("types", "data"),
+    "functional": ("types", "checks", "functional"),
+    "models": ("types", "checks", "functional", "models"),
+    "learners": ("types", "checks", "losses", "functional", "models"),  # models: the paper's second network
+    "data": ("types", "checks", "data"),
     "metrics": (),
     "checkpoints": ("types",),
-    "evaluation": ("types", "losses"),
+    "evaluation": ("types", "checks", "losses"),
     "plotting": ("types", "evaluation"),
-    "training": ("types", "losses", "evaluation", "checkpoints", "metrics"),
+    "training": ("types", "checks", "losses", "evaluation", "checkpoints", "metrics"),
 }
 # The face, the command line and its demonstration may import all.
 FREE = {"__init__", "__main__", "cli", "demo"}

@@ -120,6 +120,35 @@ def test_a_second_run_of_the_same_functions_compiles_nothing():
     assert run(SAMPLE, nonfinite="raise") > once
 
 
+def test_a_second_state_of_the_same_functions_compiles_nothing():
+    traces = []
+
+    def init(*arguments):
+        traces.append(1)
+        return LEARNER.init(*arguments)
+
+    learner = LEARNER._replace(init=init)
+    assert 0 < (begin(learner), len(traces))[1] == (begin(learner), len(traces))[1]
+
+
+def test_a_network_in_half_precision_keeps_it_in_a_loop():
+    half = models.from_linen(nn.Dense(1, param_dtype=jnp.bfloat16))
+    learner = learners.maml(half, inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+    loop = jmeta.make_train_loop(jmeta.make_train_step(learner, OPTIMIZER), SAMPLE, batch_size=2, steps=2)
+    state, metrics = jax.jit(loop)(begin(learner))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert np.isfinite(metrics["loss"]).all()
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_labels_are_refused_for_targets(part):
+    task = data.glyphs(ways=2, shots=1, queries=1)(jax.random.key(0))
+    labelled = getattr(task, part)._replace(targets=jnp.arange(2))
+    learner = learners.protonet(models.mlp(outputs=None))
+    with pytest.raises(ValueError, match=rf"task.{part}.targets have shape \(2,\); they must be \[K, N\] one-hot"):
+        jmeta.init_state(learner, OPTIMIZER, jax.random.key(0), task._replace(**{part: labelled}))
+
+
 def test_a_loop_is_the_steps_one_after_another():
     step = jmeta.make_train_step(LEARNER, OPTIMIZER)
     looped, metrics = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=4, steps=3))(begin())
@@ -416,6 +445,7 @@ def test_fit_is_quiet_when_not_on_a_terminal(capsys):
         ({"save_every": 15}, "save_every is 15; it must be a multiple of log_every, 10"),
         ({"log_every": 0}, "log_every is 0"),
         ({"tasks_per_chunk": 0}, "tasks_per_chunk is 0"),
+        ({"batch_size": 2.0}, "batch_size is 2.0; it must be a whole number"),
         ({"episodes": 1}, "episodes is 1"),
         ({"nonfinite": "ignore"}, "nonfinite is 'ignore'"),
         ({"max_task_norm": 0.0}, "max_task_norm is 0.0"),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jmeta.checks import check_counts, is_count
 from jmeta.data.table import ClassTable
 from jmeta.types import Array, Examples, Task
 
@@ -45,7 +46,8 @@ def episodes(
         >>> task.support.inputs.shape, task.query.targets.shape
         ((3, 2), (6, 3))
     """
-    spec = _Spec(_range("ways", ways, 2), _range("shots", shots, 1), _integer("queries", queries, 1), _largest(table))
+    check_counts(least=1, queries=queries)
+    spec = _Spec(_range("ways", ways, 2), _range("shots", shots, 1), queries, _largest(table))
     _check_fits(table, spec)
     # The table is an argument of `_draw`, so that a compiled function may take it as one and hold no copy;
     # two samplers of one spec compile once.
@@ -112,15 +114,9 @@ def _largest(table):
     return int(table.counts.max())
 
 
-def _integer(name, value, least):
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value}; it must be a whole number, at least {least}.")
-    return value
-
-
 def _range(name, value, least):
     bounds = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(bounds) != 2 or not all(isinstance(bound, int) for bound in bounds) or not least <= bounds[0] <= bounds[1]:
+    if len(bounds) != 2 or not all(is_count(bound, least) for bound in bounds) or bounds[0] > bounds[1]:
         raise ValueError(f"{name} is {value}; it must be a number, at least {least}, or a range (low, high) of such.")
     return bounds
 

@@ -7,6 +7,7 @@ from itertools import accumulate
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import check_counts
 from jmeta.types import Array, Examples, Task
 
 SIZE = 28
@@ -49,10 +50,8 @@ def glyphs(ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array]
         >>> glyphs(ways=3, shots=2)(jax.random.key(0)).support.inputs.shape
         (6, 28, 28, 1)
     """
-    for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
-
+    check_counts(least=2, ways=ways)
+    check_counts(least=1, shots=shots, queries=queries)
     return functools.partial(_draw, ways=ways, shots=shots, queries=queries)
 
 

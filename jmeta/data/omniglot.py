@@ -49,15 +49,18 @@ def omniglot(
         A `ClassTable`; names are (alphabet, character from 1, degrees).
 
     Raises:
-        ValueError: for an unknown split or a rotation that is not a multiple of 90.
+        ValueError: for an unknown split, or for rotations that are none, not multiples of 90, or alike.
         FileNotFoundError: if the data is not there and cannot be had; it names
             what is missing, where it was looked for, and what gets it.
         ModuleNotFoundError: without the extra `tfds`.
     """
     if rotations is None:
         rotations = (0, 90, 180, 270) if split in VINYALS_SPLITS else (0,)
-    if any(degrees % 90 for degrees in rotations):
-        raise ValueError(f"rotations is {tuple(rotations)}; each must be a multiple of 90 degrees.")
+    turns = [degrees % 360 for degrees in rotations]
+    if not turns or any(degrees % 90 for degrees in turns) or len(set(turns)) < len(turns):
+        raise ValueError(
+            f"rotations is {tuple(rotations)}; they must be multiples of 90 degrees, at least one and no two alike."
+        )
     characters = _characters(split)
     data_dir = _data_dir(data_dir)
     builder = _find(data_dir) or prepare_omniglot(data_dir=data_dir, archives=archives)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import check_counts
 from jmeta.types import Array, Examples, Task
 
 AMPLITUDES = (0.1, 5.0)
@@ -33,10 +34,7 @@ def sinusoid(shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
         >>> sinusoid(shots=5)(jax.random.key(0)).support.targets.shape
         (5, 1)
     """
-    for name, value in (("shots", shots), ("queries", queries)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1.")
-
+    check_counts(least=1, shots=shots, queries=queries)
     return functools.partial(_draw, shots=shots, queries=queries)
 
 

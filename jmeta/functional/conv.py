@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
 
+from jmeta.checks import check_counts
 from jmeta.functional.bilinear import alike, batch_tasks, bilinear_primitive
 from jmeta.functional.linear import linear
 from jmeta.types import Array
@@ -74,8 +75,7 @@ def conv(x: Array, w: Array, *, stride: int = 1) -> Array:
 def _check(x, w, stride):
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; they must be [B, H, W, C] and [h, w, C, O].")
-    if stride < 1:
-        raise ValueError(f"stride is {stride}; it must be at least 1.")
+    check_counts(least=1, stride=stride)
     if w.shape[0] % 2 == 0 or w.shape[1] % 2 == 0:
         raise ValueError(f"w has a kernel of {w.shape[0]} x {w.shape[1]}; both sizes must be odd.")
     if x.shape[-1] != w.shape[2]:
@@ -173,7 +173,7 @@ def _all_tasks(form):
     return run
 
 
-# Accelerators keep the one form of `lax`, whose gradients cuDNN and the TPU compiler know.
+# At a stride of 1 accelerators keep the one form of `lax`, whose gradients cuDNN and the TPU compiler know.
 conv_p = bilinear_primitive(
     "conv",
     lambda x, w: (*x.shape[:4], w.shape[4]),

@@ -6,11 +6,12 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from jmeta.functional.checks import check_counts
+from jmeta.checks import check_counts, check_targets
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.inner_loop import check_options, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
-from jmeta.functional.partition import check_part, join, part
+from jmeta.functional.orders import ranks
+from jmeta.functional.partition import check_parts, join, part
 from jmeta.types import apply_model, Array, Examples, Learner, Model, Objective, PyTree
 
 
@@ -84,8 +85,8 @@ def descent(
             `"implicit"`.
     """
     check_options(**options)
-    if inner_batch is not None and inner_batch < 1:
-        raise ValueError(f"inner_batch is {inner_batch}; it must be at least 1, or None for all examples.")
+    if inner_batch is not None:
+        check_counts(least=1, inner_batch=inner_batch)
     if inner_batch is not None and options.get("meta_gradient") == "implicit":
         raise ValueError(f"inner_batch is {inner_batch}; an implicit meta-gradient needs None, all examples each step.")
     start = start or (lambda params, state, examples, **context: params)
@@ -99,11 +100,11 @@ def descent(
         params, state = model.init(key, task.support.inputs)
         moving, fixed = begin(params, state, task.support, train=False, key=None)
         if moves is not None:
-            check_part(moving, params)
-            check_part(fixed, params)
+            check_parts(moving, fixed)
         return MetaParams(params, as_rule(rule).init(moving)), state
 
     def run(params, state, examples, *, steps, train=False, key=None):
+        check_targets("support", examples)
         start_key, order_key, step_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         present = objective.present(examples)
         moving, fixed = begin(params.model, state, examples, train=train, key=start_key)
@@ -190,10 +191,8 @@ def minibatches(mask: Array, steps: int, size: int, key: Array | None) -> Array:
         >>> minibatches(jnp.array([1, 0, 1, 1]), steps=2, size=2, key=None).tolist()
         [[0, 2], [3, 0]]
     """
-    size, index = min(size, mask.size), jnp.arange(mask.size)
-    # A key for each row, for numbers that do not depend on how many rows there are.
-    rank = index if key is None else jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(index)
-    order = jnp.argsort(jnp.where(mask > 0, rank, jnp.inf))
+    size = min(size, mask.size)
+    order = jnp.argsort(jnp.where(mask > 0, ranks(mask, key), jnp.inf))
     real = jnp.maximum((mask > 0).sum(), 1)
     used = jnp.minimum(size, real)
     rows = order[(jnp.arange(steps)[:, None] * used + jnp.arange(size)[None]) % real]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import check_targets
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import Encoder
 from jmeta.types import Array, Learner, normalisations, Objective, PyTree
@@ -102,6 +103,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         return params, state
 
     def fit(params, features, support, **context):
+        check_targets("support", support)
         encoded = support._replace(inputs=features)
         _check_widths(head, params.head, encoded)
         return Fitted(head.fit(params.head, encoded, **context), objective.present(support))
@@ -145,5 +147,7 @@ def numbers(**start: float) -> Callable:
 
 def check_stateless(name: str, state: PyTree) -> None:
     """Raises a `ValueError` if a network of a head takes or keeps statistics of a set, which queries would share."""
-    if jax.tree.leaves(state) or set(normalisations(state)) - {"none", "layer", "group"}:
-        raise ValueError(f'{name} has statistics of a batch; it must normalise without, as norm="layer" does.')
+    if jax.tree.leaves(state) or "batch" in normalisations(state):
+        raise ValueError(
+            f'{name} has statistics of a batch; it must normalise each example by itself, as norm="layer".'
+        )

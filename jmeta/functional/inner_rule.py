@@ -1,6 +1,5 @@
 """Inner rules: how one inner step turns a gradient into an update."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -57,7 +56,7 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
 
     Args:
         optimizer: the rule or optax transformation.
-        params: of the structure it will update; their values do not matter.
+        params: of the structure and shapes it will update; their values do not matter.
 
     Raises:
         ValueError: if the derivative is not finite.
@@ -76,13 +75,15 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
 
 
 def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
-    """The derivative of a first update's sum where one element of each gradient is zero and another is not."""
+    """The derivative of a first update's sum where all elements of each gradient but one are zero."""
 
-    def small(leaf):
-        shape = (1,) * (jnp.ndim(leaf) - 1) + (2,) if jnp.ndim(leaf) else ()
-        return np.arange(math.prod(shape), dtype=jnp.result_type(leaf)).reshape(shape)
+    def zeros_but_one(leaf):
+        zeros = np.zeros(jnp.shape(leaf), jnp.result_type(leaf))
+        if zeros.size > 1:
+            zeros.flat[-1] = 1
+        return zeros
 
-    params = jax.tree.map(small, params)
+    params = jax.tree.map(zeros_but_one, params)
 
     def total(gradients):
         rule_params = rule.init(params)

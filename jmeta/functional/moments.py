@@ -26,6 +26,7 @@ def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
         >>> moments(jnp.array([[1.0], [3.0], [9.0]]), jnp.array([1, 1, 0]))
         (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
+    x = x.astype(jnp.result_type(x, float))
     # Pixels are averaged first, so that the mask weighs [K, C] numbers and costs nothing.
     weights, pixels = _weights(x, mask), tuple(range(1, x.ndim - 1))
     mean = weights @ x.mean(pixels)

@@ -29,11 +29,15 @@ def part(params: PyTree, moves: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
     return moving, fixed
 
 
-def check_part(part: PyTree, params: PyTree) -> None:
-    """Raises a `ValueError` if a part of the parameters is empty."""
-    if not jax.tree.leaves(part):
-        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        raise ValueError(f"none of the model's parameters is chosen; their paths are {', '.join(names)}.")
+def check_parts(moving: PyTree, fixed: PyTree) -> None:
+    """Raises a `ValueError` if the inner loop moves none of the parameters, or all of them."""
+    for empty, whole, number in ((moving, fixed, "none"), (fixed, moving, "all")):
+        if not jax.tree.leaves(empty):
+            names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(whole)]
+            raise ValueError(
+                f"the inner loop moves {number} of the model's parameters, but it must move some and leave some; "
+                f"their paths are {', '.join(names)}."
+            )
 
 
 def join(moving: PyTree, fixed: PyTree) -> PyTree:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.functional.heads import check_stateless, Head
+from jmeta.functional.orders import ranks
 from jmeta.types import apply_model, Array, Examples, PyTree
 
 
@@ -106,11 +107,7 @@ def real_last(mask: Array, key: Array | None = None) -> Array:
         >>> real_last(jnp.array([1, 0, 1, 0])).tolist()
         [1, 3, 0, 2]
     """
-    index = jnp.arange(mask.size)
-    # A key for each real example, by its number, for an order that does not depend on padding.
-    number = jnp.cumsum(mask > 0)
-    rank = index if key is None else jax.vmap(lambda n: jax.random.uniform(jax.random.fold_in(key, n)))(number)
-    return jnp.argsort(jnp.where(mask > 0, rank, -1))
+    return jnp.argsort(jnp.where(mask > 0, ranks(mask, key), -1))
 
 
 def _in_order(support, key):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jmeta.functional.checks import check_counts
+from jmeta.checks import check_counts
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, plain_head
@@ -59,8 +59,7 @@ def transfer_learner(
     Raises:
         ValueError: for fewer than 2 classes, or a negative number of steps.
     """
-    if classes != int(classes) or classes < 2:
-        raise ValueError(f"classes is {classes}; it must be the number of training classes, at least 2.")
+    check_counts(least=2, classes=classes)
     check_counts(steps=steps)
 
     def fit(params, support):

@@ -49,7 +49,7 @@ def cnp(
     """Decodes each query beside the mean of what a network makes of the support examples.
 
     Garnelo et al., 2018, "Conditional Neural Processes". For regression the
-    prediction is a Gaussian, whose mean `predict` gives and `gaussian_cnp` all of;
+    prediction is a Gaussian: `predict` gives its mean, `gaussian_cnp` the whole;
     for classification each class has a mean of its own, and the decoder sees
     them one after another. The losses are those of the query set alone, where the
     paper adds the support set to it.

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 
 from jmeta import losses
-from jmeta.functional.checks import check_counts, check_positive
+from jmeta.checks import check_counts, check_positive
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, numbers, plain_head
 from jmeta.functional.logistic import logistic_regression

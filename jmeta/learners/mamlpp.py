@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jmeta import losses
-from jmeta.functional.checks import check_counts, check_positive
+from jmeta.checks import check_counts, check_positive, check_targets
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.fast_weights import FastWeights
 from jmeta.functional.inner_loop import (
@@ -20,7 +20,7 @@ from jmeta.functional.inner_loop import (
     scan_steps,
 )
 from jmeta.functional.inner_rule import InnerRule
-from jmeta.functional.partition import check_part, join, part
+from jmeta.functional.partition import join, part
 from jmeta.types import apply_model, Array, Learner, Model, PyTree
 
 # What the weight of an intermediate step does not fall below while losses are annealed, times the
@@ -81,8 +81,7 @@ def mamlpp(
     meta-step, not with each epoch; running statistics are those of the query set
     after each inner step, not of the support set too; and in steps beyond
     `inner_steps`, which tests may take, the last step's rates, normalisations and
-    statistics hold. The
-    paper's cosine schedule is the outer optimizer's:
+    statistics hold. The paper's cosine schedule is the outer optimizer's:
     `optax.adam(optax.cosine_decay_schedule(1e-3, meta_steps))`.
 
     Args:
@@ -121,7 +120,10 @@ def mamlpp(
     def init(key, task):
         params, state = model.init(key, task.support.inputs)
         scales, moving = part(params, norms)
-        check_part(moving, params)
+        if not jax.tree.leaves(moving):
+            raise ValueError(
+                "norms chooses every parameter of the model; some must be left for the inner loop to move."
+            )
         params = MamlppParams(moving, every_step(scales), rule.init(moving))
         state = MamlppState(every_step(state), jnp.int32(0))
         jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
@@ -150,6 +152,7 @@ def mamlpp(
         return descent_step(gradient, rule, rates)
 
     def adapt(params, state, support, *, key=None):
+        check_targets("support", support)
         present = objective.present(support)
         at = jnp.minimum(jnp.arange(test_steps), inner_steps - 1)
         steps = jax.tree.map(lambda leaf: leaf[at], (params.norms, state.model))

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses
+from jmeta.checks import check_positive
 from jmeta.functional.attention import class_attention
-from jmeta.functional.checks import check_positive
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import check_stateless, head_learner, plain_head
 from jmeta.functional.prototypes import COSINE_SCALE, cosine_similarities
@@ -27,7 +27,8 @@ def matching(
     No query sees another. Support and query are encoded as in `protonet`. We
     depart from the paper in that cosines are multiplied by a learned scale: the
     softmax of bare ones gives no class of 20 more than an eighth of the probability
-    where features are not negative.
+    where features are not negative. Both networks run as in tests always, without
+    dropout.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).

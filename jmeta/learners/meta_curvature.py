@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses
-from jmeta.functional.checks import check_positive
+from jmeta.checks import check_positive
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
 from jmeta.functional.inner_rule import InnerRule
@@ -48,7 +48,7 @@ def meta_curvature(
     Raises:
         ValueError: for numbers out of range or an unknown mode; from `init`, if
             the model's output width is not the number of ways, or for an implicit
-            meta-gradient, which matrices have not.
+            meta-gradient, of which the matrices have none.
     """
     objective = losses.objective(loss_fn)
     inner = descent(model, objective, rule=curvature(inner_rate), inner_batch=inner_batch, **options)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses
-from jmeta.functional.checks import check_positive
+from jmeta.checks import check_positive
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
 from jmeta.functional.inner_rule import InnerRule
@@ -28,7 +28,7 @@ def meta_sgd(
 
     Li et al., 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning".
     We depart from the paper in where rates start: all at `inner_rate`, not at
-    random between 0.005 and 0.1, of which the default is the middle.
+    random between 0.005 and 0.1; the default is near the middle of that.
 
     Args:
         model: any network; its output width is the number of ways.
@@ -46,7 +46,7 @@ def meta_sgd(
     Raises:
         ValueError: for numbers out of range or an unknown mode; from `init`, if
             the model's output width is not the number of ways, or for an implicit
-            meta-gradient, which rates have not.
+            meta-gradient, of which the rates have none.
 
     Example:
         >>> from jmeta import data, models

@@ -1,7 +1,7 @@
 """MetaOptNet: a support vector machine on learned features (Lee et al., 2019)."""
 
 from jmeta import losses
-from jmeta.functional.checks import check_counts, check_positive
+from jmeta.checks import check_counts, check_positive
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, numbers, plain_head
 from jmeta.functional.svm import crammer_singer

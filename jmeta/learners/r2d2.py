@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jmeta import losses
-from jmeta.functional.checks import check_positive
+from jmeta.checks import check_positive
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, numbers, plain_head
 from jmeta.functional.ridge import ridge_regression
@@ -22,9 +22,9 @@ def r2d2(
     Solvers". As in the paper's code, the features have a constant 1 beside them,
     whose weights are a bias that is regularised like the others, and squared
     errors are averaged over the support set, so that a regularisation means the
-    same at any number of ways and shots. It, and scale and bias of the outputs,
-    are learned: the regularisation by its logarithm, which keeps it positive.
-    Where they start is ours.
+    same at any number of ways and shots. The regularisation and the outputs' scale
+    and bias are learned, the regularisation by its logarithm, which keeps it
+    positive. Where they start is ours.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).

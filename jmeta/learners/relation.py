@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses, models
+from jmeta.checks import check_targets
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.prototypes import prototypes
@@ -56,6 +57,9 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         `RelationParams`, and `adapt` gives `ClassFeatures`. Outputs are scores
         before the sigmoid.
 
+    Raises:
+        ValueError: from `init`, if the comparator's scores are not [P, 1].
+
     Example:
         >>> from jmeta import data
         >>> learner = relation(models.mlp(outputs=None))
@@ -68,6 +72,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
     encoder, objective = shared_encoder(model), losses.objective(one_against_rest)
 
     def summarise(features, support):
+        check_targets("support", support)
         points = prototypes(features.reshape(len(features), -1), support.targets, support.mask)
         return ClassFeatures(points.reshape(-1, *features.shape[1:]), objective.present(support))
 
@@ -79,6 +84,10 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         real = (jnp.ones(shape[0]) if mask is None else mask)[:, None] * adapted.present[None]
         pairs, real = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in (pairs, real))
         scores, state = apply_model(comparator, params, state, pairs, mask=real, train=train, key=key)
+        if scores.shape != (len(pairs), 1):
+            raise ValueError(
+                f"the comparator's scores have shape {scores.shape}; they must be [P, 1], {len(pairs)} pairs."
+            )
         return exclude_absent(scores.reshape(shape[:2]), adapted.present), state
 
     @jax.jit  # so that features are not computed where the comparator uses their shapes alone
@@ -88,7 +97,9 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         features = encoder.support(params, state, task.support.inputs, mask=task.support.mask)
         pairs = jnp.concatenate([features, features], -1)
         comparator_params, comparator_state = comparator.init(comparator_key, pairs)
-        return RelationParams(params, comparator_params), RelationParams(state, comparator_state)
+        params, state = RelationParams(params, comparator_params), RelationParams(state, comparator_state)
+        jax.eval_shape(loss, params, state, task, key=key)  # tells of wrong scores before training compiles
+        return params, state
 
     def adapt(params, state, support, *, key=None):
         features = encoder.support(params.encoder, state.encoder, support.inputs, mask=support.mask, key=key)

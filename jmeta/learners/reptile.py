@@ -46,7 +46,8 @@ def reptile(
 
     Raises:
         ValueError: for numbers out of range; from `init`, if the model's output
-            width is not the number of ways.
+            width is not the number of ways, or for an inner rule with parameters of
+            its own.
 
     Example:
         >>> from jmeta import data, models
@@ -57,6 +58,12 @@ def reptile(
     inner = descent(model, objective, rule=inner_optimizer, inner_batch=inner_batch, meta_gradient="first_order")
     learner = fast_weight_learner(inner, objective, inner_steps=inner_steps, test_steps=test_steps)
 
+    def init(key, task):
+        params, state = learner.init(key, task)
+        if jax.tree.leaves(params.rule):
+            raise ValueError("inner_optimizer has parameters of its own, which Reptile takes no derivative to learn.")
+        return params, state
+
     def loss(params, state, task, *, key=None):
         inner_key, query_key = (None, None) if key is None else jax.random.split(key)
         query = task.query
@@ -66,4 +73,4 @@ def reptile(
         distance = optax.tree.norm(optax.tree.sub(params.model, target), squared=True) / 2
         return distance, (state, objective.metrics(outputs, query.targets, query.mask))
 
-    return learner._replace(loss=loss)
+    return learner._replace(init=init, loss=loss)

@@ -17,8 +17,9 @@ def from_linen(module: nn.Module) -> Model:
     Args:
         module: its `__call__` takes the inputs [K, ...] and, if it wants them,
             the keywords `train` and `mask`. A key reaches it as the streams
-            `dropout` and `default`. Collections other than `params` become the
-            state; a field `norm` names its normalisation policy in reports.
+            `dropout` and `params`, which Linen draws other streams from too.
+            Collections other than `params` become the state; a field `norm` that
+            is a text names its normalisation policy in reports.
 
     Example:
         >>> model = from_linen(nn.Dense(3))
@@ -28,18 +29,19 @@ def from_linen(module: nn.Module) -> Model:
     """
     accepted = inspect.signature(type(module).__call__).parameters
     policy = getattr(module, "norm", None)
+    stated = {"normalisation": Normalisation(policy)} if isinstance(policy, str) else {}
 
     def keywords(**given):
         return {name: value for name, value in given.items() if name in accepted}
 
     def streams(key):
-        return None if key is None else {"dropout": key, "default": key}
+        return None if key is None else dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
 
     @jax.jit  # or each operation of the network would be compiled, and run, by itself
     def init(key, inputs):
         variables = dict(module.init(key, inputs, **keywords(train=False)))
         params = variables.pop("params", {})
-        return params, variables | ({"normalisation": Normalisation(policy)} if policy else {})
+        return params, variables | stated
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
         collections = {name: value for name, value in state.items() if name != "normalisation"}
@@ -96,7 +98,8 @@ def from_nnx(constructor: Callable) -> Model:
         module = nnx.merge(definition, nnx.State(params), fresh, nnx.State(state), copy=True)
         module.train() if train else module.eval()
         if key is not None:
-            nnx.reseed(module, default=key, dropout=key)
+            default, dropout = jax.random.split(key)
+            nnx.reseed(module, default=default, dropout=dropout)
         outputs = module(inputs)
         if not train:
             return outputs, state

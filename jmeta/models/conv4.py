@@ -2,9 +2,10 @@
 
 import flax.linen as nn
 
+from jmeta.checks import check_counts
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_context, check_images, check_norm, check_widths, Conv, Dense, Modulate, Normalise
+from jmeta.models.layers import BY_CHANNEL, check_images, check_norm, check_widths, Conv, Dense, Modulate, Normalise
 from jmeta.types import Array, Model
 
 
@@ -33,7 +34,7 @@ def conv4(
     """
     check_norm(norm)
     check_widths(outputs, width)
-    check_context(context)
+    check_counts(context=context)
     return from_linen(Conv4(outputs, width, norm, strided, context))
 
 
@@ -51,7 +52,7 @@ class Conv4(nn.Module):
         """Features or outputs of images [K, H, W, C]."""
         check_images(x)
         for block in range(4):
-            conv = Conv(self.width, stride=2 if self.strided else 1, use_bias=self.norm == "none")
+            conv = Conv(self.width, stride=2 if self.strided else 1, use_bias=self.norm not in BY_CHANNEL)
             x, moments_of = conv(x), conv.moments(x)
             is_pooled = not self.strided and min(x.shape[1:3]) >= 2
             is_modulated = self.context > 0 and block == 2

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import check_counts
 from jmeta.models.adapters import from_linen
 from jmeta.models.layers import lstm_cell
 from jmeta.types import Array, Model
@@ -31,8 +32,7 @@ def attention_lstm(*, steps: int = 5) -> Model:
     Raises:
         ValueError: for fewer than 1 step.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be at least 1.")
+    check_counts(least=1, steps=steps)
     return from_linen(AttentionLSTM(steps))
 
 

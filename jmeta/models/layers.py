@@ -1,7 +1,6 @@
 """Flax layers: convolution by `jmeta.functional`, and the five normalisation policies."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jmeta.checks import is_count
 from jmeta.functional.conv import conv
 from jmeta.functional.linear import linear
 from jmeta.functional.moments import conv_moments, moments
 from jmeta.functional.pooling import max_pool
 from jmeta.types import Array
 
-NORMS = ("batch", "running", "group", "layer", "none")
+BY_CHANNEL = ("batch", "running")  # policies that take away a bias before them
+NORMS = (*BY_CHANNEL, "group", "layer", "none")
+GROUPS, LEAST_IN_GROUP = 32, 8
+MOMENTUM = 0.9  # share of the old running statistics that each update keeps
+EPSILON = 1e-5  # added to the variance
 
 
 def check_norm(norm: str) -> None:
@@ -28,14 +32,8 @@ def check_norm(norm: str) -> None:
 def check_widths(*widths: int | None) -> None:
     """Raises a `ValueError` unless every width that is given is at least 1."""
     for width in widths:
-        if width is not None and width < 1:
-            raise ValueError(f"a layer's width is {width}; it must be at least 1.")
-
-
-def check_context(size: int) -> None:
-    """Raises a `ValueError` for a context of fewer than 0 numbers."""
-    if size < 0:
-        raise ValueError(f"context is {size}; it must be 0 or more numbers.")
+        if width is not None and not is_count(width, least=1):
+            raise ValueError(f"a layer's width is {width}; it must be a whole number, at least 1.")
 
 
 def check_images(x: Array) -> None:
@@ -56,7 +54,7 @@ class Conv(nn.Module):
         features: output channels.
         size: side of the kernel, odd.
         stride: pixels between outputs.
-        use_bias: False before a normalisation, which would take the bias away.
+        use_bias: False before a normalisation by channel, which would take the bias away.
     """
 
     features: int
@@ -85,7 +83,7 @@ class Dense(nn.Module):
 
     Attributes:
         features: output width.
-        use_bias: whether a bias is added; a normalisation that follows takes it away.
+        use_bias: False before a normalisation by channel, which would take the bias away.
     """
 
     features: int
@@ -106,18 +104,14 @@ class Normalise(nn.Module):
     Attributes:
         policy: `"batch"`, the statistics of the current set, in training and in
             test (transductive, as MAML); `"running"`, those of the set in
-            training and running ones in test; `"group"` (Wu & He, 2018, up to
-            32 groups); `"layer"`; `"none"`, no layer at all.
-        momentum: share of the old running statistics that each update keeps.
-        epsilon: added to the variance.
+            training and running ones in test; `"group"` (Wu & He, 2018; up to 32
+            groups, of at least 8 channels); `"layer"`; `"none"`, no layer at all.
         pool: also take the maximum over 2 x 2 pixels. By channel the pooling is done
             first: the same values, of a quarter of the pixels. Where a scale is exactly
             zero, and pooling after it has no derivative, this has the one from above.
     """
 
     policy: str
-    momentum: float = 0.9
-    epsilon: float = 1e-5
     pool: bool = False
 
     @nn.compact
@@ -131,17 +125,17 @@ class Normalise(nn.Module):
         Returns:
             An array of the shape of `x`; with `pool`, of [K, H, W, C], one of [K, H // 2, W // 2, C].
         """
-        if self.policy in ("batch", "running"):
+        if self.policy in BY_CHANNEL:
             return self._by_channel(x, train, functools.partial(moments_of, mask=mask))
         x = self._by_example(x)
         return max_pool(x) if self.pool else x
 
     def _by_example(self, x):
-        options: dict[str, Any] = {"epsilon": self.epsilon, "param_dtype": jnp.result_type(float)}
+        options: dict[str, Any] = {"epsilon": EPSILON, "param_dtype": jnp.result_type(float)}
         if self.policy == "layer":
             return nn.LayerNorm(reduction_axes=range(1, x.ndim), **options)(x)
         if self.policy == "group":
-            return nn.GroupNorm(math.gcd(32, x.shape[-1]), **options)(x)
+            return nn.GroupNorm(_groups(x.shape[-1]), **options)(x)
         return x
 
     def _by_channel(self, x, train, moments_of):
@@ -151,7 +145,7 @@ class Normalise(nn.Module):
         if self.pool:  # where the scale is negative, the largest of what follows is the smallest here
             sign = _per_channel(jnp.where(scale < 0, -1, 1).astype(x.dtype), x)
             x = sign * max_pool(sign * x)
-        factor = scale * lax.rsqrt(variance + self.epsilon)
+        factor = scale * lax.rsqrt(variance + EPSILON)
         return (x - _per_channel(mean, x)) * _per_channel(factor, x) + _per_channel(bias, x)
 
     def _statistics(self, x, train, moments_of):
@@ -165,8 +159,14 @@ class Normalise(nn.Module):
         current = moments_of(x)
         if not self.is_initializing():
             for running, new in zip((mean, variance), current, strict=True):
-                running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(new)
+                running.value = MOMENTUM * running.value + (1 - MOMENTUM) * lax.stop_gradient(new)
         return current
+
+
+def _groups(channels: int) -> int:
+    """How many groups: of a group of one number, where maps have a pixel or none, nothing but the bias is left."""
+    sizes = (groups for groups in range(1, GROUPS + 1) if channels % groups == 0)
+    return max(groups for groups in sizes if groups == 1 or channels // groups >= LEAST_IN_GROUP)
 
 
 def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, real: Array, **options: Any) -> Array:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import check_counts
 from jmeta.functional.memory import access, empty_memory, Memory
 from jmeta.models.layers import check_widths, Dense
 from jmeta.types import Array, Model, PyTree
@@ -62,6 +63,7 @@ def mann(
             not between 0 and 1.
     """
     check_widths(outputs, controller, width, heads)
+    check_counts(slots=slots)
     if slots < heads:
         raise ValueError(f"slots is {slots}; it must be at least the number of heads, {heads}.")
     if not 0 <= decay <= 1:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jmeta.checks import check_counts
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_context, check_norm, check_widths, Dense, Normalise
+from jmeta.models.layers import BY_CHANNEL, check_norm, check_widths, Dense, Normalise
 from jmeta.types import Array, Model
 
 
@@ -28,7 +29,7 @@ def mlp(*, hidden: Sequence[int] = (40, 40), outputs: int | None = 1, norm: str 
     """
     check_norm(norm)
     check_widths(outputs, *hidden)
-    check_context(context)
+    check_counts(context=context)
     return from_linen(MLP(tuple(hidden), outputs, norm, context))
 
 
@@ -48,6 +49,6 @@ class MLP(nn.Module):
             context = self.param("context", nn.initializers.zeros, (self.context,))
             x = jnp.concatenate([x, jnp.broadcast_to(context, (x.shape[0], self.context))], axis=1)
         for width in self.hidden:
-            x = Dense(width, use_bias=self.norm == "none")(x)
+            x = Dense(width, use_bias=self.norm not in BY_CHANNEL)(x)
             x = nn.relu(Normalise(self.norm)(x, train=train, mask=mask))
         return x if self.outputs is None else Dense(self.outputs, name="head")(x)

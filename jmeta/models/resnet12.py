@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_images, check_norm, check_widths, Conv, Dense, Normalise
+from jmeta.models.layers import BY_CHANNEL, check_images, check_norm, check_widths, Conv, Dense, Normalise
 from jmeta.types import Array, Model
 
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
@@ -53,7 +53,7 @@ class ResNet12(nn.Module):
 
     def _block(self, x, width, train, mask):
         def conv_norm(y, size):
-            conv = Conv(width, size=size, use_bias=self.norm == "none")
+            conv = Conv(width, size=size, use_bias=self.norm not in BY_CHANNEL)
             return Normalise(self.norm)(conv(y), train=train, mask=mask, moments_of=conv.moments(y))
 
         y = leaky_relu(conv_norm(x, 3))

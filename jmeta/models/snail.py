@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jmeta.checks import check_counts
 from jmeta.models.adapters import from_linen
 from jmeta.models.layers import check_widths, Dense, prompt_attention
 from jmeta.types import Array, Model
@@ -44,8 +45,7 @@ def snail(
     check_widths(outputs, filters, *(width for widths in attention for width in widths))
     if not attention:
         raise ValueError("attention is empty; it must have the widths of at least one.")
-    if length < 2:
-        raise ValueError(f"length is {length}; it must be at least 2 tokens.")
+    check_counts(least=2, length=length)
     return from_linen(SNAIL(outputs, filters, tuple(attention), math.ceil(math.log2(length))))
 
 

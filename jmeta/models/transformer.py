@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jmeta.checks import check_counts
 from jmeta.models.adapters import from_linen
 from jmeta.models.layers import check_widths, Dense, prompt_attention
 from jmeta.types import Array, Model
@@ -33,9 +34,7 @@ def transformer(outputs: int, *, width: int = 64, depth: int = 4, heads: int = 4
             do not divide the width.
     """
     check_widths(outputs, width)
-    for name, value in (("depth", depth), ("heads", heads)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1.")
+    check_counts(least=1, depth=depth, heads=heads)
     if width % heads:
         raise ValueError(f"heads is {heads}; it must divide the width, {width}.")
     return from_linen(Transformer(outputs, width, depth, heads))

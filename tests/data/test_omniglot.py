@@ -84,7 +84,12 @@ def test_tensorflow_is_never_imported(omniglot_files):
 
 @pytest.mark.parametrize(
     ("split", "options", "message"),
-    [("testing", {}, "split is 'testing'; it must be one of train, val, test"), ("test", {"rotations": (45,)}, "45")],
+    [
+        ("testing", {}, "split is 'testing'; it must be one of train, val, test"),
+        ("test", {"rotations": (45,)}, r"rotations is \(45,\); they must be multiples of 90 degrees"),
+        ("test", {"rotations": (0, 360)}, "no two alike"),
+        ("test", {"rotations": ()}, "at least one"),
+    ],
 )
 def test_refuses_splits_and_rotations_there_are_not(split, options, message):
     with pytest.raises(ValueError, match=message):

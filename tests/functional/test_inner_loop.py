@@ -184,6 +184,17 @@ def test_an_inner_adam_with_gradients_of_zero_has_a_finite_meta_gradient():
     np.testing.assert_array_equal(jax.grad(loss)(jnp.ones(2)), jnp.ones(2))
 
 
+def test_a_rule_may_start_from_numbers_of_the_shapes_of_the_parameters():
+    rates = jnp.array([[0.1, 0.2, 0.3]])
+    rule = InnerRule(
+        init=lambda params: rates,
+        start=lambda rates, params: (),
+        update=lambda gradients, memory, params, rates: (-rates * gradients, memory),
+    )
+    found = inner_loop(lambda w, _: w.sum(), jnp.ones((1, 3)), rule=rule, steps=1, rule_params=rates)
+    np.testing.assert_allclose(found, 1 - rates)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

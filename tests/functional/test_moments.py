@@ -73,6 +73,11 @@ def grey_images_and_kernels_that_see_colours():
     return jnp.tile(grey, 3), w - w.mean(2, keepdims=True)
 
 
+def test_of_whole_numbers_are_those_of_the_same_real_ones():
+    for found, expected in zip(moments(jnp.array([[1], [3]])), (2.0, 1.0), strict=True):
+        np.testing.assert_allclose(found, [expected])
+
+
 def test_are_never_below_zero():
     x, w = grey_images_and_kernels_that_see_colours()
     _, variance = conv_moments(x, w, conv(x, w))

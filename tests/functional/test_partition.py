@@ -1,9 +1,8 @@
 """Parameters parted by their paths."""
 
-import jax.numpy as jnp
 import pytest
 
-from jmeta.functional.partition import check_part, in_layer, join, part
+from jmeta.functional.partition import check_parts, in_layer, join, part
 
 PARAMS = {"Conv_0": {"kernel": 1, "bias": 2}, "head": {"kernel": 3}}
 
@@ -15,8 +14,9 @@ def test_the_parts_have_every_leaf_once_and_join_to_the_whole():
     assert join(moving, fixed) == PARAMS
 
 
-def test_an_empty_part_is_an_error_that_names_the_paths():
-    moving, _ = part(PARAMS, in_layer("tail"))
-    with pytest.raises(ValueError, match="Conv_0/bias, Conv_0/kernel, head/kernel"):
-        check_part(moving, PARAMS)
-    check_part(jnp.ones(2), PARAMS)
+@pytest.mark.parametrize(("moves", "number"), [(in_layer("tail"), "none"), (lambda path: True, "all")])
+def test_to_move_none_or_all_is_an_error_that_names_the_paths(moves, number):
+    told = f"moves {number} of the model's parameters.*Conv_0/bias, Conv_0/kernel, head/kernel"
+    with pytest.raises(ValueError, match=told):
+        check_parts(*part(PARAMS, moves))
+    check_parts(*part(PARAMS, in_layer("head")))

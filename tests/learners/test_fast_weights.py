@@ -13,6 +13,7 @@ from jmeta import data, learners, losses, models
 from jmeta.functional import HeadParams
 from jmeta.functional.fast_weights import minibatches
 from jmeta.learners.mamlpp import step_weights
+from jmeta.learners.meta_curvature import curvature
 from jmeta.types import Examples, Model
 
 RATE = 0.05
@@ -102,6 +103,9 @@ def test_a_minibatch_has_no_example_twice_and_padding_changes_no_order():
     assert all(sorted(row) == [0, 1, 2, 3, 4] for row in larger.tolist())
     padded = minibatches(jnp.concatenate([mask, jnp.zeros(3)]), steps=3, size=10, key=key)
     assert [[row for row in rows if row >= 0] for rows in padded.tolist()] == larger.tolist()
+    between = jnp.array([0, 1, 1, 0, 1, 1, 0, 1])
+    apart = np.flatnonzero(between)[minibatches(mask, steps=3, size=2, key=key)]
+    assert minibatches(between, steps=3, size=2, key=key).tolist() == apart.tolist()
 
 
 def test_padding_changes_nothing_in_reptile_with_minibatches(task):
@@ -113,6 +117,18 @@ def test_padding_changes_nothing_in_reptile_with_minibatches(task):
     close(*losses)
 
 
+@pytest.mark.parametrize("name", ["fomaml", "anil", "boil", "cavia", "meta_sgd", "meta_curvature"])
+def test_an_inner_step_on_as_many_examples_as_there_are_is_one_on_all(task, name):
+    model = mlp(context=3) if name == "cavia" else mlp()
+    found = {}
+    for size in (None, 2, 6):
+        learner = getattr(learners, name)(model, inner_steps=2, inner_batch=size, **REGRESSION)
+        params, state = begin(learner, task)
+        found[size] = learner.adapt(params, state, task.support).params
+    close(found[6], found[None], atol=1e-9)
+    assert any(jax.tree.leaves(jax.tree.map(lambda one, other: bool((one != other).any()), found[2], found[None])))
+
+
 def test_a_misspelt_option_is_refused_when_the_learner_is_made():
     with pytest.raises(TypeError, match="checkpont"):
         learners.maml(mlp(), checkpont=True)
@@ -122,6 +138,19 @@ def test_a_learned_rule_has_no_implicit_meta_gradient(task):
     learner = learners.meta_sgd(mlp(), meta_gradient="implicit", proximal=1.0, **REGRESSION)
     with pytest.raises(ValueError, match="does not depend on the rule's parameters"):
         begin(learner, task)
+
+
+def test_reptile_refuses_a_rule_it_could_not_learn(task):
+    with pytest.raises(ValueError, match="inner_optimizer has parameters of its own"):
+        begin(learners.reptile(mlp(), inner_optimizer=curvature(0.1), **REGRESSION), task)
+
+
+def test_labels_are_refused_for_targets_when_a_learner_adapts(task):
+    labelled = task.support._replace(targets=jnp.arange(6))
+    for learner in (learners.maml(mlp(), **REGRESSION), learners.mamlpp(mlp(), **REGRESSION)):
+        params, state = begin(learner, task)
+        with pytest.raises(ValueError, match=r"support.targets have shape \(6,\)"):
+            learner.adapt(params, state, labelled)
 
 
 def test_no_steps_at_test_are_the_meta_learned_model(task):
@@ -363,6 +392,8 @@ def test_a_negative_number_of_steps_is_refused(name, option, message):
         (learners.mamlpp, {"differentiation": "forward"}, "differentiation is 'forward'"),
         (learners.mamlpp, {"multi_step_until": -1}, "multi_step_until is -1"),
         (learners.imaml, {"proximal": 0.0}, "proximal is 0.0"),
+        (learners.maml, {"last_steps": 2}, 'last_steps is 2; it has a meaning under meta_gradient="truncated" alone'),
+        (learners.maml, {"damping": 1.0}, 'damping is 1.0; it has a meaning under meta_gradient="implicit" alone'),
     ],
 )
 def test_refuses_what_no_learner_can_do(factory, options, message):

@@ -104,6 +104,11 @@ def test_a_relation_network_scores_the_query_joined_to_each_class_mean(task):
     np.testing.assert_allclose(loss, np.square(sigmoid(expected) - np.asarray(task.query.targets)).mean(), atol=1e-13)
 
 
+def test_a_comparator_of_other_scores_is_refused(task):
+    with pytest.raises(ValueError, match=r"the comparator's scores have shape \(18, 3\); they must be \(18, 1\)"):
+        learners.relation(IDENTITY, comparator=models.mlp(outputs=3)).init(jax.random.key(0), task)
+
+
 def test_a_siamese_network_takes_the_best_pair_and_learns_from_all_of_them(task):
     support, targets, queries = numpy(task)
     weights = np.array([-1.0, -0.5, 0.3, -2.0])

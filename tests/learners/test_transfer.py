@@ -122,7 +122,7 @@ def test_classes_that_training_does_not_know_are_refused(name):
         learner.init(jax.random.key(0), task)
     with pytest.raises(ValueError, match="class_ids is None"):
         jax.jit(learner.init)(jax.random.key(0), task._replace(class_ids=None))
-    with pytest.raises(ValueError, match="classes is 1; it must be the number of training classes"):
+    with pytest.raises(ValueError, match="classes is 1; it must be a whole number, at least 2"):
         BASELINES[name](IDENTITY, classes=1)
     with pytest.raises(ValueError, match="steps is -1"):
         BASELINES[name](IDENTITY, classes=3, fine_tuning_steps=-1)

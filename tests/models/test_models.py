@@ -10,7 +10,7 @@ from flax import nnx
 from jmeta import models
 from jmeta.functional import conv, max_pool
 from jmeta.models.layers import Dense, Normalise, NORMS
-from jmeta.types import Normalisation
+from jmeta.types import Normalisation, normalisations
 
 KEY = jax.random.key(0)
 
@@ -70,6 +70,27 @@ def test_every_norm_policy_is_named_in_the_state_and_normalises(norm):
     assert state["normalisation"] == Normalisation(norm)
     features, _ = apply(params, state, inputs, train=True)
     assert (float(features.std()) < 1) == (norm != "none")
+    assert float(features.std(0).max()) > 0.1  # what is left tells the inputs apart
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_a_layer_before_a_normalisation_of_each_example_keeps_its_bias(norm):
+    """Without it a network would not see the size of a number, but its sign alone."""
+    inputs = jnp.array([[1.0], [3.0]])
+    params, state, apply = built(models.mlp(hidden=(16,), outputs=None, norm=norm), inputs)
+    assert params["Dense_0"]["bias"].shape == (16,)
+    params["Dense_0"]["bias"] += jnp.linspace(-1, 1, 16)
+    one, three = apply(params, state, inputs)[0]
+    assert float(jnp.abs(one - three).max()) > 0.1
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 1), (20, 2), (64, 8), (512, 32)])
+def test_a_group_has_at_least_eight_channels(channels, groups):
+    images = jax.random.normal(KEY, (1, 2, 2, channels))
+    normalised, _ = Normalise("group").init_with_output(KEY, images)
+    parts = normalised.reshape(4, groups, -1)
+    np.testing.assert_allclose(parts.mean((0, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(parts.var((0, 2)), 1, atol=1e-3)
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -177,6 +198,28 @@ def test_a_linen_module_with_dropout_gets_its_key():
     params, state = model.init(KEY, jnp.ones((2, 50)))
     assert (model.apply(params, state, jnp.ones((2, 50)))[0] == 1).all()
     assert (model.apply(params, state, jnp.ones((2, 50)), train=True, key=KEY)[0] == 0).any()
+
+
+def test_a_linen_module_draws_from_streams_of_any_name_and_no_two_alike():
+    class Drawing(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return [jax.random.normal(self.make_rng(name), (3,)) for name in ("dropout", "noise", "noise", "params")]
+
+    draws, _ = models.from_linen(Drawing()).apply({}, {}, jnp.ones(1), train=True, key=KEY)
+    assert len(np.unique(draws)) == 12
+
+
+def test_a_linen_module_whose_norm_is_a_layer_states_no_policy():
+    class Network(nn.Module):
+        norm: type = nn.LayerNorm
+
+        @nn.compact
+        def __call__(self, x):
+            return self.norm()(x)
+
+    _, state = models.from_linen(Network()).init(KEY, jnp.ones((2, 3)))
+    assert normalisations(state) == ()
 
 
 class NNXNetwork(nnx.Module):
