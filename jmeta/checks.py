@@ -30,7 +30,7 @@ def is_count(value: Any, least: int = 0) -> bool:
 
 def check_targets(name: str, examples: Examples) -> None:
     """Raises a `ValueError` for targets without an axis of classes or dimensions, as labels are."""
-    if examples.targets.ndim != 2:
+    if examples.targets.ndim < 2:
         raise ValueError(
             f"{name}.targets have shape {examples.targets.shape}; they must be [K, N] one-hot, as "
             "jax.nn.one_hot(labels, ways) makes them, or [K, D] for regression."

@@ -243,7 +243,8 @@ def fit(
         out: the run's folder, for `checkpoints/`, `metrics.jsonl` and
             `tensorboard/`; None keeps nothing.
         config: anything JSON can say that rebuilds the learner, saved with
-            every checkpoint; a run with another config in `out` is refused.
+            every checkpoint, with `key` and `batch_size`; a run with another
+            config in `out` is refused.
         log_every: meta-steps in a dispatch, and between lines of metrics.
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
@@ -256,7 +257,8 @@ def fit(
 
     Raises:
         ValueError: for numbers out of range, `save_every` not a multiple of
-            `log_every`, or another run in `out`.
+            `log_every`, a `key` or `batch_size` in `config` that is not this
+            run's, or another run in `out`.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
             `nonfinite="raise"`, at the first task that is not finite, when the
@@ -265,7 +267,7 @@ def fit(
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
-    config = {**(config or {}), "key": jax.random.key_data(_typed(key)).tolist(), "batch_size": batch_size}
+    config = _config(config or {}, key=jax.random.key_data(_typed(key)).tolist(), batch_size=batch_size)
     init_key, validation_key = jax.random.split(_typed(key))
     sampler = as_argument(sample)
     task = sample(validation_key)
@@ -302,6 +304,14 @@ def fit(
         if folder is not None and saved < done:
             checkpoints.save(folder, state, config=config)
     return state
+
+
+def _config(told: dict[str, Any], **own: Any) -> dict[str, Any]:
+    """What a user tells of a run, and what is its own."""
+    for name, value in own.items():
+        if told.get(name, value) != value:
+            raise ValueError(f"config says that {name} is {told[name]}, but fit was given {value}; leave it out.")
+    return told | own
 
 
 # Kept, so that another run of the same functions, as one that goes on, does not compile again; one for each

@@ -380,6 +380,12 @@ def test_another_key_in_the_folder_is_refused(tmp_path):
         jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(1), steps=40, batch_size=2, out=tmp_path)
 
 
+def test_a_config_with_another_batch_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="config says that batch_size is 3, but fit was given 2"):
+        fitted(out=tmp_path, config={"batch_size": 3})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_config_of_tuples_is_its_own_after_json(tmp_path):
     fitted(tmp_path, steps=20, config={"hidden": (8,)})
     assert fitted(tmp_path, steps=40, config={"hidden": (8,)}).step == 40
