@@ -297,8 +297,8 @@ def test_a_run_told_to_raise_stops_at_the_first_one_with_the_state_before_it(tmp
 
 
 def fitted(out=None, steps=60, **options):
-    options = {"log_every": 10, "save_every": 20, "validation": SAMPLE, "episodes": 10} | options
-    return jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=steps, batch_size=2, out=out, **options)
+    options = {"batch_size": 2, "log_every": 10, "save_every": 20, "validation": SAMPLE, "episodes": 10} | options
+    return jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=steps, out=out, **options)
 
 
 def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(tmp_path):

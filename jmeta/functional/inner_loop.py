@@ -212,9 +212,7 @@ def check_options(
         ("damping", damping, 0.0, "implicit"),
     ):
         if number != default and meta_gradient != mode:
-            raise ValueError(
-                f'{name} is {number}, but meta_gradient is "{meta_gradient}"; it has a meaning under "{mode}".'
-            )
+            raise ValueError(f'{name} is {number}; it has a meaning under meta_gradient="{mode}" alone.')
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
 

@@ -85,9 +85,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         pairs, real = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in (pairs, real))
         scores, state = apply_model(comparator, params, state, pairs, mask=real, train=train, key=key)
         if scores.shape != (len(pairs), 1):
-            raise ValueError(
-                f"the comparator's scores have shape {scores.shape}; they must be [P, 1], {len(pairs)} pairs."
-            )
+            raise ValueError(f"the comparator's scores have shape {scores.shape}; they must be {(len(pairs), 1)}.")
         return exclude_absent(scores.reshape(shape[:2]), adapted.present), state
 
     @jax.jit  # so that features are not computed where the comparator uses their shapes alone

@@ -105,7 +105,7 @@ def test_a_relation_network_scores_the_query_joined_to_each_class_mean(task):
 
 
 def test_a_comparator_of_other_scores_is_refused(task):
-    with pytest.raises(ValueError, match=r"the comparator's scores have shape \(18, 3\); they must be \(18, 1\)"):
+    with pytest.raises(ValueError, match=r"the comparator's scores have shape \(27, 3\); they must be \(27, 1\)"):
         learners.relation(IDENTITY, comparator=models.mlp(outputs=3)).init(jax.random.key(0), task)
 
 
