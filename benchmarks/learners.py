@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jmeta
@@ -327,8 +328,6 @@ def adaptation_time(learner, state, sample, key, repeats=50) -> float:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """How well each learner does in the first test, by how long it takes to adapt."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     measure, interval = (

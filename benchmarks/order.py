@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 import jmeta
 from benchmarks import flops
 from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
-from jmeta import data, learners, losses, models
+from jmeta import data, learners, losses, models, plotting
 from jmeta.types import Examples, Task
 
 
@@ -181,10 +182,6 @@ def line(row: dict[str, Any]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Time and memory beside those of first order, by inner steps; dashes are the arithmetic."""
-    from matplotlib.figure import Figure
-
-    from jmeta import plotting
-
     rows = [row for row in rows if row["chunk"] == "default"]
     names = list(dict.fromkeys(row["model"] for row in rows))
     figure = Figure(figsize=(3.4 * len(names), 6), layout="constrained")

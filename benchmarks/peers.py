@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 from benchmarks import peers_jmeta
 from benchmarks.names import check_names
@@ -327,8 +328,6 @@ def line(row: dict[str, Any]) -> str:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Tasks per second of each peer over jmeta's, a panel of bars for each workload."""
-    from matplotlib.figure import Figure
-
     columns = min(len(results), 5)
     rows = math.ceil(len(results) / columns)
     figure = Figure(figsize=(2.2 * columns, 3 * rows), layout="constrained")
