@@ -113,7 +113,7 @@ def accuracies(reports: Mapping[str, Iterable[Report]], *, axes: Axes | None = N
         ValueError: for no reports, one without accuracy, or one without one number of ways and of shots.
 
     Example:
-        >>> report = Report(0.5, 0.01, 1.0, 0.02, 600, 5, 1, 15, (), False, {})
+        >>> report = Report(0.5, 0.01, 1.0, 0.02, 600, 5, 1, 15, (), False, 0, {})
         >>> axes = accuracies({"maml": [report]}, axes=pyplot.figure().gca())
         >>> [label.get_text() for label in axes.get_xticklabels()]
         ['5-way 1-shot']

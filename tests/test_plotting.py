@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from jmeta import data, plotting
 from jmeta.evaluation import Report
 
-REPORT = Report(0.5, 0.01, 1.0, 0.02, 600, 5, 1, 15, (), False, {})
-REGRESSION = Report(None, None, 1.0, 0.02, 600, None, 10, 10, (), False, {})
+REPORT = Report(0.5, 0.01, 1.0, 0.02, 600, 5, 1, 15, (), False, 0, {})
+REGRESSION = Report(None, None, 1.0, 0.02, 600, None, 10, 10, (), False, 0, {})
 LINES = [{"step": 10, "accuracy": 0.5, "accuracy_ci95": 0.1}, {"step": 20, "loss": 1.0}, {"step": 30, "accuracy": 0.7}]
 
 
@@ -45,7 +45,7 @@ def test_a_learner_may_lack_a_shape_that_another_has(axes):
 
 
 def five_shots():
-    return Report(0.8, 0.01, 0.5, 0.02, 600, 5, 5, 15, (), False, {})
+    return Report(0.8, 0.01, 0.5, 0.02, 600, 5, 5, 15, (), False, 0, {})
 
 
 def test_each_value_of_a_column_has_its_curve(axes):
