@@ -335,6 +335,8 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     )
     for result in results:
         test = result["tests"][0]
+        if test[measure] is None:
+            continue  # diverged
         axis.errorbar(test["adaptation_milliseconds"], test[measure], test[interval], fmt="o", capsize=2)
         axis.annotate(result["learner"], (test["adaptation_milliseconds"], test[measure]), fontsize="small")
     axis.set(xscale="log", xlabel="milliseconds to adapt to one task", ylabel=measure, title=results[0]["tasks"])

@@ -255,6 +255,8 @@ def _accuracy(test):
 
 
 def _error(test):
+    if test["loss"] is None:
+        return "diverged"
     return f"{test['loss']:.3f} ± {test['loss_ci95']:.3f}"
 
 

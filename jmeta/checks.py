@@ -1,7 +1,8 @@
 """What is asked of the numbers and examples that a user gives."""
 
-import operator
 from typing import Any
+
+import numpy as np
 
 from jmeta.types import Examples
 
@@ -21,11 +22,8 @@ def check_counts(*, least: int = 0, **counts: Any) -> None:
 
 
 def is_count(value: Any, least: int = 0) -> bool:
-    """Whether it is an integer of any kind, NumPy's included, and not below the least."""
-    try:
-        return operator.index(value) >= least
-    except TypeError:
-        return False
+    """Whether it is an integer, of Python or NumPy, and not below the least."""
+    return isinstance(value, int | np.integer) and value >= least
 
 
 def check_targets(name: str, examples: Examples) -> None:

@@ -37,9 +37,9 @@ class Report:
         queries: query examples of a class, likewise; for regression of a task.
         normalisation: the model's policies; empty if it states none.
         transductive: whether the prediction of one query changed when the others did.
-        nonfinite: episodes whose loss is not finite, because their adaptation
-            diverged; the mean loss then is not finite either, and accuracy counts
-            outputs that are not numbers as wrong.
+        nonfinite: episodes whose loss is not finite, as where adaptation diverged;
+            the mean loss then is not finite either, and accuracy counts outputs
+            that are not numbers as wrong.
         per_episode: `"accuracy"` (not for regression) and `"loss"`, arrays [episodes].
     """
 
@@ -61,7 +61,7 @@ class Report:
             figure = f"mean squared error {self.loss:.4g} ± {self.loss_ci95:.2g}"
         else:
             figure = f"accuracy {100 * self.accuracy:.1f} ± {100 * self.ci95:.1f} %"
-        diverged = f", {self.nonfinite} of them not finite" if self.nonfinite else ""
+        diverged = f", {self.nonfinite} with a loss that is not finite" if self.nonfinite else ""
         return f"{figure} (95 % CI, {self.episodes} episodes{diverged})"
 
     def to_json(self, **kwargs: Any) -> str:
@@ -134,8 +134,8 @@ def evaluate(
     found = {name: np.concatenate([part[name] for part in parts])[:episodes] for name in parts[0]}
     if "orphans" in found and found["orphans"].any():
         raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
-    alone = np.asarray(run(*arguments, chunks[0], True)["first"][0])
-    return _report(found, _differ(found["first"][0], alone), normalisations(state.state))
+    alone = np.asarray(run(*arguments, chunks[0], True)["first"])
+    return _report(found, _differ(found["first"][: len(alone)], alone[:episodes]), normalisations(state.state))
 
 
 def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
@@ -164,7 +164,8 @@ def _episodes_at_once_of_shapes(learner, structure, shapes, episodes):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.tree.unflatten(structure, shapes)
     most = most_at_once(episodes, functools.partial(_episode, learner), *arguments, key, False)
-    return math.ceil(episodes / math.ceil(episodes / most))  # in as few chunks, the least to fill up the last one with
+    # As few chunks as possible, of nearly equal size, so that little is computed twice to fill up the last one.
+    return math.ceil(episodes / math.ceil(episodes / most))
 
 
 def _episode(learner, sample, params, state, key, is_blanked):
@@ -210,8 +211,12 @@ def _of_classes(examples):
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
-    """Whether a prediction changed by more than rounding."""
-    return bool(np.abs(outputs - others).max() > 1e-4 * np.abs(outputs).max())
+    """Whether the first prediction [N] of [E, N] that is finite changed by more than rounding, or any diverged anew."""
+    finite, others_finite = (np.isfinite(values).all(-1) for values in (outputs, others))
+    if (finite != others_finite).any():
+        return True
+    first = finite.argmax()
+    return bool(finite[first] and np.abs(outputs[first] - others[first]).max() > 1e-4 * np.abs(outputs[first]).max())
 
 
 def _report(found: dict[str, np.ndarray], transductive: bool, policies: tuple[str, ...]) -> Report:

@@ -142,7 +142,7 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
     confidence = jax.nn.softmax(outputs).max(-1)
     correct = (outputs.argmax(-1) == targets.argmax(-1)).astype(outputs.dtype)
     index = jnp.clip(jnp.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = jax.ops.segment_sum(mask * (confidence - correct), index, bins)
+    gaps = jax.ops.segment_sum(jnp.where(mask > 0, confidence - correct, 0), index, bins)
     return jnp.abs(gaps).sum() / mask.sum()
 
 
@@ -169,6 +169,8 @@ def _present_classes(support: Examples) -> Array:
 
 
 def _check_shapes(outputs, targets):
+    if targets.ndim < 2:
+        raise ValueError(f"targets have shape {targets.shape}; they must be [K, N] one-hot, or [K, D] for regression.")
     if outputs.shape != targets.shape:
         raise ValueError(
             f"outputs have shape {outputs.shape}, but targets have {targets.shape}: "

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import signal
 import threading
@@ -52,19 +53,9 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
         0
     """
     _check_task(task)
-    return _starter(learner, optimizer)(_typed(key), task)
-
-
-# Kept, so that a learner is not compiled again; one function for all of a state, for what runs by itself compiles an
-# operation for each shape of a parameter.
-@functools.lru_cache(maxsize=16)
-def _starter(learner: Learner, optimizer: optax.GradientTransformation) -> Callable:
-    def start(key, task):
-        init_key, key = jax.random.split(key)
-        params, state = learner.init(init_key, task)
-        return TrainState(params, state, optimizer.init(params), key, jnp.int32(0))
-
-    return jax.jit(start)
+    init_key, key = jax.random.split(_typed(key))
+    params, state = jax.jit(learner.init)(init_key, task)
+    return TrainState(params, state, optimizer.init(params), key, jnp.int32(0))
 
 
 def make_train_step(
@@ -133,7 +124,7 @@ def make_train_step(
         gradient *= jnp.minimum(1, max_task_norm / length)
         is_finite = _all_finite((loss, length, state))
         measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
-        parts = gradient, state, measured, jnp.ones_like(loss)
+        parts = gradient, state, measured, jnp.ones((), jnp.float32)  # half precision would count to 256
         return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if _is_summed(leaf) else leaf, parts)
 
     def train_step(train_state, tasks):
@@ -267,7 +258,7 @@ def fit(
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
-    config = _config(config or {}, key=jax.random.key_data(_typed(key)).tolist(), batch_size=batch_size)
+    config = _config(config or {}, key=jax.random.key_data(_typed(key)).tolist(), batch_size=int(batch_size))
     init_key, validation_key = jax.random.split(_typed(key))
     sampler = as_argument(sample)
     task = sample(validation_key)
@@ -309,7 +300,7 @@ def fit(
 def _config(told: dict[str, Any], **own: Any) -> dict[str, Any]:
     """What a user tells of a run, and what is its own."""
     for name, value in own.items():
-        if told.get(name, value) != value:
+        if name in told and json.loads(json.dumps(told[name])) != value:
             raise ValueError(f"config says that {name} is {told[name]}, but fit was given {value}; leave it out.")
     return told | own
 

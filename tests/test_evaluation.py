@@ -96,19 +96,25 @@ def test_the_normalisation_policy_and_transduction_are_stated(norm, transductive
 
 @pytest.mark.parametrize(("norm", "transductive"), [("batch", True), ("running", False)])
 def test_transduction_is_seen_where_an_episode_lacks_classes(norm, transductive):
-    sample = data.episodes(TABLE, ways=(2, 6), shots=1, queries=3)
+    def sample(key):
+        task = three_ways(key)
+        support, query = (part._replace(targets=jnp.pad(part.targets, ((0, 0), (0, 1)))) for part in task[:2])
+        return task._replace(support=support, query=query)
+
+    three_ways = data.episodes(TABLE, ways=3, shots=1, queries=3)
     assert evaluated(models.mlp(hidden=(8,), outputs=None, norm=norm), sample).transductive is transductive
 
 
 def test_episodes_that_diverge_are_counted_and_their_queries_wrong():
     def apply(params, state, inputs, *, train=False, key=None):
-        return jnp.where(inputs[:1, :1] > 0, jnp.nan, inputs), state
+        return jnp.where(inputs[:1, :1] > 0, jnp.nan, inputs) - inputs.mean(0, keepdims=True), state
 
     report = evaluated(Model(IDENTITY.init, apply), data.episodes(TABLE, ways=3, shots=1, queries=3))
     diverged = ~np.isfinite(report.per_episode["loss"])
     assert 0 < report.nonfinite == diverged.sum() < 40
+    assert report.transductive
     assert (report.per_episode["accuracy"][diverged] == 0).all()
-    assert str(report).endswith(f"(95 % CI, 40 episodes, {report.nonfinite} of them not finite)")
+    assert str(report).endswith(f"(95 % CI, 40 episodes, {report.nonfinite} with a loss that is not finite)")
     assert json.loads(report.to_json(allow_nan=False))["loss"] is None
 
 

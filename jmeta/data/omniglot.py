@@ -49,7 +49,7 @@ def omniglot(
         A `ClassTable`; names are (alphabet, character from 1, degrees).
 
     Raises:
-        ValueError: for an unknown split, or for rotations that are none, not multiples of 90, or alike.
+        ValueError: for an unknown split, or for no rotations, or ones that are not multiples of 90 or repeat.
         FileNotFoundError: if the data is not there and cannot be had; it names
             what is missing, where it was looked for, and what gets it.
         ModuleNotFoundError: without the extra `tfds`.

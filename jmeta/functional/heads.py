@@ -149,5 +149,5 @@ def check_stateless(name: str, state: PyTree) -> None:
     """Raises a `ValueError` if a network of a head takes or keeps statistics of a set, which queries would share."""
     if jax.tree.leaves(state) or "batch" in normalisations(state):
         raise ValueError(
-            f'{name} has statistics of a batch; it must normalise each example by itself, as norm="layer".'
+            f'{name} has statistics of a batch; it must normalise each example by itself, as norm="layer" does.'
         )

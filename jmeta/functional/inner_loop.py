@@ -212,7 +212,7 @@ def check_options(
         ("damping", damping, 0.0, "implicit"),
     ):
         if number != default and meta_gradient != mode:
-            raise ValueError(f'{name} is {number}; it has a meaning under meta_gradient="{mode}" alone.')
+            raise ValueError(f'{name} is {number}; it applies under meta_gradient="{mode}" alone.')
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
 

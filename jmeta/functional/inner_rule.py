@@ -76,10 +76,12 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
 
 def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
     """The derivative of a first update's sum where all elements of each gradient but one are zero."""
+    # Of a single number it is zero only where no leaf has more of them: a rule for whole leaves is not refused for it.
+    has_more = any(jnp.size(leaf) > 1 for leaf in jax.tree.leaves(params))
 
     def zeros_but_one(leaf):
         zeros = np.zeros(jnp.shape(leaf), jnp.result_type(leaf))
-        if zeros.size > 1:
+        if zeros.size and has_more:
             zeros.flat[-1] = 1
         return zeros
 

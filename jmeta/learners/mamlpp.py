@@ -169,6 +169,7 @@ def mamlpp(
         return exclude_absent(outputs, adapted.present)
 
     def loss(params, state, task, *, key=None):
+        check_targets("task.support", task.support)
         present = objective.present(task.support)
         weights = step_weights(state.meta_step, inner_steps, multi_step_until)
         keys = None if key is None else jax.random.split(key, (inner_steps, 2))

@@ -27,8 +27,8 @@ def matching(
     No query sees another. Support and query are encoded as in `protonet`. We
     depart from the paper in that cosines are multiplied by a learned scale: the
     softmax of bare ones gives no class of 20 more than an eighth of the probability
-    where features are not negative. Both networks run as in tests always, without
-    dropout.
+    where features are not negative. Both networks always run in evaluation
+    mode, without dropout.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).

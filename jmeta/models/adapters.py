@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jmeta.types import Model, Normalisation
+from jmeta.types import Array, Model, Normalisation, PyTree
 
 
 def from_linen(module: nn.Module) -> Model:
@@ -19,7 +19,7 @@ def from_linen(module: nn.Module) -> Model:
             the keywords `train` and `mask`. A key reaches it as the streams
             `dropout` and `params`, which Linen draws other streams from too.
             Collections other than `params` become the state; a field `norm` that
-            is a text names its normalisation policy in reports.
+            is a string names its normalisation policy in reports.
 
     Example:
         >>> model = from_linen(nn.Dense(3))
@@ -62,8 +62,8 @@ def from_nnx(constructor: Callable) -> Model:
 
     Args:
         constructor: `(nnx.Rngs) -> nnx.Module`. `nnx.Param`s become the
-            parameters; other variables the state, but for random streams, which
-            are seeded by the `key` of each call. The module is put in training
+            parameters; other variables the state, but for random streams, each of
+            which the `key` of a call seeds in its own way. The module is put in training
             or evaluation mode (`nnx.Module.train`, `.eval`) by `train`.
 
     Example:
@@ -94,12 +94,9 @@ def from_nnx(constructor: Callable) -> Model:
 
     def apply(params, state, inputs, *, train=False, key=None):
         definition, streams = skeleton()
-        fresh = jax.tree.map(_unseeded, streams)
-        module = nnx.merge(definition, nnx.State(params), fresh, nnx.State(state), copy=True)
+        seeded = _seeded(streams, jax.random.key(0) if key is None else key)
+        module = nnx.merge(definition, nnx.State(params), seeded, nnx.State(state), copy=True)
         module.train() if train else module.eval()
-        if key is not None:
-            default, dropout = jax.random.split(key)
-            nnx.reseed(module, default=default, dropout=dropout)
         outputs = module(inputs)
         if not train:
             return outputs, state
@@ -109,8 +106,12 @@ def from_nnx(constructor: Callable) -> Model:
     return Model(init, apply)
 
 
-def _unseeded(leaf):
-    """What a random stream holds before it is seeded: a key, or the count of keys drawn from it."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key(0)
-    return jax.numpy.zeros(leaf.shape, leaf.dtype)
+def _seeded(streams: PyTree, key: Array) -> PyTree:
+    """Random streams of which each has a key of its own, and has drawn none from it."""
+    leaves, structure = jax.tree.flatten(streams)
+    return jax.tree.unflatten(structure, [_begun(leaf, jax.random.fold_in(key, i)) for i, leaf in enumerate(leaves)])
+
+
+def _begun(leaf, key):
+    """What a random stream holds: a key, or the count of keys drawn from it."""
+    return key if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.numpy.zeros(leaf.shape, leaf.dtype)

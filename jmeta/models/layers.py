@@ -105,7 +105,7 @@ class Normalise(nn.Module):
         policy: `"batch"`, the statistics of the current set, in training and in
             test (transductive, as MAML); `"running"`, those of the set in
             training and running ones in test; `"group"` (Wu & He, 2018; up to 32
-            groups, of at least 8 channels); `"layer"`; `"none"`, no layer at all.
+            groups, of at least 8 channels if there are so many); `"layer"`; `"none"`, no layer at all.
         pool: also take the maximum over 2 x 2 pixels. By channel the pooling is done
             first: the same values, of a quarter of the pixels. Where a scale is exactly
             zero, and pooling after it has no derivative, this has the one from above.
@@ -164,7 +164,7 @@ class Normalise(nn.Module):
 
 
 def _groups(channels: int) -> int:
-    """How many groups: of a group of one number, where maps have a pixel or none, nothing but the bias is left."""
+    """How many there are: where maps have a pixel or none, a group of one channel would leave nothing but the bias."""
     sizes = (groups for groups in range(1, GROUPS + 1) if channels % groups == 0)
     return max(groups for groups in sizes if groups == 1 or channels // groups >= LEAST_IN_GROUP)
 

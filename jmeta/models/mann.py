@@ -62,8 +62,8 @@ def mann(
         ValueError: for a width below 1, fewer slots than heads, or a decay that is
             not between 0 and 1.
     """
-    check_widths(outputs, controller, width, heads)
-    check_counts(slots=slots)
+    check_widths(outputs, controller, width)
+    check_counts(least=1, slots=slots, heads=heads)
     if slots < heads:
         raise ValueError(f"slots is {slots}; it must be at least the number of heads, {heads}.")
     if not 0 <= decay <= 1:

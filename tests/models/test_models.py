@@ -232,6 +232,22 @@ class NNXNetwork(nnx.Module):
         return self.dropout(nnx.relu(self.norm(self.hidden(x))))
 
 
+def test_each_random_stream_of_an_nnx_module_is_seeded_by_the_key_in_its_own_way():
+    class Drawing(nnx.Module):
+        def __init__(self, rngs):
+            self.dropouts = nnx.List([nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)])
+            self.rngs = nnx.Rngs(noise=rngs())
+
+        def __call__(self, x):
+            return jnp.stack(
+                [*(dropout(x) for dropout in self.dropouts), jax.random.normal(self.rngs.noise(), x.shape)]
+            )
+
+    model, inputs = models.from_nnx(Drawing), jnp.ones(50)
+    draws = [model.apply({}, {}, inputs, train=True, key=jax.random.key(seed))[0] for seed in (0, 1)]
+    assert len(np.unique(np.concatenate(draws), axis=0)) == 6
+
+
 def test_an_nnx_module_is_a_pure_function():
     model = models.from_nnx(NNXNetwork)
     inputs = jax.random.normal(KEY, (16, 4))
