@@ -160,7 +160,7 @@ MISTAKES = {
     "train --learner mamml --out {new}": "learner 'mamml' is unknown; did you mean 'maml'?",
     "train --data omniglott --out {new}": "data 'omniglott' is unknown; did you mean 'omniglot'?",
     "train --model conv5 --out {new}": "model 'conv5' is unknown; did you mean 'conv4'?",
-    "train --out {new} --ways 1": "ways is 1; it must be at least 2",
+    "train --out {new} --ways 1": "ways is 1; it must be a whole number, at least 2",
     "train --out {new} --shots 0": "shots is 0",
     "train --out {new} --steps -5": "steps is -5",
     "train --out {new} --ways five": "Error parsing --ways: invalid literal for int() with base 10: 'five'",

@@ -191,8 +191,8 @@ def check_options(
     """Refuses what no inner loop can do; the arguments are those of `MetaGradientOptions`.
 
     Raises:
-        ValueError: for an unknown mode, a negative number, a number that has no
-            meaning in this mode, or an implicit meta-gradient without a proximal term.
+        ValueError: for an unknown mode, a negative number, or an implicit
+            meta-gradient without a proximal term.
     """
     modes = {
         "meta_gradient": (meta_gradient, get_args(MetaGradient)),
@@ -206,13 +206,6 @@ def check_options(
     for name, weight in {"proximal": proximal, "damping": damping}.items():
         if not weight >= 0:
             raise ValueError(f"{name} is {weight}; it must be 0 or more.")
-    for name, number, default, mode in (
-        ("last_steps", last_steps, 1, "truncated"),
-        ("cg_steps", cg_steps, 5, "implicit"),
-        ("damping", damping, 0.0, "implicit"),
-    ):
-        if number != default and meta_gradient != mode:
-            raise ValueError(f'{name} is {number}; it applies under meta_gradient="{mode}" alone.')
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jmeta.checks import check_counts
@@ -107,5 +108,5 @@ def uniform_kernel(key: Array, width: int, classes: int) -> Array:
 def _check_class_ids(class_ids, classes):
     if class_ids is None:
         raise ValueError("task.class_ids is None; a transfer baseline is trained on tasks that say which classes.")
-    if not isinstance(class_ids, jax.core.Tracer) and class_ids.max() >= classes:
-        raise ValueError(f"the task has class {class_ids.max()}, but classes is {classes}; it must be above every id.")
+    if not isinstance(class_ids, jax.core.Tracer) and (highest := np.asarray(class_ids).max()) >= classes:
+        raise ValueError(f"the task has class {highest}, but classes is {classes}; it must be above every id.")

@@ -392,8 +392,6 @@ def test_a_negative_number_of_steps_is_refused(name, option, message):
         (learners.mamlpp, {"differentiation": "forward"}, "differentiation is 'forward'"),
         (learners.mamlpp, {"multi_step_until": -1}, "multi_step_until is -1"),
         (learners.imaml, {"proximal": 0.0}, "proximal is 0.0"),
-        (learners.maml, {"last_steps": 2}, 'last_steps is 2; it applies under meta_gradient="truncated" alone'),
-        (learners.maml, {"damping": 1.0}, 'damping is 1.0; it applies under meta_gradient="implicit" alone'),
     ],
 )
 def test_refuses_what_no_learner_can_do(factory, options, message):
