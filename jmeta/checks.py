@@ -23,7 +23,7 @@ def check_counts(*, least: int = 0, **counts: Any) -> None:
 
 def is_count(value: Any, least: int = 0) -> bool:
     """Whether it is an integer, of Python or NumPy, and not below the least."""
-    return isinstance(value, int | np.integer) and value >= least
+    return isinstance(value, int | np.integer) and bool(value >= least)
 
 
 def check_targets(name: str, examples: Examples) -> None:
