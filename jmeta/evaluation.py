@@ -135,7 +135,7 @@ def evaluate(
     if "orphans" in found and found["orphans"].any():
         raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
     alone = np.asarray(run(*arguments, chunks[0], True)["first"])
-    return _report(found, _differ(found["first"][: len(alone)], alone[:episodes]), normalisations(state.state))
+    return _report(found, _differ(found["first"][:chunk], alone), normalisations(state.state))
 
 
 def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
