@@ -183,7 +183,7 @@ def _episode(learner, sample, params, state, key, is_blanked):
         return {"first": outputs[0], "loss": losses.squared_error(*labelled)} | sizes
     found = {"loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
     # At absent classes outputs are so large that beside them nothing would seem to change.
-    first = jnp.where(_of_classes(task.support) > 0, outputs[0], 0)
+    first = jnp.where(losses.class_counts(task.support) > 0, outputs[0], 0)
     return found | {"first": first} | _protocol(task)
 
 
@@ -196,18 +196,13 @@ def _classifies(learner, params, state, task):
 
 def _protocol(task):
     """Ways, and the fewest and most shots and queries of a class, of one task."""
-    shots, queries = _of_classes(task.support), _of_classes(task.query)
+    shots, queries = losses.class_counts(task.support), losses.class_counts(task.query)
     present = shots > 0
     extremes = {
         name: jnp.stack([jnp.where(present, counts, jnp.inf).min(), counts.max()])
         for name, counts in (("shots", shots), ("queries", queries))
     }
     return {"ways": present.sum(), "orphans": (~present & (queries > 0)).any()} | extremes
-
-
-def _of_classes(examples):
-    """How many real examples each class has, [N]."""
-    return (examples.targets * examples.mask[:, None]).sum(0)
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:

@@ -164,8 +164,13 @@ def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:
     return values.mean(), Z95 * values.std(ddof=1) / values.size**0.5
 
 
+def class_counts(examples: Examples) -> Array:
+    """How many real examples each class has, [N]."""
+    return (examples.targets * examples.mask[:, None]).sum(0)
+
+
 def _present_classes(support: Examples) -> Array:
-    return (support.targets * support.mask[:, None]).sum(0) > 0
+    return class_counts(support) > 0
 
 
 def _check_shapes(outputs, targets):
