@@ -14,6 +14,7 @@ from jax.extend.core import subjaxprs
 
 from jmeta import losses
 from jmeta.checks import check_counts
+from jmeta.metrics import with_null
 from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, TrainState
 
 # Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
@@ -67,19 +68,7 @@ class Report:
     def to_json(self, **kwargs: Any) -> str:
         """The whole report as JSON, null where a number is not finite; keywords go to `json.dumps`."""
         values = {name: array.tolist() for name, array in self.per_episode.items()}
-        return json.dumps(_with_null({**asdict(self), "per_episode": values}), **kwargs)
-
-
-def _with_null(value: Any) -> Any:
-    """The same with None for every number that JSON does not know."""
-    match value:
-        case dict():
-            return {name: _with_null(part) for name, part in value.items()}
-        case list() | tuple():
-            return [_with_null(part) for part in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value
+        return json.dumps(with_null({**asdict(self), "per_episode": values}), **kwargs)
 
 
 def evaluate(

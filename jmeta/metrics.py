@@ -1,8 +1,10 @@
 """Metrics on disk: JSON lines to read back, TensorBoard events to look at."""
 
 import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 
 class MetricsLog:
@@ -26,7 +28,7 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Logs the values of one step."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.write(_line({"step": step, **values}))
         self._lines.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
@@ -37,6 +39,18 @@ class MetricsLog:
         self._events.close()
 
 
+def with_null(value: Any) -> Any:
+    """The same with None for every number that JSON does not know."""
+    match value:
+        case dict():
+            return {name: with_null(part) for name, part in value.items()}
+        case list() | tuple():
+            return [with_null(part) for part in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     part = path.with_name(path.name + ".part")
@@ -45,12 +59,15 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`, oldest first; a last line that a kill cut short is left out."""
+    """The lines of `metrics.jsonl`, oldest first, NaN for null; a last line that a kill cut short is left out."""
     path = Path(directory) / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+
+
+def _line(values):
+    return json.dumps(with_null(values)) + "\n"
 
 
 def _keep_until(path, step):
-    lines = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= step]
-    write_whole(path, "".join(lines))
+    write_whole(path, "".join(_line(values) for values in read_metrics(path.parent) if values["step"] <= step))

@@ -22,7 +22,7 @@ ALLOWED = {
     "data": ("types", "checks", "data"),
     "metrics": (),
     "checkpoints": ("types",),
-    "evaluation": ("types", "checks", "losses"),
+    "evaluation": ("types", "checks", "losses", "metrics"),
     "plotting": ("types", "evaluation"),
     "training": ("types", "checks", "losses", "evaluation", "checkpoints", "metrics"),
 }

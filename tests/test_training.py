@@ -1,6 +1,7 @@
 """Meta-steps, loops and `fit`."""
 
 import functools
+import math
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ from flax import nnx
 
 import jmeta
 from jmeta import checkpoints, data, learners, losses, models
-from jmeta.metrics import read_metrics
+from jmeta.metrics import MetricsLog, read_metrics
 
 SAMPLE = data.sinusoid(shots=5, queries=5)
 OPTIMIZER = optax.adam(1e-3)
@@ -319,6 +320,16 @@ def test_metrics_are_written_as_lines_and_for_tensorboard(tmp_path):
     assert [line["step"] for line in lines if "validation_loss" in line] == [20, 40, 60]
     assert all("validation_loss_ci95" in line for line in lines if "validation_loss" in line)
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_value_that_is_not_finite_is_null_in_the_lines_and_nan_when_read_also_after_resuming(tmp_path):
+    for step in (1, 2):
+        log = MetricsLog(tmp_path, step=step - 1)
+        log.write(step, {"validation_loss": math.nan})
+        log.close()
+    written = '{"step": 1, "validation_loss": null}\n{"step": 2, "validation_loss": null}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == written
+    assert all(math.isnan(line["validation_loss"]) for line in read_metrics(tmp_path))
 
 
 def test_a_line_cut_short_by_a_kill_is_written_again(tmp_path):

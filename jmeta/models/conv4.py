@@ -33,7 +33,7 @@ def conv4(
             for inputs that are not images.
     """
     check_norm(norm)
-    check_widths(outputs, width)
+    check_widths(outputs=outputs, width=width)
     check_counts(context=context)
     return from_linen(Conv4(outputs, width, norm, strided, context))
 

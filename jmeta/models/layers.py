@@ -29,11 +29,11 @@ def check_norm(norm: str) -> None:
         raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(NORMS)}.")
 
 
-def check_widths(*widths: int | None) -> None:
-    """Raises a `ValueError` unless every width that is given is at least 1."""
-    for width in widths:
-        if width is not None and not is_count(width, least=1):
-            raise ValueError(f"a layer's width is {width}; it must be a whole number, at least 1.")
+def check_widths(**widths: Any) -> None:
+    """Raises a `ValueError` for widths, by their name, one of which is below 1; None is none."""
+    for name, given in widths.items():
+        if not all(is_count(width, least=1) for width in jax.tree.leaves(given)):
+            raise ValueError(f"{name} is {given}; a layer's width must be a whole number, at least 1.")
 
 
 def check_images(x: Array) -> None:

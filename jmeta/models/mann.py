@@ -62,7 +62,7 @@ def mann(
         ValueError: for a width below 1, fewer slots than heads, or a decay that is
             not between 0 and 1.
     """
-    check_widths(outputs, controller, width)
+    check_widths(outputs=outputs, controller=controller, width=width)
     check_counts(least=1, slots=slots, heads=heads)
     if slots < heads:
         raise ValueError(f"slots is {slots}; it must be at least the number of heads, {heads}.")

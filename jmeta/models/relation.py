@@ -24,7 +24,7 @@ def relation_encoder(*, width: int = 64, norm: str = "batch") -> Model:
             `apply`, for inputs that are not images.
     """
     check_norm(norm)
-    check_widths(width)
+    check_widths(width=width)
     return from_linen(RelationEncoder(width, norm))
 
 
@@ -44,7 +44,7 @@ def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") ->
         ValueError: for an unknown `norm` or a width below 1.
     """
     check_norm(norm)
-    check_widths(width, hidden)
+    check_widths(width=width, hidden=hidden)
     return from_linen(RelationModule(width, hidden, norm))
 
 

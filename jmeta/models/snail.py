@@ -42,7 +42,7 @@ def snail(
     Raises:
         ValueError: for a width below 1, no attention, or a length below 2.
     """
-    check_widths(outputs, filters, *(width for widths in attention for width in widths))
+    check_widths(outputs=outputs, filters=filters, attention=attention)
     if not attention:
         raise ValueError("attention is empty; it must have the widths of at least one.")
     check_counts(least=2, length=length)

@@ -33,7 +33,7 @@ def transformer(outputs: int, *, width: int = 64, depth: int = 4, heads: int = 4
         ValueError: for a width below 1, fewer than 1 layer or head, or heads that
             do not divide the width.
     """
-    check_widths(outputs, width)
+    check_widths(outputs=outputs, width=width)
     check_counts(least=1, depth=depth, heads=heads)
     if width % heads:
         raise ValueError(f"heads is {heads}; it must divide the width, {width}.")

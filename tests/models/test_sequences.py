@@ -135,11 +135,13 @@ def test_mann_stops_and_goes_on_where_it_was(x64):
         (models.transformer, {"width": 6, "heads": 4}, "heads is 4; it must divide the width, 6"),
         (models.snail, {"attention": []}, "attention is empty"),
         (models.snail, {"length": 1}, "length is 1"),
-        (models.snail, {"filters": 0}, "width is 0"),
+        (models.snail, {"filters": 0}, "filters is 0"),
+        (models.snail, {"attention": ((64, 0),)}, r"attention is \(\(64, 0\),\); a layer's width"),
+        (models.mlp, {"hidden": (40, 0)}, r"hidden is \(40, 0\); a layer's width"),
         (models.mann, {"slots": 2}, "slots is 2; it must be at least the number of heads, 4"),
         (models.mann, {"decay": 1.5}, "decay is 1.5"),
     ],
 )
 def test_refuses_what_no_network_can_be(factory, options, message):
     with pytest.raises(ValueError, match=message):
-        factory(5, **options)
+        factory(outputs=5, **options)
