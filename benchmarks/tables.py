@@ -238,15 +238,16 @@ def linear_regression() -> str:
 def sinusoid() -> str:
     """MAML at the paper's length, the mean over seeds."""
     header = ["inner steps in training", "seeds", "with a NaN parameter", "tasks skipped", *(
-        f"error after {steps}" for steps in (1, 5, 10))]  # fmt: skip
+        f"error after {steps}" for steps in (1, 5, 10)), "the policy costs"]  # fmt: skip
     rows = []
     for result in _results("sinusoid-*.json"):
+        policy = result["policy_microseconds"]
         steps, some = result["inner_steps"], result["runs"]
         errors = [[run["test"][number]["loss"] for run in some] for number in ("1", "5", "10")]
         cells = [steps, len(some), sum(not run["finite_parameters"] for run in some)]
         cells += [sum(run["skipped_tasks"] for run in some)]
         cells += [f"{sum(values) / len(values):.3f} (worst {max(values):.3f})" for values in errors]
-        rows.append(cells)
+        rows.append([*cells, f"{policy['with'] / policy['without'] - 1:.1%}"])
     return _table(header, rows)
 
 
