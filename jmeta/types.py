@@ -156,6 +156,7 @@ def apply_model(
     train: bool = False,
     key: Array | None = None,
 ) -> tuple[Array, PyTree]:
-    """`model.apply`, with the mask if the model takes one."""
+    """`model.apply` of JAX's arrays, with the mask if the model takes one."""
+    inputs = jax.tree.map(jnp.asarray, inputs)  # of NumPy's, which may have a precision that JAX is told not to use
     extra = {"mask": mask} if takes_mask(model.apply) else {}
     return model.apply(params, state, inputs, train=train, key=key, **extra)

@@ -243,6 +243,21 @@ def test_the_same_inputs_give_the_same_outputs_without_a_retrace(subject):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+def test_examples_of_numpy_in_double_precision_are_taken_in_that_of_jax(subject):
+    """A warning of JAX would be an error here."""
+    learner = subject.case.learner
+    task = jax.tree.map(lambda leaf: np.asarray(leaf), subject.task)
+
+    def loss_and_outputs(key):
+        params, state = learner.init(key, task)
+        adapted = learner.adapt(params, state, task.support)
+        return learner.loss(params, state, task, key=key)[0], learner.predict(params, state, adapted, task.query.inputs)
+
+    with jax.enable_x64(False):
+        shapes = jax.eval_shape(loss_and_outputs, jax.random.key(0))
+    assert [shape.dtype for shape in shapes] == [jnp.float32, jnp.float32]
+
+
 def test_outputs_have_a_row_per_query_and_a_column_per_class(subject):
     outputs = subject.predictions(subject.params, subject.task.support, subject.task.query)
     assert outputs.shape == (len(subject.task.query.mask), WAYS)

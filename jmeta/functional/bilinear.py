@@ -94,7 +94,7 @@ def alike(a: Array, b: Array) -> tuple[Array, Array]:
     Inside `shard_map` a matrix may be the same on all devices and its examples not. The gradient of such a matrix is
     a sum over devices, of which JAX knows by the type of what the primitive is given.
     """
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = jnp.result_type(a, b)
     varying = [jax.typeof(operand).manual_axis_type.varying for operand in (a, b)]
     return tuple(
         lax.pcast(operand.astype(dtype), tuple((varying[0] | varying[1]) - own), to="varying")

@@ -201,5 +201,5 @@ def minibatches(mask: Array, steps: int, size: int, key: Array | None) -> Array:
 
 def minibatch(examples: Examples, rows: Array) -> Examples:
     """These rows of the examples; -1 is padding."""
-    some = Examples(*(leaf[rows] for leaf in examples))
+    some = Examples(*(jnp.asarray(leaf)[rows] for leaf in examples))
     return some._replace(mask=jnp.where(rows < 0, 0, some.mask))

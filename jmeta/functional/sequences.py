@@ -112,12 +112,12 @@ def real_last(mask: Array, key: Array | None = None) -> Array:
 
 def _in_order(support, key):
     rows = real_last(support.mask, key)
-    return Examples(*(leaf[rows] for leaf in support))
+    return Examples(*(jnp.asarray(leaf)[rows] for leaf in support))
 
 
 def _prompt(support, features):
     """The query tokens of features [Q, D], the tokens of the support set, and its mask."""
-    unknown = jnp.zeros((len(features), support.targets.shape[1]), support.targets.dtype)
+    unknown = jnp.zeros_like(support.targets, shape=(len(features), support.targets.shape[1]))
     return _tokens(unknown, features, 1), _tokens(support.targets, support.inputs, 0), support.mask
 
 

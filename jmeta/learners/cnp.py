@@ -111,7 +111,7 @@ def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[i
     """
 
     def one_group(support):
-        return jnp.ones((support.mask.size, 1), support.mask.dtype)
+        return jnp.ones_like(support.mask, shape=(support.mask.size, 1))
 
     def gaussian(outputs):
         mean, raw = jnp.split(outputs, 2, axis=-1)

@@ -108,6 +108,14 @@ def test_a_minibatch_has_no_example_twice_and_padding_changes_no_order():
     assert minibatches(between, steps=3, size=2, key=key).tolist() == apart.tolist()
 
 
+def test_minibatches_of_numpy_examples_are_taken_within_a_trace():
+    task = jax.tree.map(np.asarray, TASK(jax.random.key(0)))
+    learner = learners.reptile(mlp(), inner_batch=4, **REGRESSION)
+    params, state = learner.init(jax.random.key(0), task)
+    adapted = jax.eval_shape(lambda params: learner.adapt(params, state, task.support), params)
+    assert jax.tree.structure(adapted.params) == jax.tree.structure(params.model)
+
+
 def test_padding_changes_nothing_in_reptile_with_minibatches(task):
     learner = learners.reptile(mlp(), inner_batch=4, **SGD, **REGRESSION)
     params, state = begin(learner, task)

@@ -28,6 +28,14 @@ def test_conv4_takes_images_of_any_size_and_channels(size, strided):
     assert apply(params, state, images)[0].shape == (2, 5)
 
 
+@pytest.mark.parametrize("factory", [models.mlp, models.conv4, models.resnet12])
+def test_networks_take_numpys_inputs_of_double_precision_in_that_of_jax(factory):
+    """A warning of JAX would be an error here."""
+    model, images = factory(), np.ones((2, 9, 9, 3))
+    features, _ = jax.eval_shape(lambda: model.apply(*model.init(KEY, images), images))
+    assert features.dtype == jnp.float32
+
+
 def test_a_conv4_encoder_of_omniglot_images_has_64_features():
     images = jnp.ones((1, 28, 28, 1))
     params, state, apply = built(models.conv4(), images)
