@@ -125,7 +125,7 @@ def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:
         mask: [K].
     """
     correct = (outputs.argmax(-1) == targets.argmax(-1)) & ~jnp.isnan(outputs).any(-1)
-    return masked_mean(correct.astype(outputs.dtype), mask)
+    return masked_mean(correct.astype(jnp.result_type(outputs)), mask)
 
 
 def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int = 15) -> Array:
@@ -140,7 +140,7 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
         bins: bins of equal width between 0 and 1.
     """
     confidence = jax.nn.softmax(outputs).max(-1)
-    correct = (outputs.argmax(-1) == targets.argmax(-1)).astype(outputs.dtype)
+    correct = (outputs.argmax(-1) == targets.argmax(-1)).astype(jnp.result_type(outputs))
     index = jnp.clip(jnp.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = jax.ops.segment_sum(jnp.where(mask > 0, confidence - correct, 0), index, bins)
     return jnp.abs(gaps).sum() / mask.sum()

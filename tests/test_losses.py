@@ -54,6 +54,14 @@ def test_the_interval_is_scipys_normal_interval(x64):
     np.testing.assert_allclose((mean - ci95, mean + ci95), (low, high), atol=1e-14)
 
 
+def test_numpys_outputs_of_double_precision_are_judged_in_that_of_jax():
+    """A warning of JAX would be an error here."""
+    outputs, targets, mask = np.arange(6.0).reshape(2, 3), np.eye(3)[[2, 0]], np.ones(2)
+    for judge in (losses.cross_entropy, losses.squared_error, losses.accuracy, losses.calibration_error):
+        assert judge(outputs, targets, mask).dtype == jnp.float32
+    assert np.isfinite(exclude_absent(outputs, np.array([True, False, True]))).all()
+
+
 def test_absent_classes_have_no_probability_and_cost_nothing():
     outputs = exclude_absent(jnp.zeros((1, 3)), jnp.array([True, True, False]))
     np.testing.assert_allclose(losses.cross_entropy(outputs, jnp.eye(3)[:1], jnp.ones(1)), np.log(2), rtol=1e-6)

@@ -28,4 +28,4 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
             f"the model's outputs have shape {outputs.shape}, but the task has {present.size} ways: "
             f"the model's output width must be {present.size}."
         )
-    return jnp.where(present[None, :], outputs, jnp.finfo(outputs.dtype).min / 2)
+    return jnp.where(present[None, :], outputs, jnp.finfo(jnp.result_type(outputs)).min / 2)
