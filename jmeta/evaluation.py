@@ -144,7 +144,7 @@ def _evaluator(learner: Learner) -> Callable:
 
 def _episodes_at_once(learner: Learner, arguments: PyTree, episodes: int) -> int:
     leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    shapes = tuple(jax.eval_shape(lambda *leaves: leaves, *leaves))
     return _episodes_at_once_of_shapes(learner, structure, shapes, episodes)
 
 
@@ -160,7 +160,7 @@ def _episodes_at_once_of_shapes(learner, structure, shapes, episodes):
 def _episode(learner, sample, params, state, key, is_blanked):
     """What is measured in one episode; `is_blanked`, all its queries but the first are blanked."""
     sample_key, adapt_key = jax.random.split(key)
-    task = sample(sample_key)
+    task = jax.tree.map(jnp.asarray, sample(sample_key))
     query, inputs = task.query, task.query.inputs
     inputs = jnp.where(is_blanked, inputs.at[1:].set(0), inputs)
     adapted = learner.adapt(params, state, task.support, key=adapt_key)

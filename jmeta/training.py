@@ -131,7 +131,7 @@ def make_train_step(
         params, state, opt_state, key, step = train_state
         number = len(jax.tree.leaves(tasks)[0])
         keys = jax.random.split(key, number + 1)
-        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
+        one = jax.eval_shape(lambda tasks: jax.tree.map(lambda leaf: leaf[0], tasks), tasks)
         chunk = tasks_per_chunk or default_chunk(number, lambda task: task_loss(params, state, task, key=key), one)
         chunk = min(chunk, number)
 

@@ -156,7 +156,8 @@ def apply_model(
     train: bool = False,
     key: Array | None = None,
 ) -> tuple[Array, PyTree]:
-    """`model.apply` of JAX's arrays, with the mask if the model takes one."""
-    inputs = jax.tree.map(jnp.asarray, inputs)  # of NumPy's, which may have a precision that JAX is told not to use
+    """`model.apply`, with inputs and mask as JAX's arrays, and the mask only if the model takes one."""
+    # NumPy's may have a precision that JAX is told not to use.
+    inputs, mask = jax.tree.map(jnp.asarray, (inputs, mask))
     extra = {"mask": mask} if takes_mask(model.apply) else {}
     return model.apply(params, state, inputs, train=train, key=key, **extra)

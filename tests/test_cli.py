@@ -169,7 +169,7 @@ MISTAKES = {
     "train --learner baseline --classes 9 --model mlp --out {new}": "but classes is 9; it must be above every id",
     "train --learner protonet --data sinusoid --out {new}": "protonet classifies",
     "train --data sinusoid --model conv4 --out {new}": "inputs have shape (1, 1); a convolutional network needs images",
-    "train --model conv4 --width 0 --out {new}": "width is 0",
+    "train --model conv4 --width 0 --out {new}": "width is 0; a layer's width",
     "train --learning-rate nan --out {new}": "learning_rate is nan; it must be a positive number",
     "train --out {run}/run.json": "run.json",
     "evaluate {run} --out {new}/x.json": "is in a folder that does not exist",

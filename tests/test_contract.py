@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import jmeta
-from jmeta import checkpoints, learners, losses, models
+from jmeta import checkpoints, data, learners, losses, models
 from jmeta.functional.partition import in_layer, path_name
-from jmeta.types import apply_model, Examples, Model, Normalisation, Task
+from jmeta.types import apply_model, Examples, Model, Normalisation, takes_mask, Task
 
 WAYS = 3
 
@@ -246,12 +246,14 @@ def test_the_same_inputs_give_the_same_outputs_without_a_retrace(subject):
 def test_examples_of_numpy_in_double_precision_are_taken_in_that_of_jax(subject):
     """A warning of JAX would be an error here."""
     learner = subject.case.learner
-    task = jax.tree.map(lambda leaf: np.asarray(leaf), subject.task)
+    task = jax.tree.map(np.asarray, subject.task)
 
     def loss_and_outputs(key):
         params, state = learner.init(key, task)
-        adapted = learner.adapt(params, state, task.support)
-        return learner.loss(params, state, task, key=key)[0], learner.predict(params, state, adapted, task.query.inputs)
+        adapted = learner.adapt(params, state, task.support, key=key)
+        extra = {"mask": task.query.mask} if takes_mask(learner.predict) else {}
+        outputs = learner.predict(params, state, adapted, task.query.inputs, **extra)
+        return learner.loss(params, state, task, key=key)[0], outputs
 
     with jax.enable_x64(False):
         shapes = jax.eval_shape(loss_and_outputs, jax.random.key(0))
@@ -363,6 +365,30 @@ def test_a_train_state_survives_a_checkpoint_bit_for_bit(subject, tmp_path):
 
 def test_every_learner_is_under_contract():
     assert {name.split(",")[0] for name in CASES} == set(learners.__all__)
+
+
+def test_a_network_sees_inputs_and_mask_as_arrays_of_jax():
+    def apply(params, state, inputs, *, mask, train, key):
+        assert isinstance(inputs, jax.Array)
+        return inputs.at[0].set(0) * jnp.ones_like(mask)[:, None], state
+
+    with jax.enable_x64(False):
+        outputs, _ = apply_model(Model(plain_model().init, apply), {}, (), np.ones((2, 3)), mask=np.ones(2))
+    assert outputs.dtype == jnp.float32
+
+
+def test_a_regression_of_numpys_examples_with_a_variance_is_taken_in_jaxs_precision():
+    task = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), data.sinusoid()(jax.random.key(0)))
+    learner = learners.cnp(mlp(outputs=None), loss_fn=losses.gaussian_nll)
+
+    def loss_and_state(key):
+        params, state = learner.init(key, task)
+        learner.adapt(params, state, task.support)
+        return learner.loss(params, state, task, key=key)
+
+    with jax.enable_x64(False):
+        loss, _ = jax.eval_shape(loss_and_state, jax.random.key(0))
+    assert loss.dtype == jnp.float32
 
 
 def test_a_regression_learner_reports_no_accuracy(x64):

@@ -76,6 +76,17 @@ def test_two_learners_see_the_same_episodes():
     assert len(set(one)) == 4
 
 
+def test_tasks_of_numpy_in_double_precision_are_trained_on_and_evaluated():
+    """A warning of JAX would be an error here."""
+    task = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), data.sinusoid()(jax.random.key(0)))
+    learner, optimizer = learners.maml(models.mlp(hidden=(4,)), loss_fn=losses.squared_error), optax.sgd(0.1)
+    state = jmeta.init_state(learner, optimizer, jax.random.key(0), task)
+    batch = jax.tree.map(lambda leaf: leaf[None], task)
+    state, _ = jmeta.make_train_step(learner, optimizer)(state, batch)
+    report = jmeta.evaluate(learner, state, lambda key: task, key=jax.random.key(0), episodes=2)
+    assert np.isfinite(report.loss)
+
+
 def test_chunking_changes_nothing():
     sample = data.episodes(TABLE, ways=3, shots=2, queries=4)
     runs = [evaluated(IDENTITY, sample, tasks_per_chunk=chunk) for chunk in (1, 7, 40)]

@@ -6,7 +6,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from jmeta import losses
+from jmeta import functional, losses
 from jmeta.functional.classes import exclude_absent
 
 RNG = np.random.default_rng(0)
@@ -59,6 +59,10 @@ def test_numpys_outputs_of_double_precision_are_judged_in_that_of_jax():
     outputs, targets, mask = np.arange(6.0).reshape(2, 3), np.eye(3)[[2, 0]], np.ones(2)
     for judge in (losses.cross_entropy, losses.squared_error, losses.accuracy, losses.calibration_error):
         assert judge(outputs, targets, mask).dtype == jnp.float32
+    assert functional.ridge_regression(outputs, targets, mask, 1.0).dtype == jnp.float32
+    assert functional.crammer_singer(outputs, targets, mask, cost=1.0, steps=2).dtype == jnp.float32
+    assert functional.gaussians(outputs, targets, mask).points.dtype == jnp.float32
+    assert np.isfinite(functional.class_attention(outputs[:1, :2], targets, mask)).all()
     assert np.isfinite(exclude_absent(outputs, np.array([True, False, True]))).all()
 
 

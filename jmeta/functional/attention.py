@@ -31,4 +31,4 @@ def class_attention(scores: Array, targets: Array, mask: Array) -> Array:
 def scores_by_class(scores: Array, targets: Array, mask: Array) -> Array:
     """The scores [Q, K] for each class, [Q, K, N]: very negative where an example is of another, or is padding."""
     of_class = targets * mask[:, None] > 0
-    return jnp.where(of_class[None], scores[..., None], jnp.finfo(scores.dtype).min / 2)
+    return jnp.where(of_class[None], scores[..., None], jnp.finfo(jnp.result_type(scores)).min / 2)

@@ -61,7 +61,7 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
     everything = _covariances(features, prototypes(features, jnp.ones_like(targets[:, :1]), mask), mask[None])
     each = _covariances(features, points, weights)
     own = (weights.sum(1) / (weights.sum(1) + 1))[:, None, None]
-    identity = jnp.eye(features.shape[1], dtype=features.dtype)
+    identity = jnp.eye(features.shape[1], dtype=each.dtype)
     shrunk = own * each + (1 - own) * everything + identity[None]
     return Gaussians(points, cho_solve(cho_factor(shrunk), jnp.broadcast_to(identity[None], shrunk.shape)))
 

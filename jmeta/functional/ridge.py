@@ -27,7 +27,7 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
         >>> ridge_regression(jnp.array([[1.0], [9.0]]), jnp.array([[2.0], [9.0]]), jnp.array([1.0, 0.0]), 1.0)
         Array([[1.000]], dtype=float32)
     """
-    x, y = features * mask[:, None], targets * mask[:, None]
+    x, y = jnp.asarray(features * mask[:, None]), targets * mask[:, None]
     if x.shape[0] < x.shape[1]:
         return x.T @ _solve(x @ x.T, y, regularisation)
     return _solve(x.T @ x, x.T @ y, regularisation)

@@ -35,7 +35,7 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
         >>> crammer_singer(x, y, jnp.ones(2), cost=10.0, steps=100)
         Array([[ 0.500, -0.500]], dtype=float32)
     """
-    x, y = features * mask[:, None], targets * mask[:, None]
+    x, y = jnp.asarray(features * mask[:, None]), targets * mask[:, None]
     present = y.sum(0) > 0
     gram = x @ x.T
     # The mean eigenvalue: the matrix to invert has then a condition number of at most 1 + K, whatever the features.

@@ -90,7 +90,7 @@ def transfer_learner(
         inputs, targets, mask = together(task)
         features, state = apply_model(model, params.encoder, state, inputs, mask=mask, train=True, key=key)
         outputs = classifier.outputs(params.head, features)
-        targets = targets @ jax.nn.one_hot(task.class_ids, classes, dtype=jnp.result_type(targets))
+        targets = targets @ jax.nn.one_hot(task.class_ids, classes, dtype=targets.dtype)
         labelled = (outputs, targets, mask)
         # A class id that is out of range would have no column and count for nothing, in silence.
         is_known = (task.class_ids < classes).all()

@@ -42,11 +42,12 @@ def snail(
     Raises:
         ValueError: for a width below 1, no attention, or a length below 2.
     """
+    attention = tuple((keys, values) for keys, values in attention)
     check_widths(outputs=outputs, filters=filters, attention=attention)
     if not attention:
         raise ValueError("attention is empty; it must have the widths of at least one.")
     check_counts(least=2, length=length)
-    return from_linen(SNAIL(outputs, filters, tuple(attention), math.ceil(math.log2(length))))
+    return from_linen(SNAIL(outputs, filters, attention, math.ceil(math.log2(length))))
 
 
 class SNAIL(nn.Module):

@@ -36,6 +36,12 @@ def test_networks_take_numpys_inputs_of_double_precision_in_that_of_jax(factory)
     assert features.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("hidden", [range(4, 6), np.array([4, 5]), [4, 5]])
+def test_widths_may_be_any_sequence(hidden):
+    params, _ = jax.eval_shape(lambda: models.mlp(hidden=hidden).init(KEY, jnp.ones((2, 3))))
+    assert [params[f"Dense_{i}"]["kernel"].shape for i in range(2)] == [(3, 4), (4, 5)]
+
+
 def test_a_conv4_encoder_of_omniglot_images_has_64_features():
     images = jnp.ones((1, 28, 28, 1))
     params, state, apply = built(models.conv4(), images)
