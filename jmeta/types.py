@@ -141,6 +141,11 @@ def together(task: Task) -> Examples:
     return Examples(*(jnp.concatenate(pair) for pair in zip(task.support, task.query, strict=True)))
 
 
+def take_rows(examples: Examples, rows: Array) -> Examples:
+    """These rows of the examples, which may be NumPy's and the rows found within a trace."""
+    return Examples(*(jnp.asarray(leaf)[rows] for leaf in examples))
+
+
 def takes_mask(function: Callable) -> bool:
     """Whether a `Model.apply` or `Learner.predict` asks to be told which rows are padding."""
     return "mask" in inspect.signature(function).parameters

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jmeta.functional.classes import very_negative
 from jmeta.types import Array
 
 
@@ -31,4 +32,4 @@ def class_attention(scores: Array, targets: Array, mask: Array) -> Array:
 def scores_by_class(scores: Array, targets: Array, mask: Array) -> Array:
     """The scores [Q, K] for each class, [Q, K, N]: very negative where an example is of another, or is padding."""
     of_class = targets * mask[:, None] > 0
-    return jnp.where(of_class[None], scores[..., None], jnp.finfo(jnp.result_type(scores)).min / 2)
+    return jnp.where(of_class[None], scores[..., None], very_negative(scores))

@@ -1,6 +1,7 @@
 """Classes that a task does not have."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from jmeta.types import Array
 
@@ -28,4 +29,9 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
             f"the model's outputs have shape {outputs.shape}, but the task has {present.size} ways: "
             f"the model's output width must be {present.size}."
         )
-    return jnp.where(present[None, :], outputs, jnp.finfo(jnp.result_type(outputs)).min / 2)
+    return jnp.where(present[None, :], outputs, very_negative(outputs))
+
+
+def very_negative(scores: Array) -> np.floating:
+    """Half the most negative number of their dtype."""
+    return jnp.finfo(jnp.result_type(scores)).min / 2

@@ -12,7 +12,7 @@ from jmeta.functional.inner_loop import check_options, inner_loop, MetaGradientO
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
 from jmeta.functional.orders import ranks
 from jmeta.functional.partition import check_parts, join, part
-from jmeta.types import apply_model, Array, Examples, Learner, Model, Objective, PyTree
+from jmeta.types import apply_model, Array, Examples, Learner, Model, Objective, PyTree, take_rows
 
 
 class MetaParams(NamedTuple):
@@ -201,5 +201,5 @@ def minibatches(mask: Array, steps: int, size: int, key: Array | None) -> Array:
 
 def minibatch(examples: Examples, rows: Array) -> Examples:
     """These rows of the examples; -1 is padding."""
-    some = Examples(*(jnp.asarray(leaf)[rows] for leaf in examples))
+    some = take_rows(examples, rows)
     return some._replace(mask=jnp.where(rows < 0, 0, some.mask))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.functional.heads import check_stateless, Head
 from jmeta.functional.orders import ranks
-from jmeta.types import apply_model, Array, Examples, PyTree
+from jmeta.types import apply_model, Array, PyTree, take_rows
 
 
 class Past(NamedTuple):
@@ -111,8 +111,7 @@ def real_last(mask: Array, key: Array | None = None) -> Array:
 
 
 def _in_order(support, key):
-    rows = real_last(support.mask, key)
-    return Examples(*(jnp.asarray(leaf)[rows] for leaf in support))
+    return take_rows(support, real_last(support.mask, key))
 
 
 def _prompt(support, features):

@@ -28,9 +28,10 @@ def mlp(*, hidden: Sequence[int] = (40, 40), outputs: int | None = 1, norm: str 
         ValueError: for an unknown `norm`, a width below 1 or a context below 0.
     """
     check_norm(norm)
-    check_widths(outputs=outputs, hidden=tuple(hidden))
+    hidden = tuple(hidden)
+    check_widths(outputs=outputs, hidden=hidden)
     check_counts(context=context)
-    return from_linen(MLP(tuple(hidden), outputs, norm, context))
+    return from_linen(MLP(hidden, outputs, norm, context))
 
 
 class MLP(nn.Module):

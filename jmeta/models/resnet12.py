@@ -31,8 +31,9 @@ def resnet12(*, outputs: int | None = None, widths: Sequence[int] = (64, 160, 32
             for inputs that are not images.
     """
     check_norm(norm)
-    check_widths(outputs=outputs, widths=tuple(widths))
-    return from_linen(ResNet12(outputs, tuple(widths), norm))
+    widths = tuple(widths)
+    check_widths(outputs=outputs, widths=widths)
+    return from_linen(ResNet12(outputs, widths, norm))
 
 
 class ResNet12(nn.Module):
