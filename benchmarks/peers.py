@@ -3,9 +3,10 @@
     python -m benchmarks.peers
     python -m benchmarks.peers --workloads sinusoid omniglot --peers jmeta naive_vmap func_vmap
 
-Before anything is timed, every peer's meta-gradient in float64 must be jmeta's to 1e-6; of an evaluation, its loss.
+Before anything is timed, every peer's meta-gradient in float64, on two tasks and of up to two inner steps, must be
+jmeta's to 1e-6; of an evaluation, its loss.
 Each peer then works in a process of its own, so that what one does to memory and threads does not slow another; they
-take turns.
+take turns. They run where JAX does, on the CPU or on a GPU that PyTorch sees too.
 Peers that are not installed (`pip install '.[bench]'`) are left out. A result goes to
 benchmarks/results/peers/PLATFORM-WORKLOAD.json.
 
@@ -21,9 +22,11 @@ import importlib.util
 import json
 import math
 import multiprocessing
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -54,12 +57,18 @@ class Workload(NamedTuple):
     inner_rate: float = 0.01
     inner_steps: int = 5
     image: tuple[int, int, int] | None = None  # None: sinusoids, and a perceptron of 40-40
-    width: int = 64
+    network: str = "conv4"  # of images; or "resnet12"
+    width: int = 64  # filters of the first layer
     strided: bool = False
     second_order: bool = True
     learner: str = "maml"  # or "protonet"
     work: str = "meta_gradient"
     meta_steps: int = 1  # of one call, in training
+
+    @property
+    def resnet_widths(self) -> tuple[int, ...]:
+        """Filters of each block of ResNet-12, 64, 160, 320 and 640 for a width of 64."""
+        return tuple(self.width * times // 2 for times in (2, 5, 10, 20))
 
     def examples(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets [T, K, ...] of so many examples of a class: what they show costs no time."""
@@ -112,6 +121,7 @@ WORKLOADS = {
     "omniglot-evaluation": OMNIGLOT._replace(tasks=600, work="evaluation"),
     "miniimagenet": Workload(2, 5, 5, 15, 0.01, image=(84, 84, 3), width=32),
     "protonet": Workload(1, 60, 1, 5, image=(28, 28, 1), learner="protonet"),
+    "resnet12": Workload(4, 5, 1, 15, 0.01, image=(84, 84, 3), network="resnet12"),
 }
 
 
@@ -134,7 +144,9 @@ PEERS = {
     "higher_loop": Peer("peers_torch", "higher", ("second order",)),
     "torchopt_loop": Peer("peers_torch", "torchopt", ("second order",)),
 }
-LEAST_SECONDS = 1.0  # of a timing
+LARGE = ("resnet12",)  # workloads that take minutes a step on a CPU
+LEAST_SECONDS = {"cpu": 1.0}  # of a timing
+ACCELERATOR_LEAST_SECONDS = 0.3  # which other programs do not disturb
 TOLERANCE = 1e-6
 
 Tasks = list[tuple[np.ndarray, np.ndarray]]
@@ -142,13 +154,22 @@ Weights = dict[str, np.ndarray]
 
 
 def has(peer: str, workload: Workload) -> bool:
-    """Whether a peer is installed and does such work; PyTorch's are for the CPU alone."""
-    if PEERS[peer].file == "peers_torch" and jax.default_backend() != "cpu":
+    """Whether a peer is installed for this device and does such work."""
+    if PEERS[peer].file == "peers_torch" and not torch_sees_the_device():
         return False
     needed = workload.work if workload.work == "evaluation" else workload.learner
     if needed == "maml":
         needed = "second order" if workload.second_order else "first order"
     return needed in PEERS[peer].abilities and importlib.util.find_spec(PEERS[peer].package) is not None
+
+
+def torch_sees_the_device() -> bool:
+    """Whether PyTorch is installed and works where JAX does: on the CPU, or on the same GPU."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    return jax.default_backend() == "cpu" or (
+        jax.default_backend() == "gpu" and importlib.import_module("torch").cuda.is_available()
+    )
 
 
 def begin(peer: str, workload: Workload, weights: Weights, tasks: Tasks, dtype: type) -> Callable:
@@ -159,7 +180,7 @@ def begin(peer: str, workload: Workload, weights: Weights, tasks: Tasks, dtype: 
 
 def main(
     *,
-    workloads: tuple[str, ...] = tuple(WORKLOADS),
+    workloads: tuple[str, ...] | None = None,
     peers: tuple[str, ...] = tuple(PEERS),
     repeats: int = 5,
     out: Path = RESULTS / "peers",
@@ -167,11 +188,14 @@ def main(
     """Checks, measures, prints and saves.
 
     Args:
-        workloads: which.
+        workloads: which; None: all, on a CPU without the large ones.
         peers: which; jmeta is always one.
         repeats: timings of each peer.
         out: folder of the results.
     """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share an accelerator's memory
+    if workloads is None:
+        workloads = tuple(name for name in WORKLOADS if jax.default_backend() != "cpu" or name not in LARGE)
     check_names("workloads", workloads, WORKLOADS)
     check_names("peers", peers, PEERS)
     check_positive(repeats=repeats)
@@ -196,19 +220,23 @@ def tasks_of(workload: Workload) -> Tasks:
 
 def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any]:
     """A row for each peer, and the rate of the machine's own matrix product, all timed in turns."""
+    errors = checked(tuple(peers), of_check(workload))
     tasks = tasks_of(workload)
     weights = peers_jmeta.initial_weights(workload, tasks)
-    with process_of_its_own() as process:
-        errors = process.submit(check, peers, workload, weights, tasks).result()
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(process_of_its_own()) for name in (*peers, "product")}
-        first = {peer: first_calls(processes[peer], peer, workload, weights, tasks) for peer in peers}
-        processes["product"].submit(begin_product, SIDE).result()
+        again = {peer: stack.enter_context(process_of_its_own()) for peer in peers}
+        for ready in [some[peer].submit(prepare, peer) for some in (processes, again) for peer in peers]:
+            ready.result()
+        first = {peer: first_calls(processes[peer], again[peer], peer, workload, weights, tasks) for peer in peers}
+        side = SIDE.get(jax.default_backend(), ACCELERATOR_SIDE)
+        processes["product"].submit(begin_product, side).result()
+        least = LEAST_SECONDS.get(jax.default_backend(), ACCELERATOR_LEAST_SECONDS)
         timers = {name: functools.partial(timed_there, process) for name, process in processes.items()}
-        seconds = timed_in_turns(timers, repeats=repeats, least_seconds=LEAST_SECONDS)
+        seconds = timed_in_turns(timers, repeats=repeats, least_seconds=least)
     number = workload.tasks * workload.meta_steps
     low, median, high = ({n: float(np.quantile(s, q)) for n, s in seconds.items()} for q in (0.25, 0.5, 0.75))
-    product_rate = 2 * SIDE**3 / median["product"]
+    product_rate = 2 * side**3 / median["product"]
     operations = peers_jmeta.operations(workload, tasks)
     rows = [
         {
@@ -225,31 +253,42 @@ def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any
     return {"repeats": repeats, "product_gigaflops": round(product_rate / 1e9, 1), "rows": rows}
 
 
-SIDE = 2048  # of the matrices
+SIDE = {"cpu": 2048}  # of the matrices
+ACCELERATOR_SIDE = 8192
 
 
-def product(side: int) -> Callable:
+def product(side: int, dtype: str = "float32") -> Callable:
     """A matrix product that nothing but the machine limits."""
-    matrix, multiply = jnp.ones((side, side)), jax.jit(jnp.matmul)
+    matrix, multiply = jax.random.normal(jax.random.key(0), (side, side), dtype), jax.jit(jnp.matmul)
     return lambda: jax.block_until_ready(multiply(matrix, matrix))
 
 
-def check(peers: list[str], workload: Workload, weights: Weights, tasks: Tasks) -> dict[str, float]:
-    """How far what each makes of two tasks is from what jmeta makes, in float64, relative to its length.
-
-    Of training it is the meta-gradient: the tasks of each are its own. For evaluation the tasks are the same one
-    twice, because jmeta draws them.
-    """
-    two = [0, 0] if workload.work == "evaluation" else [0, 1]
-    tasks = [tuple(np.take(leaf, two[: workload.tasks], 0) for leaf in part) for part in tasks]
+def of_check(workload: Workload) -> Workload:
+    """What its peers are checked on: two tasks and inner steps; of training, where all draw their own, the gradient."""
     work = "evaluation" if workload.work == "evaluation" else "meta_gradient"
-    workload = workload._replace(tasks=len(tasks[0][0]), work=work)
+    tasks, steps = (min(number, 2) for number in (workload.tasks, workload.inner_steps))
+    return workload._replace(tasks=tasks, inner_steps=steps, work=work, meta_steps=1)
+
+
+@functools.cache
+def checked(peers: tuple[str, ...], workload: Workload) -> dict[str, float]:
+    """The errors of a check, made in a process of its own; workloads that differ in size alone share it."""
+    with process_of_its_own() as process:
+        return process.submit(check, peers, workload).result()
+
+
+def check(peers: Iterable[str], workload: Workload) -> dict[str, float]:
+    """How far what each peer makes of the tasks is from what jmeta makes, in float64, relative to its length."""
+    tasks = tasks_of(workload)
+    if workload.work == "evaluation":  # of which jmeta draws its own, so that all are the same
+        tasks = [tuple(np.repeat(leaf[:1], len(leaf), 0) for leaf in part) for part in tasks]
+    weights = peers_jmeta.initial_weights(workload, tasks)
     with jax.enable_x64(True):
         found = {peer: begin(peer, workload, weights, tasks, np.float64)() for peer in peers}
     errors = {peer: distance(result, found["jmeta"]) for peer, result in found.items()}
     for peer, error in errors.items():
         if not error < TOLERANCE:
-            result = "query loss" if work == "evaluation" else "meta-gradient"
+            result = "query loss" if workload.work == "evaluation" else "meta-gradient"
             raise ValueError(f"{peer} has another {result}: its relative distance from jmeta's is {error:.1e}.")
     return errors
 
@@ -266,13 +305,21 @@ def process_of_its_own() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
+def prepare(peer: str) -> None:
+    """Imports what a peer needs, some of which it would where it is used, and begins the device."""
+    importlib.import_module(f"benchmarks.{PEERS[peer].file}")
+    importlib.import_module(PEERS[peer].package)
+    jax.devices()
+
+
 def first_calls(
-    process: ProcessPoolExecutor, peer: str, workload: Workload, weights: Weights, tasks: Tasks
-) -> dict[str, float]:
-    """The first step in this process, with what it compiles, and that of a second one with what was kept of that."""
-    with tempfile.TemporaryDirectory() as folder, process_of_its_own() as second:
+    process: ProcessPoolExecutor, again: ProcessPoolExecutor, peer: str, workload: Workload, weights: Weights,
+    tasks: Tasks,
+) -> dict[str, float]:  # fmt: skip
+    """The first step in a process, with what it compiles, and that of a second one with what was kept of that."""
+    with tempfile.TemporaryDirectory() as folder, again:
         (cold, peak), (kept, _) = (
-            one.submit(first_call, folder, peer, workload, weights, tasks).result() for one in (process, second)
+            one.submit(first_call, folder, peer, workload, weights, tasks).result() for one in (process, again)
         )
     return {"first_step_seconds": cold, "first_step_seconds_from_cache": kept, "peak_memory_mebibytes": peak}
 
@@ -284,14 +331,13 @@ def first_call(folder: str, peer: str, workload: Workload, weights: Weights, tas
     """Seconds of the first step, imports done, and by how many MiB the process grew to do it."""
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    importlib.import_module(f"benchmarks.{PEERS[peer].file}")
-    importlib.import_module(PEERS[peer].package)  # some are imported where they are used
     before, start = memory("VmRSS"), time.perf_counter()
     step = begin(peer, workload, weights, tasks, np.float32)
     step()
     seconds = time.perf_counter() - start
     _begun.append(step)
-    return round(seconds, 2), round(memory("VmHWM") - before)
+    peak = memory("VmHWM") - before if jax.default_backend() == "cpu" else device_memory()
+    return round(seconds, 2), round(peak)
 
 
 def begin_product(side: int) -> None:
@@ -314,6 +360,14 @@ def memory(name: str) -> float:
     # `resource.getrusage` would tell the parent's: what a process had before it became another program counts there.
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
+
+
+def device_memory() -> float:
+    """MiB of the accelerator's memory that arrays of this process have taken at most."""
+    peak = sum(device.memory_stats()["peak_bytes_in_use"] for device in jax.local_devices())
+    if torch := sys.modules.get("torch"):
+        peak += torch.cuda.max_memory_allocated()
+    return peak / 2**20
 
 
 def line(row: dict[str, Any]) -> str:

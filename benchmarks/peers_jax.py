@@ -31,6 +31,28 @@ class Conv4(nn.Module):
         return nn.Dense(self.outputs, param_dtype=x.dtype, name="head")(x) if self.outputs else x
 
 
+class ResNet12(nn.Module):
+    """The network of Flax's own layers."""
+
+    outputs: int
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        for block, width in enumerate(self.widths):
+            y = x
+            for layer in range(2):
+                y = nn.leaky_relu(self._convolve_and_normalise(4 * block + layer, width, 3, y), 0.1)
+            y = self._convolve_and_normalise(4 * block + 2, width, 3, y)
+            y += self._convolve_and_normalise(4 * block + 3, width, 1, x)
+            x = nn.max_pool(nn.leaky_relu(y, 0.1), (2, 2), (2, 2))
+        return nn.Dense(self.outputs, param_dtype=x.dtype, name="head")(x.mean((1, 2)))
+
+    def _convolve_and_normalise(self, layer, width, size, x):
+        x = nn.Conv(width, (size, size), use_bias=False, param_dtype=x.dtype, name=f"Conv_{layer}")(x)
+        return nn.BatchNorm(False, param_dtype=x.dtype, name=f"Normalise_{layer}")(x)
+
+
 class MLP(nn.Module):
     """The network of Flax's own layers."""
 
@@ -91,8 +113,7 @@ def _query_loss(workload):
     """`(params, support, query) -> loss` of one task."""
     if workload.learner == "protonet":
         return _prototype_loss(workload)
-    inner = optax.sgd(workload.inner_rate)
-    network = MLP() if workload.image is None else Conv4(workload.ways, workload.width, workload.strided)
+    inner, network = optax.sgd(workload.inner_rate), _network(workload)
 
     def loss(params, x, y):
         outputs = _apply(network, params, x)
@@ -110,6 +131,14 @@ def _query_loss(workload):
         return loss(params, *query)
 
     return query_loss
+
+
+def _network(workload):
+    if workload.image is None:
+        return MLP()
+    if workload.network == "resnet12":
+        return ResNet12(workload.ways, workload.resnet_widths)
+    return Conv4(workload.ways, workload.width, workload.strided)
 
 
 def _prototype_loss(workload):

@@ -27,6 +27,8 @@ def learner_of(workload, **options) -> jmeta.Learner:
     options["meta_gradient"] = "second_order" if workload.second_order else "first_order"
     if workload.image is None:
         return learners.maml(models.mlp(), loss_fn=losses.squared_error, **options)
+    if workload.network == "resnet12":
+        return learners.maml(models.resnet12(outputs=workload.ways, widths=workload.resnet_widths), **options)
     network = models.conv4(outputs=workload.ways, width=workload.width, strided=workload.strided)
     return learners.maml(network, **options)
 

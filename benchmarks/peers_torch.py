@@ -6,9 +6,13 @@ Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`; what `st
 import functools
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import torch
 from torch.nn import functional
+
+DEVICE = "cuda" if jax.default_backend() == "gpu" else "cpu"
+torch.backends.cuda.matmul.allow_tf32 = True  # as in its convolutions, and in both of JAX
 
 Weights = dict[str, torch.Tensor]
 
@@ -18,20 +22,43 @@ def network(workload, weights: Weights, x: torch.Tensor) -> torch.Tensor:
     if workload.image is None:
         x = functional.relu(x @ weights["Dense_0/kernel"] + weights["Dense_0/bias"])
         x = functional.relu(x @ weights["Dense_1/kernel"] + weights["Dense_1/bias"])
-        return x @ weights["head/kernel"] + weights["head/bias"]
-    for block in range(4):
-        x = convolution(x, weights[f"Conv_{block}/kernel"], 2 if workload.strided else 1)
-        scale, bias = weights[f"Normalise_{block}/scale"], weights[f"Normalise_{block}/bias"]
-        x = functional.relu(functional.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5))
-        x = x if workload.strided else functional.max_pool2d(x, 2)
-    x = x.mean((2, 3)) if workload.strided else x.permute(0, 2, 3, 1).flatten(1)
+    elif workload.network == "resnet12":
+        x = resnet12(weights, x)
+    else:
+        x = conv4(workload, weights, x)
     return x @ weights["head/kernel"] + weights["head/bias"] if "head/kernel" in weights else x
+
+
+def conv4(workload, weights, x):
+    """Features of four blocks."""
+    for block in range(4):
+        x = functional.relu(convolve_and_normalise(weights, block, x, 2 if workload.strided else 1))
+        x = x if workload.strided else functional.max_pool2d(x, 2)
+    return x.mean((2, 3)) if workload.strided else x.permute(0, 2, 3, 1).flatten(1)
+
+
+def resnet12(weights, x):
+    """Features of four residual blocks of three convolutions, the input brought to their width by a fourth."""
+    for first in range(0, 16, 4):
+        y = x
+        for layer in (first, first + 1):
+            y = functional.leaky_relu(convolve_and_normalise(weights, layer, y), 0.1)
+        y = convolve_and_normalise(weights, first + 2, y) + convolve_and_normalise(weights, first + 3, x)
+        x = functional.max_pool2d(functional.leaky_relu(y, 0.1), 2)
+    return x.mean((2, 3))
+
+
+def convolve_and_normalise(weights, layer, x, stride=1):
+    """A layer by its number, with the statistics of the batch."""
+    x = convolution(x, weights[f"Conv_{layer}/kernel"], stride)
+    scale, bias = weights[f"Normalise_{layer}/scale"], weights[f"Normalise_{layer}/bias"]
+    return functional.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5)
 
 
 def convolution(x, kernel, stride):
     """With the "SAME" padding of TensorFlow and JAX: at stride 2 the odd pixel is behind."""
     if stride == 1:
-        return functional.conv2d(x, kernel, padding=1)
+        return functional.conv2d(x, kernel, padding=kernel.shape[2] // 2)
     over = [max((-(-side // stride) - 1) * stride + 3 - side, 0) for side in x.shape[2:]]
     return functional.conv2d(
         functional.pad(x, [over[1] // 2, -(-over[1] // 2), over[0] // 2, -(-over[0] // 2)]), kernel, stride=stride
@@ -89,7 +116,7 @@ def evaluation(peer, workload, weights, tasks, dtype) -> Callable:
 def as_leaves(weights, dtype) -> Weights:
     """Weights to differentiate, kernels [O, I, H, W]."""
     layout = {name: leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf for name, leaf in weights.items()}
-    return {name: torch.tensor(leaf.astype(dtype), requires_grad=True) for name, leaf in layout.items()}
+    return {name: torch.tensor(leaf.astype(dtype), device=DEVICE, requires_grad=True) for name, leaf in layout.items()}
 
 
 def as_parts(workload, tasks, dtype) -> list[torch.Tensor]:
@@ -97,16 +124,20 @@ def as_parts(workload, tasks, dtype) -> list[torch.Tensor]:
     parts = []
     for inputs, targets in tasks:
         if workload.image is None:
-            parts += [torch.tensor(inputs.astype(dtype)), torch.tensor(targets.astype(dtype))]
+            parts += [_tensor(inputs.astype(dtype)), _tensor(targets.astype(dtype))]
         else:
             images = inputs.transpose(0, 1, 4, 2, 3).astype(dtype)
-            parts += [torch.tensor(images), torch.tensor(targets.argmax(-1))]
+            parts += [_tensor(images), _tensor(targets.argmax(-1))]
     return parts
+
+
+def _tensor(array):
+    return torch.tensor(array, device=DEVICE)
 
 
 def as_arrays(gradient: Weights) -> dict[str, np.ndarray]:
     """The gradient in the layout of the weights."""
-    arrays = {name: leaf.detach().numpy() for name, leaf in gradient.items()}
+    arrays = {name: leaf.detach().cpu().numpy() for name, leaf in gradient.items()}
     return {name: leaf.transpose(2, 3, 1, 0) if leaf.ndim == 4 else leaf for name, leaf in arrays.items()}
 
 

@@ -14,6 +14,7 @@ SMALL = {
     "omniglot-strided": STRIDED,
     "omniglot-evaluation": STRIDED._replace(tasks=4, work="evaluation"),
     "protonet": STRIDED._replace(tasks=1, ways=7, learner="protonet"),
+    "resnet12": STRIDED._replace(tasks=1, inner_steps=1, image=(16, 16, 1), network="resnet12", strided=False),
 }
 
 
@@ -27,30 +28,28 @@ SMALL = {
         pytest.param("omniglot-strided", True, marks=pytest.mark.long),
         pytest.param("omniglot-evaluation", True, marks=pytest.mark.long),
         pytest.param("protonet", True, marks=pytest.mark.long),
+        pytest.param("resnet12", True, marks=pytest.mark.long),
     ],
 )
 def test_installed_peers_have_jmetas_meta_gradient(name, second_order):
     workload = SMALL[name]._replace(second_order=second_order)
     installed = [peer for peer in peers.PEERS if peers.has(peer, workload)]
     assert len({"jmeta", "naive_vmap", "optax_loop"} & set(installed)) >= 2
-    tasks = peers.tasks_of(workload)
-    errors = peers.check(installed, workload, peers_jmeta.initial_weights(workload, tasks), tasks)
+    errors = peers.check(installed, peers.of_check(workload))
     assert max(errors.values()) < 1e-9
 
 
 def test_a_peer_with_another_meta_gradient_is_refused(monkeypatch):
-    workload = SMALL["sinusoid"]
-    tasks = peers.tasks_of(workload)
     right = peers_jax.naive_vmap
     monkeypatch.setitem(peers_jax.PEERS, "naive_vmap", lambda w: right(w._replace(second_order=False)))
     with pytest.raises(ValueError, match="naive_vmap has another meta-gradient"):
-        peers.check(["jmeta", "naive_vmap"], workload, peers_jmeta.initial_weights(workload, tasks), tasks)
+        peers.check(["jmeta", "naive_vmap"], SMALL["sinusoid"])
 
 
 @pytest.mark.long
 def test_a_comparison_writes_a_row_for_each_peer(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(peers.WORKLOADS, "sinusoid", SMALL["sinusoid"])
-    monkeypatch.setattr(peers, "SIDE", 64)
+    monkeypatch.setitem(peers.SIDE, "cpu", 64)
     peers.main(workloads=("sinusoid",), peers=("naive_vmap",), repeats=1, out=tmp_path)
     result = json.loads((tmp_path / "cpu-sinusoid.json").read_text())
     assert [row["peer"] for row in result["rows"]] == ["jmeta", "naive_vmap"]

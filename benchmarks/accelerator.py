@@ -1,0 +1,158 @@
+"""What an accelerator makes of a meta-step: by how many tasks there are, in which precision, and how it convolves.
+
+    python -m benchmarks.accelerator
+    python -m benchmarks.accelerator --workloads omniglot --sizes 32 128
+
+Each workload, form of convolution and set of XLA's options is measured in a process of its own. Tasks are added until
+a step does not gain by more of them or has no memory for them. Results go to
+benchmarks/results/accelerator/PLATFORM-WORKLOAD.json.
+"""
+
+import functools
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax import lax
+from jax.interpreters import mlir
+
+import jmeta
+from benchmarks import peers, peers_jmeta
+from benchmarks.names import check_names
+from benchmarks.record import provenance, RESULTS, save
+from benchmarks.timing import in_turns
+from jmeta.functional.conv import columns, conv_p, dw_p
+
+WORKLOADS = ("omniglot", "omniglot-first-order", "miniimagenet", "resnet12", "sinusoid")  # of peers.py
+DTYPES = ("float32", "bfloat16")
+SIZES = (1, 8, 32, 128, 512)  # numbers of tasks
+GAIN = 1.05  # of tasks a second, below which more tasks are not tried
+LEAST_SECONDS, REPEATS = 0.3, 5  # of a timing
+
+
+def grouped(x, w):
+    """As `lax` convolves, which makes of tasks groups of channels."""
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def as_product(x, w):
+    """As a product of columns, the pixels under each place of the kernel, and the kernel."""
+    return columns(x, w.shape[:2]) @ w.reshape(-1, w.shape[3])
+
+
+FORMS: dict[str, Callable | None] = {"jmeta": None, "grouped": grouped, "columns": as_product}
+# On a GPU XLA records what it launches in CUDA graphs.
+OPTIONS: dict[str, dict[str, Any]] = {"default": {}, "no graphs": {"xla_gpu_enable_command_buffer": ""}}
+
+
+def main(
+    *,
+    workloads: tuple[str, ...] = WORKLOADS,
+    forms: tuple[str, ...] = tuple(FORMS),
+    dtypes: tuple[str, ...] = DTYPES,
+    sizes: tuple[int, ...] = SIZES,
+    out: Path = RESULTS / "accelerator",
+) -> None:
+    """Measures, prints and saves.
+
+    Args:
+        workloads: which, of those of benchmarks/peers.py.
+        forms: how stride-1 convolutions and their kernel gradients are computed.
+        dtypes: of parameters and inputs.
+        sizes: numbers of tasks, growing.
+        out: folder of the results.
+    """
+    check_names("workloads", workloads, WORKLOADS)
+    check_names("forms", forms, FORMS)
+    check_names("dtypes", dtypes, DTYPES)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share the memory
+    options = tuple(OPTIONS) if jax.default_backend() == "gpu" else ("default",)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in workloads:
+        workload, rows = peers.WORKLOADS[name], []
+        for form, option in itertools.product(forms if workload.image else forms[:1], options):
+            with peers.process_of_its_own() as process:
+                rows += process.submit(measure, workload, form, option, dtypes, sizes).result()
+            save({"workload": name, **provenance(), "rows": rows}, out / f"{jax.default_backend()}-{name}.json")
+
+
+def measure(
+    workload: peers.Workload, form: str, option: str, dtypes: Sequence[str], sizes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A row for each precision and number of tasks."""
+    convolve_as(FORMS[form])
+    operations = peers_jmeta.operations(workload, peers.tasks_of(workload._replace(tasks=1)))
+    rows: list[dict[str, Any]] = []
+    for dtype in dtypes:
+        rate = 0.0
+        for size in sizes:
+            try:
+                row = measure_step(workload._replace(tasks=size), dtype, OPTIONS[option], operations)
+            except jax.errors.JaxRuntimeError as error:  # out of memory
+                print(f"{form}, {option}, {dtype}, {size} tasks: {error}".splitlines()[0], flush=True)
+                break
+            rows.append({"form": form, "xla": option, "dtype": dtype, "tasks": size, **row})
+            print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
+            if row["tasks_per_second"] < GAIN * rate:
+                break
+            rate = row["tasks_per_second"]
+    return rows
+
+
+def convolve_as(form: Callable | None) -> None:
+    """Computes jmeta's convolutions, and their kernel gradients, in this form from now on; None as it does anyway."""
+    if form is None:
+        return
+
+    def kernel_gradient(x, dy, *, size):
+        kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
+        return jax.linear_transpose(functools.partial(form, x), kernel)(dy)[0]
+
+    def of_all_tasks(one):
+        return lambda a, b, **params: jax.vmap(functools.partial(one, **params))(a, b)
+
+    for primitive, one in ((conv_p, form), (dw_p, kernel_gradient)):
+        lowering = mlir.lower_fun(of_all_tasks(one), multiple_results=False)
+        mlir.register_lowering(primitive, lowering, platform=jax.default_backend())
+
+
+def measure_step(workload: peers.Workload, dtype: str, options: dict[str, Any], operations: int) -> dict[str, Any]:
+    """A meta-step beside a matrix product of the same precision, in turns."""
+    step, state, batch = step_of(workload, dtype)
+    start = time.perf_counter()
+    compiled = step.lower(state, batch).compile(compiler_options=options)
+    compile_seconds = time.perf_counter() - start
+    side = peers.SIDE.get(jax.default_backend(), peers.ACCELERATOR_SIDE)
+    calls = {"step": lambda: jax.block_until_ready(compiled(state, batch)), "product": peers.product(side, dtype)}
+    seconds = in_turns(calls, repeats=REPEATS, least_seconds=LEAST_SECONDS)
+    median = {name: float(np.median(some)) for name, some in seconds.items()}
+    rate, product_rate = operations * workload.tasks / median["step"], 2 * side**3 / median["product"]
+    return {
+        "milliseconds": round(1e3 * median["step"], 3),
+        "tasks_per_second": round(workload.tasks / median["step"], 2),
+        "teraflops": round(rate / 1e12, 4),
+        "of_product_rate": round(rate / product_rate, 4),
+        "temporary_mebibytes": round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1),
+        "compile_seconds": round(compile_seconds, 1),
+    }
+
+
+def step_of(workload: peers.Workload, dtype: str) -> tuple[Callable, jmeta.TrainState, jmeta.Task]:
+    """A jitted train step and what it is called with; parameters and inputs are of this dtype."""
+    learner, optimizer = peers_jmeta.learner_of(workload), optax.sgd(0.1)
+    batch = peers_jmeta.as_tasks(peers.tasks_of(workload), jnp.dtype(dtype))
+    state = jmeta.init_state(learner, optimizer, jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], batch))
+    state = state._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), state.params))
+    return jax.jit(jmeta.make_train_step(learner, optimizer)), state, batch
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
