@@ -48,6 +48,15 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_a_state_is_the_same_made_alone_by_vmap_or_inside_a_jit():
+    make = functools.partial(jmeta.init_state, LEARNER, OPTIMIZER, task=SAMPLE(jax.random.key(1)))
+    keys = jax.random.split(jax.random.key(0), 2)
+    alone = make(keys[0]).params
+    vmapped, jitted, inside = jax.vmap(make)(keys), jax.jit(jax.vmap(make))(keys), jax.jit(lambda: make(keys[0]))()
+    for params in (*(jax.tree.map(lambda leaf: leaf[0], many.params) for many in (vmapped, jitted)), inside.params):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), params, alone)
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 8])
 def test_every_chunking_gives_the_same_step(x64, chunk):
     state, tasks = begin(), batch()
