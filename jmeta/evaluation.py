@@ -137,7 +137,12 @@ def _evaluator(learner: Learner) -> Callable:
     """The compiled evaluation of a chunk of episodes, kept so that a second call does not compile again."""
 
     def run(sample, params, state, keys, is_blanked):
-        return jax.vmap(lambda key: _episode(learner, sample, params, state, key, is_blanked))(keys)
+        def one(key):
+            return _episode(learner, sample, params, state, key, is_blanked)
+
+        if len(keys) == 1:  # an axis of one task costs more than none, as in a train step
+            return jax.tree.map(lambda leaf: leaf[None], one(keys[0]))
+        return jax.vmap(one)(keys)
 
     return jax.jit(run)
 
