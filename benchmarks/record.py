@@ -1,6 +1,5 @@
 """Results of benchmarks: where they lie, by what they were made, and how they are written."""
 
-import json
 import os
 import platform
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jmeta.metrics import write_whole
+from jmeta.files import to_json, write_whole
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,5 +47,5 @@ def machine() -> dict[str, Any]:
 
 
 def save(result: Mapping[str, Any], path: Path) -> None:
-    """Writes a result, whole or not at all."""
-    write_whole(path, json.dumps(result, indent=1) + "\n")
+    """Writes a result, whole or not at all, with null for numbers that are not finite."""
+    write_whole(path, to_json(result, indent=1) + "\n")

@@ -22,8 +22,8 @@ import tyro
 
 from jmeta import checkpoints, data, demo, learners, losses, models
 from jmeta.evaluation import evaluate
+from jmeta.files import write_whole
 from jmeta.functional import MetaGradientOptions
-from jmeta.metrics import write_whole
 from jmeta.training import check_policy, check_schedule, fit, init_state, MAX_TASK_NORM
 from jmeta.types import Array, Learner, Model, Task, TrainState
 

@@ -1,7 +1,6 @@
 """Evaluation: a learner's mean performance over a fixed list of episodes, with its interval."""
 
 import functools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from jax.extend.core import subjaxprs
 
 from jmeta import losses
 from jmeta.checks import check_counts
-from jmeta.metrics import with_null
+from jmeta.files import to_json
 from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, TrainState
 
 # Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
@@ -68,7 +67,7 @@ class Report:
     def to_json(self, **kwargs: Any) -> str:
         """The whole report as JSON, null where a number is not finite; keywords go to `json.dumps`."""
         values = {name: array.tolist() for name, array in self.per_episode.items()}
-        return json.dumps(with_null({**asdict(self), "per_episode": values}), **kwargs)
+        return to_json({**asdict(self), "per_episode": values}, **kwargs)
 
 
 def evaluate(

@@ -4,7 +4,8 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+
+from jmeta.files import to_json, write_whole
 
 
 class MetricsLog:
@@ -39,25 +40,6 @@ class MetricsLog:
         self._events.close()
 
 
-def with_null(value: Any) -> Any:
-    """The same with None for every number that JSON does not know."""
-    match value:
-        case dict():
-            return {name: with_null(part) for name, part in value.items()}
-        case list() | tuple():
-            return [with_null(part) for part in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
-
-
 def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl`, oldest first, NaN for null; a last line that a kill cut short is left out."""
     path = Path(directory) / "metrics.jsonl"
@@ -66,7 +48,7 @@ def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def _line(values):
-    return json.dumps(with_null(values)) + "\n"
+    return to_json(values) + "\n"
 
 
 def _keep_until(path, step):

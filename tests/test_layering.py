@@ -20,9 +20,10 @@ ALLOWED = {
     "models": ("types", "checks", "functional", "models"),
     "learners": ("types", "checks", "losses", "functional", "models"),  # models: the paper's second network
     "data": ("types", "checks", "data"),
-    "metrics": (),
+    "files": (),
+    "metrics": ("files",),
     "checkpoints": ("types",),
-    "evaluation": ("types", "checks", "losses", "metrics"),
+    "evaluation": ("types", "checks", "losses", "files"),
     "plotting": ("types", "evaluation"),
     "training": ("types", "checks", "losses", "evaluation", "checkpoints", "metrics"),
 }
