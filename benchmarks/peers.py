@@ -143,6 +143,7 @@ PEERS = {
     "func_vmap": Peer("peers_torch", "torch", MAML),
     "higher_loop": Peer("peers_torch", "higher", ("second order",)),
     "torchopt_loop": Peer("peers_torch", "torchopt", ("second order",)),
+    "learn2learn_loop": Peer("peers_torch", "learn2learn", MAML),
 }
 LARGE = ("resnet12",)  # workloads that take minutes a step on a CPU
 LEAST_SECONDS = {"cpu": 1.0}  # of a timing
@@ -373,7 +374,7 @@ def device_memory() -> float:
 def line(row: dict[str, Any]) -> str:
     """A row for the terminal."""
     return (
-        f"{row['peer']:14} {row['tasks_per_second']:10.2f} tasks/s ({row['of_product_rate']:.0%} of a matrix product's "
+        f"{row['peer']:16} {row['tasks_per_second']:10.2f} tasks/s ({row['of_product_rate']:.0%} of a matrix product's "
         f"rate), jmeta {row['jmeta_over_it']:.2f} times that; first step {row['first_step_seconds']:.2f} s, "
         f"{row['first_step_seconds_from_cache']:.2f} s from the cache; {row['peak_memory_mebibytes']} MiB; "
         f"differs by {row['error']:.0e}"

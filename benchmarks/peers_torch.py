@@ -1,4 +1,5 @@
-"""MAML and prototypical networks as users of PyTorch write them: `torch.autograd`, `torch.func`, higher, TorchOpt.
+"""MAML and prototypical networks as users of PyTorch write them: `torch.autograd`, `torch.func`, higher,
+TorchOpt, learn2learn.
 
 Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`; what `step()` gives is told in peers.py.
 """
@@ -269,10 +270,30 @@ def torchopt_loop(workload, leaves) -> Callable:
     return differentiate
 
 
+def learn2learn_loop(workload, leaves) -> Callable:
+    """learn2learn's MAML, cloned for each task, in a loop over tasks."""
+    import learn2learn
+
+    module = Network(workload, leaves)
+    maml = learn2learn.algorithms.MAML(module, lr=workload.inner_rate, first_order=not workload.second_order)
+
+    def differentiate(*parts):
+        module.zero_grad()
+        for xs, ys, xq, yq in zip(*parts, strict=True):
+            fast = maml.clone()
+            for _ in range(workload.inner_steps):
+                fast.adapt(loss_of(workload, fast(xs), ys))
+            (loss_of(workload, fast(xq), yq) / len(parts[0])).backward()
+        return {name: leaf.grad for name, leaf in module.named_parameters()}
+
+    return differentiate
+
+
 PEERS = {
     "autograd_loop": autograd_loop,
     "func_loop": func_loop,
     "func_vmap": func_vmap,
     "higher_loop": higher_loop,
     "torchopt_loop": torchopt_loop,
+    "learn2learn_loop": learn2learn_loop,
 }

@@ -82,7 +82,7 @@ def peers() -> str:
     return _table(header, rows)
 
 
-TORCH_LOOPS = ("autograd_loop", "func_loop", "higher_loop", "torchopt_loop")
+TORCH_LOOPS = ("autograd_loop", "func_loop", "higher_loop", "torchopt_loop", "learn2learn_loop")
 TORCH = (*TORCH_LOOPS, "func_vmap")
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 
@@ -63,13 +64,30 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
     own = (weights.sum(1) / (weights.sum(1) + 1))[:, None, None]
     identity = jnp.eye(features.shape[1], dtype=each.dtype)
     shrunk = own * each + (1 - own) * everything + identity[None]
-    return Gaussians(points, cho_solve(cho_factor(shrunk), jnp.broadcast_to(identity[None], shrunk.shape)))
+    return Gaussians(points, _inverses(shrunk))
 
 
 def _covariances(features: Array, points: Array, weights: Array) -> Array:
     """[N, D, D] around `points` [N, D], of the examples with `weights` [N, K]; zeros for fewer than two."""
     apart = (features[None] - points[:, None]) * weights[..., None]
     return jnp.einsum("nki,nkj->nij", apart, apart) / jnp.maximum(weights.sum(1) - 1, 1)[:, None, None]
+
+
+@jax.custom_jvp
+def _inverses(matrices):
+    """Those of symmetric positive matrices [N, D, D].
+
+    The derivative is its own, of two products: that of a Cholesky factor takes triangular solves, which cost four
+    times as much on a CPU, and of which two at a time may wait for each other without end (jax 0.10, two cores).
+    """
+    identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+    return cho_solve(cho_factor(matrices), jnp.broadcast_to(identity[None], matrices.shape))
+
+
+@_inverses.defjvp
+def _inverses_jvp(primals, tangents):
+    inverses = _inverses(*primals)
+    return inverses, -inverses @ tangents[0] @ inverses
 
 
 def squared_distances(queries: Array, points: Array) -> Array:

@@ -57,7 +57,9 @@ def test_a_comparison_writes_a_row_for_each_peer(tmp_path, monkeypatch, capsys):
     assert "jmeta 1.00 times that" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("peer", ["jmeta", "naive_vmap", "autograd_loop", "func_vmap", "higher_loop", "torchopt_loop"])
+@pytest.mark.parametrize(
+    "peer", ["jmeta", "naive_vmap", "autograd_loop", "func_vmap", "higher_loop", "torchopt_loop", "learn2learn_loop"]
+)
 def test_training_moves_every_weight_by_adams_first_step_and_starts_afresh_each_time(peer):
     workload = SMALL["sinusoid"]._replace(work="training")
     if not peers.has(peer, workload):
@@ -79,5 +81,5 @@ def test_a_peer_that_leaves_out_a_weight_is_refused():
 def test_an_unknown_workload_or_peer_is_refused():
     with pytest.raises(ValueError, match="workloads has 'cifar'; there are sinusoid, sinusoid-training, omniglot,"):
         peers.main(workloads=("cifar",))
-    with pytest.raises(ValueError, match="peers has 'learn2learn'; there are jmeta"):
-        peers.main(peers=("learn2learn",))
+    with pytest.raises(ValueError, match="peers has 'pytorch-meta'; there are jmeta"):
+        peers.main(peers=("pytorch-meta",))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.test_util import check_grads
 
 from jmeta.functional import (
     cosine_similarities,
@@ -47,6 +48,17 @@ def test_mahalanobis_distances_equal_numpy_s_for_classes_of_three_two_and_one(x6
         apart = queries - features[rows].mean(0)
         expected = np.einsum("qi,ij,qj->q", apart, np.linalg.inv(covariance), apart)
         np.testing.assert_allclose(found[:, index], expected, atol=1e-12)
+
+
+def test_mahalanobis_distances_have_the_derivatives_that_differences_have(x64):
+    features, queries = np.random.default_rng(0).normal(size=(2, 4, 3))
+
+    def distances(features, queries):
+        return squared_mahalanobis_distances(
+            queries, gaussians(features, jnp.eye(2)[np.array([0, 0, 1, 1])], jnp.ones(4))
+        )
+
+    check_grads(distances, (features, queries), order=2)
 
 
 def test_covariances_of_repeated_examples_in_many_dimensions_stay_well_conditioned():
