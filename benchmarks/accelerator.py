@@ -3,14 +3,13 @@
     python -m benchmarks.accelerator
     python -m benchmarks.accelerator --workloads omniglot --sizes 32 128
 
-Each workload, form of convolution and set of XLA's options is measured in a process of its own. Tasks are added until
-a step does not gain by more of them or has no memory for them. Results go to
+Each workload, form of convolution and set of XLA's options is measured in a process of its own. All tasks of a step
+are vmapped at once, and more are added until it does not gain by them or has no memory for them. Results go to
 benchmarks/results/accelerator/PLATFORM-WORKLOAD.json.
 """
 
 import functools
 import itertools
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jax import lax
 from jax.interpreters import mlir
 
 import jmeta
@@ -33,22 +31,18 @@ from jmeta.functional.conv import columns, conv_p, dw_p
 
 WORKLOADS = ("omniglot", "omniglot-first-order", "miniimagenet", "resnet12", "sinusoid")  # of peers.py
 DTYPES = ("float32", "bfloat16")
-SIZES = (1, 8, 32, 128, 512)  # numbers of tasks
+SIZES = (8, 32, 128, 512)  # numbers of tasks
 GAIN = 1.05  # of tasks a second, below which more tasks are not tried
-LEAST_SECONDS, REPEATS = 0.3, 5  # of a timing
-
-
-def grouped(x, w):
-    """As `lax` convolves, which makes of tasks groups of channels."""
-    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+REPEATS = 5  # of a timing
 
 
 def as_product(x, w):
-    """As a product of columns, the pixels under each place of the kernel, and the kernel."""
+    """A convolution as the product of columns, the pixels under each place of the kernel, and the kernel."""
     return columns(x, w.shape[:2]) @ w.reshape(-1, w.shape[3])
 
 
-FORMS: dict[str, Callable | None] = {"jmeta": None, "grouped": grouped, "columns": as_product}
+# None is what jmeta does: on an accelerator a convolution of `lax`, vmapped tasks being groups of its channels.
+FORMS: dict[str, Callable | None] = {"jmeta": None, "columns": as_product}
 # On a GPU XLA records what it launches in CUDA graphs.
 OPTIONS: dict[str, dict[str, Any]] = {"default": {}, "no graphs": {"xla_gpu_enable_command_buffer": ""}}
 
@@ -73,7 +67,7 @@ def main(
     check_names("workloads", workloads, WORKLOADS)
     check_names("forms", forms, FORMS)
     check_names("dtypes", dtypes, DTYPES)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share the memory
+    peers.share_memory()
     options = tuple(OPTIONS) if jax.default_backend() == "gpu" else ("default",)
     out.mkdir(parents=True, exist_ok=True)
     for name in workloads:
@@ -96,9 +90,10 @@ def measure(
         for size in sizes:
             try:
                 row = measure_step(workload._replace(tasks=size), dtype, OPTIONS[option], operations)
-            except jax.errors.JaxRuntimeError as error:  # out of memory
-                print(f"{form}, {option}, {dtype}, {size} tasks: {error}".splitlines()[0], flush=True)
-                break
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                row = {"tasks_per_second": 0.0, "out_of_memory": True}
             rows.append({"form": form, "xla": option, "dtype": dtype, "tasks": size, **row})
             print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
             if row["tasks_per_second"] < GAIN * rate:
@@ -130,9 +125,9 @@ def measure_step(workload: peers.Workload, dtype: str, options: dict[str, Any], 
     start = time.perf_counter()
     compiled = step.lower(state, batch).compile(compiler_options=options)
     compile_seconds = time.perf_counter() - start
-    side = peers.SIDE.get(jax.default_backend(), peers.ACCELERATOR_SIDE)
+    least, side = peers.measures()
     calls = {"step": lambda: jax.block_until_ready(compiled(state, batch)), "product": peers.product(side, dtype)}
-    seconds = in_turns(calls, repeats=REPEATS, least_seconds=LEAST_SECONDS)
+    seconds = in_turns(calls, repeats=REPEATS, least_seconds=least)
     median = {name: float(np.median(some)) for name, some in seconds.items()}
     rate, product_rate = operations * workload.tasks / median["step"], 2 * side**3 / median["product"]
     return {
@@ -146,12 +141,12 @@ def measure_step(workload: peers.Workload, dtype: str, options: dict[str, Any], 
 
 
 def step_of(workload: peers.Workload, dtype: str) -> tuple[Callable, jmeta.TrainState, jmeta.Task]:
-    """A jitted train step and what it is called with; parameters and inputs are of this dtype."""
+    """A jitted train step of all tasks at once, and what it is called with; parameters and inputs have this dtype."""
     learner, optimizer = peers_jmeta.learner_of(workload), optax.sgd(0.1)
     batch = peers_jmeta.as_tasks(peers.tasks_of(workload), jnp.dtype(dtype))
     state = jmeta.init_state(learner, optimizer, jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], batch))
     state = state._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), state.params))
-    return jax.jit(jmeta.make_train_step(learner, optimizer)), state, batch
+    return jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=workload.tasks)), state, batch
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ query loss after adaptation.
 
 import contextlib
 import functools
-import importlib.util
+import importlib
 import json
 import math
 import multiprocessing
@@ -146,9 +146,18 @@ PEERS = {
     "learn2learn_loop": Peer("peers_torch", "learn2learn", MAML),
 }
 LARGE = ("resnet12",)  # workloads that take minutes a step on a CPU
-LEAST_SECONDS = {"cpu": 1.0}  # of a timing
-ACCELERATOR_LEAST_SECONDS = 0.3  # which other programs do not disturb
 TOLERANCE = 1e-6
+
+
+class Measures(NamedTuple):
+    """How long a timing is at least, in seconds, and the side of the matrices of a product that fills the machine."""
+
+    seconds: float
+    side: int
+
+
+ON_CPU = Measures(1.0, 2048)
+ON_ACCELERATOR = Measures(0.3, 8192)  # which other programs do not disturb
 
 Tasks = list[tuple[np.ndarray, np.ndarray]]
 Weights = dict[str, np.ndarray]
@@ -161,16 +170,24 @@ def has(peer: str, workload: Workload) -> bool:
     needed = workload.work if workload.work == "evaluation" else workload.learner
     if needed == "maml":
         needed = "second order" if workload.second_order else "first order"
-    return needed in PEERS[peer].abilities and importlib.util.find_spec(PEERS[peer].package) is not None
+    return needed in PEERS[peer].abilities and imports(PEERS[peer].package)
+
+
+def imports(package: str) -> bool:
+    """Whether a package is installed with all that it needs."""
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
 
 
 def torch_sees_the_device() -> bool:
-    """Whether PyTorch is installed and works where JAX does: on the CPU, or on the same GPU."""
-    if importlib.util.find_spec("torch") is None:
+    """Whether PyTorch works where JAX does: on the CPU, or on the same GPU."""
+    if not imports("torch"):
         return False
-    return jax.default_backend() == "cpu" or (
-        jax.default_backend() == "gpu" and importlib.import_module("torch").cuda.is_available()
-    )
+    cuda = sys.modules["torch"].cuda
+    return jax.default_backend() == "cpu" or (jax.default_backend() == "gpu" and cuda.is_available())
 
 
 def begin(peer: str, workload: Workload, weights: Weights, tasks: Tasks, dtype: type) -> Callable:
@@ -194,7 +211,7 @@ def main(
         repeats: timings of each peer.
         out: folder of the results.
     """
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share an accelerator's memory
+    share_memory()
     if workloads is None:
         workloads = tuple(name for name in WORKLOADS if jax.default_backend() != "cpu" or name not in LARGE)
     check_names("workloads", workloads, WORKLOADS)
@@ -219,33 +236,36 @@ def tasks_of(workload: Workload) -> Tasks:
     return [workload.examples(number, rng) for number in (workload.shots, workload.queries)]
 
 
+def measures() -> Measures:
+    """Those of where JAX runs."""
+    return ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR
+
+
+def share_memory() -> None:
+    """Has this process and those it starts take of an accelerator's memory what they need, and not nearly all."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any]:
     """A row for each peer, and the rate of the machine's own matrix product, all timed in turns."""
     errors = checked(tuple(peers), of_check(workload))
     tasks = tasks_of(workload)
     weights = peers_jmeta.initial_weights(workload, tasks)
+    least, side = measures()
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(process_of_its_own()) for name in (*peers, "product")}
-        again = {peer: stack.enter_context(process_of_its_own()) for peer in peers}
-        for ready in [some[peer].submit(prepare, peer) for some in (processes, again) for peer in peers]:
-            ready.result()
-        first = {peer: first_calls(processes[peer], again[peer], peer, workload, weights, tasks) for peer in peers}
-        side = SIDE.get(jax.default_backend(), ACCELERATOR_SIDE)
+        first = {peer: first_calls(processes[peer], peer, workload, weights, tasks) for peer in peers}
         processes["product"].submit(begin_product, side).result()
-        least = LEAST_SECONDS.get(jax.default_backend(), ACCELERATOR_LEAST_SECONDS)
         timers = {name: functools.partial(timed_there, process) for name, process in processes.items()}
         seconds = timed_in_turns(timers, repeats=repeats, least_seconds=least)
-    number = workload.tasks * workload.meta_steps
-    low, median, high = ({n: float(np.quantile(s, q)) for n, s in seconds.items()} for q in (0.25, 0.5, 0.75))
-    product_rate = 2 * side**3 / median["product"]
+    product_rate = 2 * side**3 / float(np.median(seconds["product"]))
     operations = peers_jmeta.operations(workload, tasks)
+    speeds = speeds_of(seconds, peers, workload.tasks * workload.meta_steps)
     rows = [
         {
             "peer": peer,
-            "tasks_per_second": round(number / median[peer], 2),
-            "quartiles": [round(number / high[peer], 2), round(number / low[peer], 2)],
-            "jmeta_over_it": round(median[peer] / median["jmeta"], 3),
-            "of_product_rate": round(number * operations / median[peer] / product_rate, 3),
+            **speeds[peer],
+            "of_product_rate": round(speeds[peer]["tasks_per_second"] * operations / product_rate, 3),
             **first[peer],
             "error": errors[peer],
         }
@@ -254,8 +274,17 @@ def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any
     return {"repeats": repeats, "product_gigaflops": round(product_rate / 1e9, 1), "rows": rows}
 
 
-SIDE = {"cpu": 2048}  # of the matrices
-ACCELERATOR_SIDE = 8192
+def speeds_of(seconds: Mapping[str, list[float]], peers: Iterable[str], number: int) -> dict[str, dict[str, Any]]:
+    """What each peer does in a second, where a call of it is so many tasks."""
+    low, median, high = ({n: float(np.quantile(s, q)) for n, s in seconds.items()} for q in (0.25, 0.5, 0.75))
+    return {
+        peer: {
+            "tasks_per_second": round(number / median[peer], 2),
+            "quartiles": [round(number / high[peer], 2), round(number / low[peer], 2)],
+            "jmeta_over_it": round(median[peer] / median["jmeta"], 3),
+        }
+        for peer in peers
+    }
 
 
 def product(side: int, dtype: str = "float32") -> Callable:
@@ -285,7 +314,7 @@ def check(peers: Iterable[str], workload: Workload) -> dict[str, float]:
         tasks = [tuple(np.repeat(leaf[:1], len(leaf), 0) for leaf in part) for part in tasks]
     weights = peers_jmeta.initial_weights(workload, tasks)
     with jax.enable_x64(True):
-        found = {peer: begin(peer, workload, weights, tasks, np.float64)() for peer in peers}
+        found = {peer: on_host(begin(peer, workload, weights, tasks, np.float64)()) for peer in peers}
     errors = {peer: distance(result, found["jmeta"]) for peer, result in found.items()}
     for peer, error in errors.items():
         if not error < TOLERANCE:
@@ -294,11 +323,15 @@ def check(peers: Iterable[str], workload: Workload) -> dict[str, float]:
     return errors
 
 
+def on_host(result: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays of any peer as NumPy's."""
+    return {name: np.asarray(leaf.cpu() if hasattr(leaf, "cpu") else leaf) for name, leaf in result.items()}
+
+
 def distance(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
     """Relative to the length of the other."""
-    ours = {name: np.asarray(leaf) for name, leaf in other.items()}
-    difference = sum(np.square(np.asarray(one[name]) - leaf).sum() for name, leaf in ours.items())
-    return float(np.sqrt(difference / sum(np.square(leaf).sum() for leaf in ours.values())))
+    difference = sum(np.square(one[name] - leaf).sum() for name, leaf in other.items())
+    return float(np.sqrt(difference / sum(np.square(leaf).sum() for leaf in other.values())))
 
 
 def process_of_its_own() -> ProcessPoolExecutor:
@@ -314,13 +347,14 @@ def prepare(peer: str) -> None:
 
 
 def first_calls(
-    process: ProcessPoolExecutor, again: ProcessPoolExecutor, peer: str, workload: Workload, weights: Weights,
-    tasks: Tasks,
-) -> dict[str, float]:  # fmt: skip
-    """The first step in a process, with what it compiles, and that of a second one with what was kept of that."""
-    with tempfile.TemporaryDirectory() as folder, again:
+    process: ProcessPoolExecutor, peer: str, workload: Workload, weights: Weights, tasks: Tasks
+) -> dict[str, float]:
+    """The first step in this process, with what it compiles, and that of a second one with what was kept of that."""
+    with tempfile.TemporaryDirectory() as folder, process_of_its_own() as second:
+        for ready in [one.submit(prepare, peer) for one in (process, second)]:
+            ready.result()
         (cold, peak), (kept, _) = (
-            one.submit(first_call, folder, peer, workload, weights, tasks).result() for one in (process, again)
+            one.submit(first_call, folder, peer, workload, weights, tasks).result() for one in (process, second)
         )
     return {"first_step_seconds": cold, "first_step_seconds_from_cache": kept, "peak_memory_mebibytes": peak}
 

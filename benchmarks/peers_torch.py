@@ -14,6 +14,7 @@ from torch.nn import functional
 
 DEVICE = "cuda" if jax.default_backend() == "gpu" else "cpu"
 torch.backends.cuda.matmul.allow_tf32 = True  # as in its convolutions, and in both of JAX
+torch.backends.cudnn.benchmark = True  # it too chooses among cuDNN's algorithms by trying them
 
 Weights = dict[str, torch.Tensor]
 
@@ -76,7 +77,7 @@ def loss_of(workload, outputs, targets):
 def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
     """The meta-gradient of a batch of tasks."""
     differentiate, parts = PEERS[peer](workload, as_leaves(weights, dtype)), as_parts(workload, tasks, dtype)
-    return lambda: as_arrays(differentiate(*parts))
+    return lambda: finished(differentiate(*parts))
 
 
 def training(peer, workload, weights, tasks, dtype) -> Callable:
@@ -94,7 +95,7 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
             for name, leaf in leaves.items():
                 leaf.grad = gradient[name]
             optimizer.step()
-        return as_arrays(leaves)
+        return finished(leaves)
 
     return step
 
@@ -136,10 +137,12 @@ def _tensor(array):
     return torch.tensor(array, device=DEVICE)
 
 
-def as_arrays(gradient: Weights) -> dict[str, np.ndarray]:
-    """The gradient in the layout of the weights."""
-    arrays = {name: leaf.detach().cpu().numpy() for name, leaf in gradient.items()}
-    return {name: leaf.transpose(2, 3, 1, 0) if leaf.ndim == 4 else leaf for name, leaf in arrays.items()}
+def finished(gradient: Weights) -> Weights:
+    """The gradient, computed, in the layout of the weights."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    leaves = {name: leaf.detach() for name, leaf in gradient.items()}
+    return {name: leaf.permute(2, 3, 1, 0) if leaf.ndim == 4 else leaf for name, leaf in leaves.items()}
 
 
 def descend(workload, leaves, x, y, *, create_graph) -> Weights:

@@ -139,7 +139,7 @@ def _evaluator(learner: Learner) -> Callable:
         def one(key):
             return _episode(learner, sample, params, state, key, is_blanked)
 
-        if len(keys) == 1:  # an axis of one task costs more than none, as in a train step
+        if len(keys) == 1:  # an axis of one task costs more than none: benchmarks/README.md
             return jax.tree.map(lambda leaf: leaf[None], one(keys[0]))
         return jax.vmap(one)(keys)
 

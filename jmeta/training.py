@@ -55,7 +55,7 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
     _check_task(task)
     init_key, key = jax.random.split(_typed(key))
     # A function that runs once is not worth optimising: XLA's LLVM takes a quarter of the time at this level, for the
-    # same numbers (benchmarks/README.md). JAX takes options of the outermost jit alone.
+    # same numbers to rounding (benchmarks/README.md). JAX takes options of the outermost jit alone.
     is_outermost = jax.default_backend() == "cpu" and not isinstance(init_key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if is_outermost else None
     params, state = jax.jit(learner.init, compiler_options=options)(init_key, task)

@@ -1,6 +1,7 @@
 """That forms of convolution compute the same, and that a measurement of them says what it is."""
 
 import json
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from benchmarks import accelerator, peers, peers_jmeta
 
-SMALL = peers.OMNIGLOT._replace(tasks=2, queries=1, inner_steps=1, width=9, image=(8, 8, 1))
+# Images of enough pixels that jmeta, too, convolves them by `lax`.
+SMALL = peers.OMNIGLOT._replace(tasks=2, queries=1, inner_steps=1, width=9, image=(16, 16, 1))
 
 
 def meta_gradient(form):
@@ -17,8 +19,7 @@ def meta_gradient(form):
     tasks = peers.tasks_of(SMALL)
     weights = peers_jmeta.initial_weights(SMALL, tasks)
     with jax.enable_x64(True):
-        gradient = peers_jmeta.meta_gradient("jmeta", SMALL, weights, tasks, np.float64)()
-        return {name: np.asarray(leaf) for name, leaf in gradient.items()}
+        return peers.on_host(peers_jmeta.meta_gradient("jmeta", SMALL, weights, tasks, np.float64)())
 
 
 def has_convolutions(form):
@@ -42,7 +43,7 @@ def test_every_form_of_convolution_has_the_same_meta_gradient():
 
 
 def test_a_form_of_convolution_is_what_it_says():
-    assert elsewhere(has_convolutions, "grouped")
+    assert elsewhere(has_convolutions, "jmeta")
     assert not elsewhere(has_convolutions, "columns")
 
 
@@ -56,8 +57,30 @@ def test_a_measurement_has_a_row_for_each_form_precision_and_number_of_tasks(tmp
     assert all(row["tasks_per_second"] > 0 and 0 < row["of_product_rate"] < 1 for row in result["rows"])
 
 
+FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+@pytest.mark.parametrize(
+    ("rates", "tried"),
+    [([10.0, 20.0, 30.0], 3), ([10.0, 10.1, 30.0], 2), ([10.0, FULL, 30.0], 2)],
+    ids=["gains", "no gain", "no memory"],
+)
+def test_tasks_are_added_while_a_step_gains_by_them_and_has_memory(monkeypatch, rates, tried):
+    step = Mock(side_effect=[{"tasks_per_second": rate} if isinstance(rate, float) else rate for rate in rates])
+    monkeypatch.setattr(accelerator, "measure_step", step)
+    rows = accelerator.measure(peers.SINUSOID, "jmeta", "default", ("float32",), (8, 32, 128))
+    assert [row["tasks"] for row in rows] == [8, 32, 128][:tried]
+    assert [row["tasks"] for row in rows if "out_of_memory" in row] == [32] * (FULL in rates)
+
+
+def test_another_failure_of_a_step_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    monkeypatch.setattr(accelerator, "measure_step", Mock(side_effect=jax.errors.JaxRuntimeError("INTERNAL: no")))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        accelerator.measure(peers.SINUSOID, "jmeta", "default", ("float32",), (8,))
+
+
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="forms has 'winograd'; there are jmeta, grouped, columns"):
+    with pytest.raises(ValueError, match="forms has 'winograd'; there are jmeta, columns"):
         accelerator.main(forms=("winograd",))
     with pytest.raises(ValueError, match="dtypes has 'int8'; there are float32, bfloat16"):
         accelerator.main(dtypes=("int8",))

@@ -46,10 +46,15 @@ def test_a_peer_with_another_meta_gradient_is_refused(monkeypatch):
         peers.check(["jmeta", "naive_vmap"], SMALL["sinusoid"])
 
 
+def test_workloads_that_differ_in_size_or_draw_their_own_tasks_share_a_check():
+    one, *others = (peers.of_check(peers.WORKLOADS[name]) for name in ("omniglot", "omniglot-32", "omniglot-training"))
+    assert others == [one, one]
+
+
 @pytest.mark.long
 def test_a_comparison_writes_a_row_for_each_peer(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(peers.WORKLOADS, "sinusoid", SMALL["sinusoid"])
-    monkeypatch.setitem(peers.SIDE, "cpu", 64)
+    monkeypatch.setattr(peers, "ON_CPU", peers.Measures(0.1, 64))
     peers.main(workloads=("sinusoid",), peers=("naive_vmap",), repeats=1, out=tmp_path)
     result = json.loads((tmp_path / "cpu-sinusoid.json").read_text())
     assert [row["peer"] for row in result["rows"]] == ["jmeta", "naive_vmap"]
