@@ -27,6 +27,7 @@ from benchmarks import peers, peers_jmeta
 from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
+from jmeta.checks import check_counts
 from jmeta.functional.conv import columns, conv_p, dw_p
 
 WORKLOADS = ("omniglot", "omniglot-first-order", "miniimagenet", "resnet12", "sinusoid")  # of peers.py
@@ -67,6 +68,8 @@ def main(
     check_names("workloads", workloads, WORKLOADS)
     check_names("forms", forms, FORMS)
     check_names("dtypes", dtypes, DTYPES)
+    for size in sizes:
+        check_counts(least=1, sizes=size)
     peers.share_memory()
     options = tuple(OPTIONS) if jax.default_backend() == "gpu" else ("default",)
     out.mkdir(parents=True, exist_ok=True)

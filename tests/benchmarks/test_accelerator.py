@@ -79,7 +79,9 @@ def test_another_failure_of_a_step_is_not_taken_for_a_lack_of_memory(monkeypatch
         accelerator.measure(peers.SINUSOID, "jmeta", "default", ("float32",), (8,))
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_and_empty_batches_are_refused():
+    with pytest.raises(ValueError, match="sizes is 0; it must be a whole number, at least 1"):
+        accelerator.main(sizes=(8, 0))
     with pytest.raises(ValueError, match="forms has 'winograd'; there are jmeta, columns"):
         accelerator.main(forms=("winograd",))
     with pytest.raises(ValueError, match="dtypes has 'int8'; there are float32, bfloat16"):
