@@ -78,7 +78,7 @@ def _inverses(matrices):
     """Those of symmetric positive matrices [N, D, D].
 
     The derivative is its own, of two products: that of a Cholesky factor takes triangular solves, which cost four
-    times as much on a CPU, and of which two at a time may wait for each other without end (jax 0.10, two cores).
+    times as much on a CPU, and jax 0.10 was seen to wait for them without end on two busy cores.
     """
     identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
     return cho_solve(cho_factor(matrices), jnp.broadcast_to(identity[None], matrices.shape))
