@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from jax.interpreters import mlir
 
@@ -145,11 +144,9 @@ def measure_step(workload: peers.Workload, dtype: str, options: dict[str, Any], 
 
 def step_of(workload: peers.Workload, dtype: str) -> tuple[Callable, jmeta.TrainState, jmeta.Task]:
     """A jitted train step of all tasks at once, and what it is called with; parameters and inputs have this dtype."""
-    learner, optimizer = peers_jmeta.learner_of(workload), optax.sgd(0.1)
     batch = peers_jmeta.as_tasks(peers.tasks_of(workload), jnp.dtype(dtype))
-    state = jmeta.init_state(learner, optimizer, jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], batch))
-    state = state._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), state.params))
-    return jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=workload.tasks)), state, batch
+    step, state = peers_jmeta.begin_training(workload, batch, tasks_per_chunk=workload.tasks)
+    return step, state._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), state.params)), batch
 
 
 if __name__ == "__main__":

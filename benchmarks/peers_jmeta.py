@@ -82,11 +82,17 @@ def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
     return lambda: by_name(jax.block_until_ready(step(state, batch)))
 
 
-def compiled_train_step(workload, batch, **options) -> jax.stages.Compiled:
-    """A meta-step, which knows its temporary memory; the options are the learner's."""
+def begin_training(workload, batch, *, tasks_per_chunk=None, **options) -> tuple[jax.stages.Wrapped, jmeta.TrainState]:
+    """A jitted meta-step and the state that it begins with; the options are the learner's."""
     learner, optimizer = learner_of(workload, **options), optax.sgd(0.1)
     state = jmeta.init_state(learner, optimizer, jax.random.key(0), _one(batch))
-    return jax.jit(jmeta.make_train_step(learner, optimizer)).lower(state, batch).compile()
+    return jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=tasks_per_chunk)), state
+
+
+def compiled_train_step(workload, batch, **options) -> jax.stages.Compiled:
+    """A meta-step, which knows its temporary memory; the options are the learner's."""
+    step, state = begin_training(workload, batch, **options)
+    return step.lower(state, batch).compile()
 
 
 def training(peer, workload, weights, tasks, dtype) -> Callable:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from jmeta import checkpoints
 from jmeta.checks import check_counts, check_targets, is_count
-from jmeta.evaluation import as_argument, default_chunk, evaluate, Report
+from jmeta.evaluation import as_argument, default_chunk, evaluate, map_tasks, Report
 from jmeta.metrics import MetricsLog
 from jmeta.types import Array, Examples, Learner, PyTree, Task, TrainState
 
@@ -140,9 +140,7 @@ def make_train_step(
         chunk = min(chunk, number)
 
         def total(batch):
-            if chunk == 1:  # an axis of one task costs a third more (XLA on the CPU, Conv4-64, 10 inner steps)
-                return contribution(params, state, *jax.tree.map(lambda leaf: leaf[0], batch))
-            parts = jax.vmap(functools.partial(contribution, params, state))(*batch)
+            parts = map_tasks(functools.partial(contribution, params, state), *batch)
             return jax.tree.map(lambda leaf: leaf.sum(0) if _is_summed(leaf) else leaf[-1], parts)
 
         gradient, new_state, metrics, finite = _sum_over_chunks(total, (tasks, keys[1:]), chunk)
