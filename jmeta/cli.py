@@ -369,6 +369,7 @@ def train(command: Train) -> None:
         save_every=run.save_every,
         nonfinite=configuration.nonfinite,  # type: ignore[arg-type]  # checked there
         max_task_norm=configuration.max_task_norm,
+        devices=jax.local_devices(),
     )
     if state.step < run.steps:
         print(f"stopped at meta-step {state.step}; go on with: jmeta train --resume {folder}")
@@ -423,7 +424,8 @@ def evaluate_run(command: Evaluate) -> None:
         raise ValueError(
             f"{command.run} was trained on inputs of shape {trained}, but {name} has inputs of shape {tested}."
         )
-    report = evaluate(learner, state, sample, key=jax.random.key(command.seed), episodes=command.episodes)
+    key, devices = jax.random.key(command.seed), jax.local_devices()
+    report = evaluate(learner, state, sample, key=key, episodes=command.episodes, devices=devices)
     print(report)
     if command.out is not None:
         write_whole(command.out, report.to_json(indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import subjaxprs
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jmeta import losses
 from jmeta.checks import check_counts
@@ -20,6 +21,8 @@ from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task
 # cache one at a time is faster (docs/decisions/0004-chunks.md); elsewhere it bounds the memory.
 CHUNK_BYTES = {"cpu": 2**21}
 ACCELERATOR_CHUNK_BYTES = 2**30
+
+TASKS = "tasks"  # the axis of a mesh of devices over which tasks are divided
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def evaluate(
     key: Array,
     episodes: int = 600,
     tasks_per_chunk: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Report:
     """Adapts to the support set of each episode and predicts its query set.
 
@@ -91,13 +95,15 @@ def evaluate(
         key: PRNG key of the list of episodes.
         episodes: how many, at least 2.
         tasks_per_chunk: how many are vmapped at a time; None chooses.
+        devices: those that the episodes are divided over, `jax.devices()` say;
+            None leaves the choice of one to JAX.
 
     Returns:
         A `Report`; the mean and its normal 95 % interval are over episodes.
 
     Raises:
-        ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, a
-            learner whose outputs are not as wide as the targets, or an episode
+        ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, no
+            device, a learner whose outputs are not as wide as the targets, or an episode
             with queries of a class that has no support example.
 
     Example:
@@ -112,17 +118,20 @@ def evaluate(
     check_counts(least=2, episodes=episodes)
     if tasks_per_chunk is not None:
         check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
-    arguments = as_argument(sample), state.params, state.state
-    chunk = min(tasks_per_chunk or _episodes_at_once(learner, arguments, episodes), episodes)
-    keys = jax.random.split(key, episodes)
+    devices = as_devices(devices)
+    arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
+    number = 1 if devices is None else len(devices)
+    each = -(-episodes // number)
+    chunk = number * min(tasks_per_chunk or _episodes_at_once(learner, arguments, each), each)
     # The last chunk is filled up with the first episodes, so that one compiled function does for all.
-    chunks = keys[np.arange(-(-episodes // chunk) * chunk).reshape(-1, chunk) % episodes]
-    run = _evaluator(learner)
-    parts = [run(*arguments, keys, False) for keys in chunks]
+    keys, _ = filled_up(jax.random.split(key, episodes), chunk)
+    run = _evaluator(learner, devices)
+    chunks = keys.reshape(-1, chunk)
+    parts = [run((False, *arguments), keys) for keys in chunks]
     found = {name: np.concatenate([part[name] for part in parts])[:episodes] for name in parts[0]}
     if "orphans" in found and found["orphans"].any():
         raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
-    alone = np.asarray(run(*arguments, chunks[0], True)["first"])
+    alone = np.asarray(run((True, *arguments), chunks[0])["first"])[:episodes]
     return _report(found, _differ(found["first"][:chunk], alone), normalisations(state.state))
 
 
@@ -132,13 +141,13 @@ def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
 
 
 @functools.lru_cache(maxsize=16)
-def _evaluator(learner: Learner) -> Callable:
+def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None) -> Callable:
     """The compiled evaluation of a chunk of episodes, kept so that a second call does not compile again."""
 
-    def run(sample, params, state, keys, is_blanked):
-        return map_tasks(lambda key: _episode(learner, sample, params, state, key, is_blanked), keys)
+    def run(shared, keys):
+        return map_tasks(functools.partial(_episode, learner, *shared), keys)
 
-    return jax.jit(run)
+    return jax.jit(over_devices(run, devices, PartitionSpec(TASKS)))
 
 
 def _episodes_at_once(learner: Learner, arguments: PyTree, episodes: int) -> int:
@@ -151,12 +160,12 @@ def _episodes_at_once(learner: Learner, arguments: PyTree, episodes: int) -> int
 def _episodes_at_once_of_shapes(learner, structure, shapes, episodes):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.tree.unflatten(structure, shapes)
-    most = most_at_once(episodes, functools.partial(_episode, learner), *arguments, key, False)
+    most = most_at_once(episodes, functools.partial(_episode, learner, False), *arguments, key)
     # As few chunks as possible, of nearly equal size, so that little is computed twice to fill up the last one.
     return math.ceil(episodes / math.ceil(episodes / most))
 
 
-def _episode(learner, sample, params, state, key, is_blanked):
+def _episode(learner, is_blanked, sample, params, state, key):
     """What is measured in one episode; `is_blanked`, all its queries but the first are blanked."""
     sample_key, adapt_key = jax.random.split(key)
     task = jax.tree.map(jnp.asarray, sample(sample_key))
@@ -243,6 +252,47 @@ def map_tasks(function: Callable, *batches: PyTree) -> PyTree:
     if len(jax.tree.leaves(batches)[0]) > 1:
         return jax.vmap(function)(*batches)
     return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], batches)))
+
+
+def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] | None:
+    """The devices as functions are kept by; raises a `ValueError` if there is none."""
+    if devices is not None and len(devices) == 0:
+        raise ValueError(f"devices is {devices}; it must hold at least one, as jax.devices() does, or be None.")
+    return None if devices is None else tuple(devices)
+
+
+def over_devices(function: Callable, devices: tuple[jax.Device, ...] | None, result: PartitionSpec) -> Callable:
+    """A function `(shared, batch)` that each device runs on its part of the batch; itself, without devices.
+
+    Args:
+        function: what a device runs.
+        devices: which; their number divides that of the tasks in a batch [T, ...].
+        result: `PartitionSpec(TASKS)` if the function gives something for each of its tasks,
+            `PartitionSpec()` if it adds up over `TASKS`.
+    """
+    if devices is None:
+        return function
+    specs = PartitionSpec(), PartitionSpec(TASKS)
+    # What varies over devices is not checked: a learner need not know that there are some.
+    return jax.shard_map(function, mesh=_mesh(devices), in_specs=specs, out_specs=result, check_vma=False)
+
+
+def on_each_device(tree: PyTree, devices: tuple[jax.Device, ...] | None) -> PyTree:
+    """A copy on each of the devices; the tree itself, without devices."""
+    return tree if devices is None else jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
+def _mesh(devices):
+    return Mesh(np.array(devices), (TASKS,))
+
+
+def filled_up(batch: PyTree, multiple: int) -> tuple[PyTree, np.ndarray]:
+    """The tasks of a batch [T, ...], the first ones again up to the next multiple; and which are there once."""
+    number = len(jax.tree.leaves(batch)[0])
+    index = np.arange(-(-number // multiple) * multiple)
+    if len(index) > number:
+        batch = jax.tree.map(lambda leaf: leaf[index % number], batch)
+    return batch, index < number
 
 
 def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, Literal
 
@@ -17,11 +17,23 @@ import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
 from tqdm import tqdm
 
 from jmeta import checkpoints
 from jmeta.checks import check_counts, check_targets, is_count
-from jmeta.evaluation import as_argument, default_chunk, evaluate, map_tasks, Report
+from jmeta.evaluation import (
+    as_argument,
+    as_devices,
+    default_chunk,
+    evaluate,
+    filled_up,
+    map_tasks,
+    on_each_device,
+    over_devices,
+    Report,
+    TASKS,
+)
 from jmeta.metrics import MetricsLog
 from jmeta.types import Array, Examples, Learner, PyTree, Task, TrainState
 
@@ -69,6 +81,7 @@ def make_train_step(
     tasks_per_chunk: int | None = None,
     nonfinite: Nonfinite = "skip",
     max_task_norm: float = MAX_TASK_NORM,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable[[TrainState, Task], tuple[TrainState, dict[str, Array]]]:
     """One meta-step: the mean loss over tasks, its meta-gradient, one optimizer update.
 
@@ -91,6 +104,10 @@ def make_train_step(
             length before the mean; `math.inf` for no bound. The default is meant
             to be out of the way of losses that are means over examples and of
             targets of order one; where losses are larger, set it.
+        devices: those that the tasks are divided over, `jax.devices()` say; None
+            leaves the choice of one to JAX. The result is the same to rounding.
+            A batch that they do not divide is filled up with tasks that do not
+            count.
 
     Returns:
         `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate
@@ -99,8 +116,8 @@ def make_train_step(
         and the number of `"nonfinite_tasks"`.
 
     Raises:
-        ValueError: for fewer than 1 task per chunk, an unknown policy, or a bound
-            that is not positive.
+        ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
+            that is not positive, or no device.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -115,35 +132,44 @@ def make_train_step(
     if tasks_per_chunk is not None:
         check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
     check_policy(nonfinite, max_task_norm)
+    devices = as_devices(devices)
     # A learner is pure, so that one trace of its loss serves `init`, the choice of a chunk and the gradient.
     task_loss = jax.jit(learner.loss)
 
-    def contribution(params, state, task, key):
+    def contribution(shared, task, key, is_counted):
         """What one task adds to the sums, zeros if it is not finite: gradient [P], state, metrics and itself."""
+        params, state = shared
         differentiate = jax.value_and_grad(task_loss, has_aux=True)
         (loss, (state, metrics)), gradient = differentiate(params, state, task, key=key)
         # As one vector it is measured, scaled and added up in three operations, not in three for each parameter.
         gradient, _ = ravel_pytree(gradient)
         length = jnp.linalg.norm(gradient)
         gradient *= jnp.minimum(1, max_task_norm / length)
-        is_finite = _all_finite((loss, length, state))
+        is_finite = _all_finite((loss, length, state)) & is_counted
         measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
         parts = gradient, state, measured, jnp.ones((), jnp.float32)  # half precision would count to 256
         return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if _is_summed(leaf) else leaf, parts)
+
+    def total_of_chunk(shared, batch):
+        parts = map_tasks(functools.partial(contribution, shared), *batch)
+        return jax.tree.map(lambda leaf: leaf.sum(0) if _is_summed(leaf) else leaf[-1], parts)
+
+    def total_of_device(shared, batch):
+        params, state = shared
+        tasks, keys, _ = batch
+        one = jax.eval_shape(lambda tasks: jax.tree.map(lambda leaf: leaf[0], tasks), tasks)
+        loss = functools.partial(task_loss, params, state, key=keys[0])
+        chunk = min(tasks_per_chunk or default_chunk(len(keys), loss, one), len(keys))
+        return _sum_over_chunks(functools.partial(total_of_chunk, shared), batch, chunk)
+
+    total = _sum_over_devices(total_of_device, devices)
 
     def train_step(train_state, tasks):
         params, state, opt_state, key, step = train_state
         number = len(jax.tree.leaves(tasks)[0])
         keys = jax.random.split(key, number + 1)
-        one = jax.eval_shape(lambda tasks: jax.tree.map(lambda leaf: leaf[0], tasks), tasks)
-        chunk = tasks_per_chunk or default_chunk(number, lambda task: task_loss(params, state, task, key=key), one)
-        chunk = min(chunk, number)
-
-        def total(batch):
-            parts = map_tasks(functools.partial(contribution, params, state), *batch)
-            return jax.tree.map(lambda leaf: leaf.sum(0) if _is_summed(leaf) else leaf[-1], parts)
-
-        gradient, new_state, metrics, finite = _sum_over_chunks(total, (tasks, keys[1:]), chunk)
+        batch, is_counted = filled_up((tasks, keys[1:]), 1 if devices is None else len(devices))
+        gradient, new_state, metrics, finite = total((params, state), (*batch, is_counted))
         gradient, new_state = jax.tree.map(
             lambda leaf: (leaf / jnp.maximum(finite, 1)).astype(leaf.dtype) if _is_summed(leaf) else leaf,
             (gradient, new_state),
@@ -217,6 +243,7 @@ def fit(
     tasks_per_chunk: int | None = None,
     nonfinite: Nonfinite = "skip",
     max_task_norm: float = MAX_TASK_NORM,
+    devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """Meta-trains a learner: progress bar, validation, checkpoints, metrics, clean stop, exact resume.
 
@@ -244,13 +271,17 @@ def fit(
         tasks_per_chunk: as for `make_train_step`.
         nonfinite: as for `make_train_step`.
         max_task_norm: as for `make_train_step`.
+        devices: as for `make_train_step`, and for validation; of more than a
+            batch has tasks the first ones. A run that goes on with another
+            number of them ends with the same parameters to rounding.
 
     Returns:
-        The last state; its `step` is below `steps` if a signal ended the run.
+        The last state, a copy on each device; its `step` is below `steps` if a
+        signal ended the run.
 
     Raises:
-        ValueError: for numbers out of range, `save_every` not a multiple of
-            `log_every`, a `key` or `batch_size` in `config` that is not this
+        ValueError: for numbers out of range, no device, `save_every` not a multiple
+            of `log_every`, a `key` or `batch_size` in `config` that is not this
             run's, or another run in `out`.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
@@ -261,15 +292,17 @@ def fit(
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
     config = _config(config or {}, key=jax.random.key_data(_typed(key)).tolist(), batch_size=int(batch_size))
+    devices = as_devices(None if devices is None else devices[:batch_size])
     init_key, validation_key = jax.random.split(_typed(key))
-    sampler = as_argument(sample)
+    sampler = on_each_device(as_argument(sample), devices)
     task = sample(validation_key)
     state = init_state(learner, optimizer, init_key, task)
     folder = None if out is None else Path(out) / "checkpoints"
     if folder is not None and checkpoints.latest_step(folder) is not None:
         checkpoints.check_config(folder, config)
         state = checkpoints.restore(folder, state)
-    options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm)
+    state = on_each_device(state, devices)
+    options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), devices
     loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
     dispatch = functools.partial(_dispatch, loop, sampler)
 
@@ -285,7 +318,7 @@ def fit(
             is_due = not is_diverged and (done % save_every == 0 or done == steps)
             report = None
             if validation is not None and is_due:
-                report = evaluate(learner, state, validation, key=validation_key, episodes=episodes)
+                report = evaluate(learner, state, validation, key=validation_key, episodes=episodes, devices=devices)
             reporter.write(done, {name: values[:good] for name, values in metrics.items()}, report, seconds)
             if is_diverged:
                 if folder is not None and nonfinite == "raise" and saved < done:
@@ -310,10 +343,17 @@ def _config(told: dict[str, Any], **own: Any) -> dict[str, Any]:
 # Kept, so that another run of the same functions, as one that goes on, does not compile again; one for each
 # sampler, so that a loop that is dropped frees what its sampler holds.
 @functools.lru_cache(maxsize=16)
-def _compiled_loop(learner, optimizer, batch_size, tasks_per_chunk, nonfinite, max_task_norm, sampler_structure):
+def _compiled_loop(
+    learner, optimizer, batch_size, tasks_per_chunk, nonfinite, max_task_norm, devices, sampler_structure
+):
     """`(state, sampler, steps) -> (state, metrics, whether parameters and state are finite)`."""
     train_step = make_train_step(
-        learner, optimizer, tasks_per_chunk=tasks_per_chunk, nonfinite=nonfinite, max_task_norm=max_task_norm
+        learner,
+        optimizer,
+        tasks_per_chunk=tasks_per_chunk,
+        nonfinite=nonfinite,
+        max_task_norm=max_task_norm,
+        devices=devices,
     )
 
     # Under "raise" the state before a dispatch is kept, so that the good steps of it can be run again.
@@ -448,6 +488,18 @@ def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     if whole < number:
         sums, _ = add(sums, jax.tree.map(lambda leaf: leaf[whole:], batch))
     return sums
+
+
+def _sum_over_devices(function: Callable, devices: tuple[jax.Device, ...] | None) -> Callable:
+    """A function `(shared, batch)` of each device's part of a batch, added up; leaves that do not are one device's."""
+    if devices is None:
+        return function
+
+    def total(shared, batch):
+        sums = function(shared, batch)
+        return jax.tree.map(lambda leaf: lax.psum(leaf, TASKS) if _is_summed(leaf) else leaf, sums)
+
+    return over_devices(total, devices, PartitionSpec())
 
 
 def _typed(key: Array) -> Array:

@@ -7,13 +7,16 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 2)  # for what is sharded
 
 
 def pytest_configure(config):
-    """Compiled functions are kept in pytest's cache: for the next run, and for the commands that tests start."""
-    folder = str(config.cache.mkdir("jax"))
-    for name, value in {"compilation_cache_dir": folder, "persistent_cache_min_compile_time_secs": 0.1}.items():
+    """What holds for the commands that tests start too: compiled functions are kept, for the next run as well."""
+    options = {
+        "num_cpu_devices": 2,  # for what is divided over devices
+        "compilation_cache_dir": str(config.cache.mkdir("jax")),
+        "persistent_cache_min_compile_time_secs": 0.1,
+    }
+    for name, value in options.items():
         os.environ[f"JAX_{name.upper()}"] = str(value)
         jax.config.update(f"jax_{name}", value)
 

@@ -353,6 +353,16 @@ def test_the_meta_gradient_is_finite_and_not_zero(subject):
     assert optax.tree.norm(gradient) > 1e-6
 
 
+@pytest.mark.long  # the compilation of two meta-steps
+def test_a_meta_step_divided_over_devices_is_the_same(subject):
+    batch = jax.vmap(lambda key: classification_task(key, subject.case.shape))(jax.random.split(jax.random.key(5), 3))
+    optimizer = optax.sgd(1.0)
+    state = jmeta.TrainState(subject.params, subject.state, optimizer.init(()), jax.random.key(3), jnp.int32(0))
+    steps = [jmeta.make_train_step(subject.case.learner, optimizer, devices=d) for d in (None, jax.devices())]
+    (one, metrics), (two, others) = (jax.jit(step)(state, batch) for step in steps)
+    close((one.params, one.state, metrics), (two.params, two.state, others), atol=1e-10)
+
+
 def test_a_train_state_survives_a_checkpoint_bit_for_bit(subject, tmp_path):
     opt_state = optax.adam(1e-3).init(subject.params)
     state = jmeta.TrainState(subject.params, subject.state, opt_state, jax.random.key(3), jnp.ones((), jnp.int32))

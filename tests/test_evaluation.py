@@ -1,6 +1,7 @@
 """Evaluation: the figures, the protocol it states, and that it changes nothing."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jmeta.types import Learner, Model
 
 TABLE = data.class_table(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.repeat(np.arange(6), 10))
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
+BATCH = models.mlp(hidden=(8,), outputs=None, norm="batch")
 PARAMS = HeadParams({}, ())  # of its prototypical network
 
 
@@ -185,6 +187,14 @@ def test_nothing_is_written_to_the_state():
     jax.tree.map(np.testing.assert_array_equal, state.state, before)
 
 
+@pytest.mark.parametrize("episodes", [6, 3])
+def test_episodes_divided_over_devices_are_the_same(episodes):
+    sample = data.episodes(TABLE, ways=3, shots=1, queries=2)
+    one, two = (evaluated(BATCH, sample, episodes=episodes, devices=devices) for devices in (None, jax.devices()))
+    assert one.transductive == two.transductive
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one.per_episode, two.per_episode)
+
+
 def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
     monkeypatch.setattr(evaluation, "most_at_once", lambda number, *_: 4)
     evaluation._episodes_at_once_of_shapes.cache_clear()
@@ -202,7 +212,9 @@ def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
     assert len(sizes) == 3 * 4 + 4  # 11 filled up to 12; and those of the first chunk once more, queries blanked
 
 
-@pytest.mark.parametrize(("name", "value"), [("episodes", 1), ("episodes", 4.0), ("tasks_per_chunk", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("episodes", 1), ("episodes", 4.0), ("tasks_per_chunk", 0), ("devices", ())]
+)
 def test_refuses_an_evaluation_that_cannot_be(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}"):
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value}")):
         evaluated(IDENTITY, data.episodes(TABLE, ways=3, shots=1, queries=3), **{name: value})

@@ -67,6 +67,16 @@ def test_every_chunking_gives_the_same_step(x64, chunk):
     )
 
 
+@pytest.mark.parametrize(("tasks", "chunk"), [(8, None), (7, 2), (1, None)])
+def test_a_step_divided_over_devices_is_the_same_for_any_number_of_tasks(x64, tasks, chunk):
+    divided = jax.jit(jmeta.make_train_step(LEARNER, OPTIMIZER, tasks_per_chunk=chunk, devices=jax.devices()))
+    state, tasks = begin(), bad_tasks(batch(tasks), 5)
+    one, metrics = compiled_step(100)(state, tasks)
+    two, others = divided(state, tasks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), (one.params, metrics), (two.params, others))
+    assert len(two.step.devices()) == len(jax.devices()) > 1
+
+
 def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
     optimizer = optax.sgd(0.1)
     state, tasks = begin()._replace(opt_state=optimizer.init({})), batch(3)
@@ -84,9 +94,10 @@ def test_running_statistics_are_the_mean_over_tasks(x64):
     state = jmeta.init_state(subject, OPTIMIZER, jax.random.key(0), sample(jax.random.key(1)))
     loss = jax.jit(subject.loss)
     states = [loss(state.params, state.state, task)[1][0] for task in single(tasks)]
-    after, _ = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=3))(state, tasks)
     expected = jax.tree.map(lambda *leaves: sum(leaves) / 4, *states)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.state, expected)
+    for options in ({"tasks_per_chunk": 3}, {"devices": jax.devices()}):
+        after, _ = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, **options))(state, tasks)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.state, expected)
 
 
 def test_a_step_compiles_once():
@@ -299,9 +310,9 @@ def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
 
 
 def test_a_run_told_to_raise_stops_at_the_first_one_with_the_state_before_it(tmp_path):
-    options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10}
+    options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10, "nonfinite": "raise"}
     with pytest.raises(FloatingPointError, match="not finite at meta-step") as error:
-        jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", nonfinite="raise", **options)
+        jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", **options)
     step = checkpoints.latest_step(tmp_path / "raised" / "checkpoints")
     assert f"meta-step {step + 1}; the last good checkpoint is" in str(error.value)
     expected = jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=step, **options)
@@ -319,6 +330,13 @@ def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(tmp_path):
     assert_same(parts.params, whole.params)
     assert_same(jax.random.key_data(parts.key), jax.random.key_data(whole.key))
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+def test_a_run_on_several_devices_is_resumed_and_is_that_of_one_to_rounding(x64, tmp_path):
+    alone = fitted()
+    fitted(tmp_path, steps=20, devices=jax.devices())
+    divided = fitted(tmp_path, devices=jax.devices())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), alone.params, divided.params)
 
 
 def test_metrics_are_written_as_lines_and_for_tensorboard(tmp_path):
@@ -477,6 +495,7 @@ def test_fit_is_quiet_when_not_on_a_terminal(capsys):
         ({"episodes": 1}, "episodes is 1"),
         ({"nonfinite": "ignore"}, "nonfinite is 'ignore'"),
         ({"max_task_norm": 0.0}, "max_task_norm is 0.0"),
+        ({"devices": []}, r"devices is \[\]; it must hold at least one"),
     ],
 )
 def test_refuses_a_schedule_that_cannot_be(options, message):
