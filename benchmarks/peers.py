@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import peers_jmeta
 from benchmarks.names import check_names
-from benchmarks.record import provenance, RESULTS, save
+from benchmarks.record import provenance, RESULTS, save, usable_cores
 from benchmarks.timing import mean_seconds, timed_in_turns
 from jmeta.checks import check_positive
 
@@ -136,6 +136,7 @@ class Peer(NamedTuple):
 MAML = ("second order", "first order")
 PEERS = {
     "jmeta": Peer("peers_jmeta", "jmeta", (*MAML, "protonet", "evaluation")),
+    "jmeta_one_device": Peer("peers_jmeta", "jmeta", (*MAML, "evaluation")),
     "naive_vmap": Peer("peers_jax", "flax", (*MAML, "protonet")),
     "optax_loop": Peer("peers_jax", "optax", (*MAML, "evaluation")),
     "autograd_loop": Peer("peers_torch", "torch", (*MAML, "protonet", "evaluation")),
@@ -167,6 +168,8 @@ def has(peer: str, workload: Workload) -> bool:
     """Whether a peer is installed for this device and does such work."""
     if PEERS[peer].file == "peers_torch" and not torch_sees_the_device():
         return False
+    if peer == "jmeta_one_device" and jax.default_backend() != "cpu":
+        return False  # it is jmeta there
     needed = workload.work if workload.work == "evaluation" else workload.learner
     if needed == "maml":
         needed = "second order" if workload.second_order else "first order"
@@ -304,6 +307,7 @@ def of_check(workload: Workload) -> Workload:
 def checked(peers: tuple[str, ...], workload: Workload) -> dict[str, float]:
     """The errors of a check, made in a process of its own; workloads that differ in size alone share it."""
     with process_of_its_own() as process:
+        process.submit(prepare, "jmeta").result()
         return process.submit(check, peers, workload).result()
 
 
@@ -341,6 +345,8 @@ def process_of_its_own() -> ProcessPoolExecutor:
 
 def prepare(peer: str) -> None:
     """Imports what a peer needs, some of which it would where it is used, and begins the device."""
+    if peer == "jmeta":
+        jax.config.update("jax_num_cpu_devices", usable_cores())
     importlib.import_module(f"benchmarks.{PEERS[peer].file}")
     importlib.import_module(PEERS[peer].package)
     jax.devices()

@@ -16,6 +16,7 @@ import optax
 import jmeta
 from benchmarks import flops
 from jmeta import data, learners, losses, models
+from jmeta.evaluation import on_each_device
 from jmeta.functional.partition import path_name
 
 
@@ -59,6 +60,13 @@ def by_name(tree):
     return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
+def devices_of(peer, workload) -> tuple[jax.Device, ...] | None:
+    """Those that jmeta divides tasks over: a CPU's, which are its cores where JAX was told so, not more than tasks."""
+    if peer == "jmeta_one_device" or jax.default_backend() != "cpu":
+        return None
+    return tuple(jax.devices()[: workload.tasks])
+
+
 def _start(workload, weights, batch, dtype, optimizer):
     """The learner, and a state of training that has the weights."""
     learner = learner_of(workload)
@@ -72,13 +80,15 @@ def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
     """The train step; its update by gradient descent of rate 1 tells the meta-gradient."""
     batch, optimizer = as_tasks(tasks, dtype), optax.sgd(1.0)
     learner, state = _start(workload, weights, batch, dtype, optimizer)
-    train_step = jmeta.make_train_step(learner, optimizer, max_task_norm=math.inf)
+    devices = devices_of(peer, workload)
+    train_step = jmeta.make_train_step(learner, optimizer, max_task_norm=math.inf, devices=devices)
 
     @jax.jit
     def step(state, batch):
         after, _ = train_step(state, batch)
         return jax.tree.map(jnp.subtract, state.params[0], after.params[0])
 
+    state, batch = on_each_device((state, batch), devices)
     return lambda: by_name(jax.block_until_ready(step(state, batch)))
 
 
@@ -99,13 +109,14 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
     """Meta-steps in one dispatch: sampling on the device, meta-gradient, Adam."""
     optimizer = optax.adam(1e-3)
     learner, state = _start(workload, weights, as_tasks(tasks, dtype), dtype, optimizer)
-    train_step = jmeta.make_train_step(learner, optimizer)
+    devices = devices_of(peer, workload)
+    train_step = jmeta.make_train_step(learner, optimizer, devices=devices)
     loop = jax.jit(
         lambda state, sample: jmeta.make_train_loop(
             train_step, sample, batch_size=workload.tasks, steps=workload.meta_steps
         )(state)[0]
     )
-    sample = _sampler(workload)
+    state, sample = on_each_device((state, _sampler(workload)), devices)
     return lambda: by_name(jax.block_until_ready(loop(state, sample)).params[0])
 
 
@@ -121,9 +132,10 @@ def evaluation(peer, workload, weights, tasks, dtype) -> Callable:
     """`jmeta.evaluate` on as many episodes, each one of the tasks."""
     batch = as_tasks(tasks, dtype)
     learner, state = _start(workload, weights, batch, dtype, optax.sgd(0.0))
+    options = {"episodes": workload.tasks, "devices": devices_of(peer, workload)}
 
     def step():
-        report = jmeta.evaluate(learner, state, sample, key=jax.random.key(0), episodes=workload.tasks)
+        report = jmeta.evaluate(learner, state, sample, key=jax.random.key(0), **options)
         return {"loss": np.asarray(report.loss)}
 
     sample = jax.tree_util.Partial(_pick, batch)
