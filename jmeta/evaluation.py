@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import subjaxprs
+from jax.extend.core import jaxpr_as_fun, subjaxprs
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jmeta import losses
@@ -147,7 +147,7 @@ def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None) -> Call
     def run(shared, keys):
         return map_tasks(functools.partial(_episode, learner, *shared), keys)
 
-    return jax.jit(over_devices(run, devices, PartitionSpec(TASKS)))
+    return jax.jit(over_devices(run, devices))
 
 
 def _episodes_at_once(learner: Learner, arguments: PyTree, episodes: int) -> int:
@@ -261,20 +261,43 @@ def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] |
     return None if devices is None else tuple(devices)
 
 
-def over_devices(function: Callable, devices: tuple[jax.Device, ...] | None, result: PartitionSpec) -> Callable:
+def over_devices(
+    function: Callable, devices: tuple[jax.Device, ...] | None, add: Callable[[PyTree], PyTree] | None = None
+) -> Callable:
     """A function `(shared, batch)` that each device runs on its part of the batch; itself, without devices.
 
     Args:
         function: what a device runs.
         devices: which; their number divides that of the tasks in a batch [T, ...].
-        result: `PartitionSpec(TASKS)` if the function gives something for each of its tasks,
-            `PartitionSpec()` if it adds up over `TASKS`.
+        add: adds what each device found up over `TASKS`; None lays it end to end, [T, ...].
     """
     if devices is None:
         return function
-    specs = PartitionSpec(), PartitionSpec(TASKS)
-    # What varies over devices is not checked: a learner need not know that there are some.
-    return jax.shard_map(function, mesh=_mesh(devices), in_specs=specs, out_specs=result, check_vma=False)
+
+    def divided(shared, batch):
+        # Traced here, and for arrays of no device, the function shares what JAX has traced before.
+        whole, parts = jax.eval_shape(lambda *arguments: arguments, shared, batch)
+        whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), whole)
+        part = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((len(leaf) // len(devices), *leaf.shape[1:]), leaf.dtype), parts
+        )
+        jaxpr, shapes = jax.make_jaxpr(jax.jit(function), return_shape=True)(whole, part)
+
+        def run(shared, batch):
+            leaves = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((shared, batch)))
+            found = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+            return found if add is None else add(found)
+
+        run_on_each = jax.shard_map(
+            run,
+            mesh=_mesh(devices),
+            in_specs=(PartitionSpec(), PartitionSpec(TASKS)),
+            out_specs=PartitionSpec(TASKS) if add is None else PartitionSpec(),
+            check_vma=False,  # of what varies over devices: a learner need not know that there are some
+        )
+        return run_on_each(shared, batch)
+
+    return divided
 
 
 def on_each_device(tree: PyTree, devices: tuple[jax.Device, ...] | None) -> PyTree:

@@ -17,7 +17,6 @@ import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import PartitionSpec
 from tqdm import tqdm
 
 from jmeta import checkpoints
@@ -162,7 +161,7 @@ def make_train_step(
         chunk = min(tasks_per_chunk or default_chunk(len(keys), loss, one), len(keys))
         return _sum_over_chunks(functools.partial(total_of_chunk, shared), batch, chunk)
 
-    total = _sum_over_devices(total_of_device, devices)
+    total = over_devices(total_of_device, devices, _sum_over_devices)
 
     def train_step(train_state, tasks):
         params, state, opt_state, key, step = train_state
@@ -490,16 +489,9 @@ def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     return sums
 
 
-def _sum_over_devices(function: Callable, devices: tuple[jax.Device, ...] | None) -> Callable:
-    """A function `(shared, batch)` of each device's part of a batch, added up; leaves that do not are one device's."""
-    if devices is None:
-        return function
-
-    def total(shared, batch):
-        sums = function(shared, batch)
-        return jax.tree.map(lambda leaf: lax.psum(leaf, TASKS) if _is_summed(leaf) else leaf, sums)
-
-    return over_devices(total, devices, PartitionSpec())
+def _sum_over_devices(sums: PyTree) -> PyTree:
+    """What leaves add up to over all devices; those that do not are one device's."""
+    return jax.tree.map(lambda leaf: lax.psum(leaf, TASKS) if _is_summed(leaf) else leaf, sums)
 
 
 def _typed(key: Array) -> Array:

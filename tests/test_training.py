@@ -120,7 +120,7 @@ def test_the_trace_of_the_loss_by_init_serves_the_choice_of_a_chunk_and_the_grad
     learner = learners.maml(network._replace(apply=apply), loss_fn=losses.squared_error)
     state, once = begin(learner), len(traces)
     tasks = jax.vmap(SAMPLE)(jax.random.split(jax.random.key(0), 5))
-    for options in ({}, {"tasks_per_chunk": 2}):
+    for options in ({}, {"tasks_per_chunk": 2}, {"devices": jax.devices()}):
         jax.jit(jmeta.make_train_step(learner, OPTIMIZER, **options)).trace(state, tasks)
     assert 0 < once == len(traces)
 
