@@ -2,10 +2,11 @@
 
     python -m benchmarks.order
     python -m benchmarks.order --models mlp conv4-32 --steps 1 5
+    JAX_NUM_CPU_DEVICES=2 python -m benchmarks.order    # each of two cores has tasks of its own
 
 One meta-step of MAML is compiled for each network, number of inner steps, way of
 differentiating and chunk of tasks, and timed in turns, so that drift of the
-machine cancels. The result of each network goes to
+machine cancels. The tasks are divided over all devices that JAX sees. The result of each network goes to
 benchmarks/results/order/PLATFORM-NETWORK.json, a figure of all to PLATFORM.png beside it.
 """
 
@@ -28,6 +29,7 @@ from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models, plotting
+from jmeta.evaluation import on_each_device
 from jmeta.types import Examples, Task
 
 
@@ -142,12 +144,16 @@ def compile_step(name, workload, tasks, steps, mode, chunk) -> Compiled:
     learner = learners.maml(workload.model, inner_steps=steps, **workload.options, **MODES[mode])
     optimizer = optax.adam(1e-3)
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
-    state = jmeta.init_state(learner, optimizer, jax.random.key(0), task)
+    devices = tuple(jax.local_devices()[: workload.tasks])
+    state = jmeta.init_state(learner, optimizer, jax.random.key(0), task, devices=devices)
+    tasks = on_each_device(tasks, devices)
+    train_step = jmeta.make_train_step(learner, optimizer, tasks_per_chunk=chunk, devices=devices)
     start = time.perf_counter()
-    step = jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=chunk)).lower(state, tasks).compile()
+    step = jax.jit(train_step).lower(state, tasks).compile()
     row = {
         "model": name,
         "tasks": workload.tasks,
+        "devices": len(devices),
         "inner_steps": steps,
         "mode": mode,
         "chunk": chunk or "default",

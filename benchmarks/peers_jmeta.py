@@ -132,13 +132,13 @@ def evaluation(peer, workload, weights, tasks, dtype) -> Callable:
     """`jmeta.evaluate` on as many episodes, each one of the tasks."""
     batch = as_tasks(tasks, dtype)
     learner, state = _start(workload, weights, batch, dtype, optax.sgd(0.0))
-    options = {"episodes": workload.tasks, "devices": devices_of(peer, workload)}
+    devices = devices_of(peer, workload)
 
     def step():
-        report = jmeta.evaluate(learner, state, sample, key=jax.random.key(0), **options)
+        report = jmeta.evaluate(learner, state, sample, key=jax.random.key(0), episodes=workload.tasks, devices=devices)
         return {"loss": np.asarray(report.loss)}
 
-    sample = jax.tree_util.Partial(_pick, batch)
+    sample = on_each_device(jax.tree_util.Partial(_pick, batch), devices)
     return step
 
 

@@ -99,6 +99,17 @@ def peers_in_short() -> str:
     return _table(header, rows)
 
 
+def devices() -> str:
+    """What it gives to divide tasks over a device for each core."""
+    rows = []
+    for result in _peers():
+        found = {row["peer"]: row for row in result["rows"]}
+        if one := found.get("jmeta_one_device"):
+            rates = [_rate(row["tasks_per_second"]) for row in (one, found["jmeta"])]
+            rows.append([result["workload"], *rates, f"{one['jmeta_over_it']:.2f}"])
+    return _table(["workload", "one device, tasks/s", "a device for each core", "over one"], rows)
+
+
 def _rate(rate):
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
@@ -274,11 +285,13 @@ DOCUMENTS = tuple(
         "benchmarks/README.md",
         "docs/decisions/0004-chunks.md",
         "docs/decisions/0005-differentiation.md",
+        "docs/decisions/0014-devices.md",
     )
 )
 TABLES = {
     "chunks": chunks,
     "conditional": conditional,
+    "devices": devices,
     "encoders": encoders,
     "learners": learners,
     "linear_regression": linear_regression,

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -94,17 +94,18 @@ def evaluate(
         sample: `(key) -> Task`.
         key: PRNG key of the list of episodes.
         episodes: how many, at least 2.
-        tasks_per_chunk: how many are vmapped at a time; None chooses.
-        devices: those that the episodes are divided over, `jax.devices()` say;
-            None leaves the choice of one to JAX.
+        tasks_per_chunk: how many are vmapped at a time, on each device; None chooses.
+        devices: those that the episodes are divided over, `jax.local_devices()`
+            say; None: each device on which the state lies does all the work.
 
     Returns:
         A `Report`; the mean and its normal 95 % interval are over episodes.
 
     Raises:
-        ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, no
-            device, a learner whose outputs are not as wide as the targets, or an episode
-            with queries of a class that has no support example.
+        ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, devices
+            that cannot share episodes, a learner whose outputs are not as wide as
+            the targets, or an episode with queries of a class that has no support
+            example.
 
     Example:
         >>> import optax, jmeta
@@ -124,9 +125,9 @@ def evaluate(
     each = -(-episodes // number)
     chunk = number * min(tasks_per_chunk or _episodes_at_once(learner, arguments, each), each)
     # The last chunk is filled up with the first episodes, so that one compiled function does for all.
-    keys, _ = filled_up(jax.random.split(key, episodes), chunk)
+    keys, _ = filled_up(on_each_device(jax.random.split(key, episodes), devices), chunk)
+    chunks = keys.reshape(-1, chunk, *keys.shape[1:])
     run = _evaluator(learner, devices)
-    chunks = keys.reshape(-1, chunk)
     parts = [run((False, *arguments), keys) for keys in chunks]
     found = {name: np.concatenate([part[name] for part in parts])[:episodes] for name in parts[0]}
     if "orphans" in found and found["orphans"].any():
@@ -255,10 +256,23 @@ def map_tasks(function: Callable, *batches: PyTree) -> PyTree:
 
 
 def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] | None:
-    """The devices as functions are kept by; raises a `ValueError` if there is none."""
-    if devices is not None and len(devices) == 0:
-        raise ValueError(f"devices is {devices}; it must hold at least one, as jax.devices() does, or be None.")
-    return None if devices is None else tuple(devices)
+    """The devices as functions are kept by; raises a `ValueError` if tasks cannot be divided over them."""
+    if devices is None:
+        return None
+    found = tuple(devices) if isinstance(devices, Iterable) else ()
+    if not _can_share(found):
+        raise ValueError(
+            f"devices is {devices!r}; it must be a sequence of different devices of one kind and of this process, as "
+            "jax.local_devices() is, or None."
+        )
+    return found
+
+
+def _can_share(devices):
+    if not devices or not all(isinstance(device, jax.Device) for device in devices):
+        return False
+    kinds = {(device.platform, device.process_index) for device in devices}
+    return len(set(devices)) == len(devices) and kinds == {(devices[0].platform, jax.process_index())}
 
 
 def over_devices(
@@ -269,35 +283,44 @@ def over_devices(
     Args:
         function: what a device runs.
         devices: which; their number divides that of the tasks in a batch [T, ...].
-        add: adds what each device found up over `TASKS`; None lays it end to end, [T, ...].
+        add: adds what each device found up over `TASKS`.
+
+    Returns:
+        A function that gives what `add` makes of it; without one, what all devices
+        found end to end, [T, ...].
     """
     if devices is None:
         return function
 
     def divided(shared, batch):
-        # Traced here, and for arrays of no device, the function shares what JAX has traced before.
-        whole, parts = jax.eval_shape(lambda *arguments: arguments, shared, batch)
-        whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), whole)
-        part = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((len(leaf) // len(devices), *leaf.shape[1:]), leaf.dtype), parts
-        )
-        jaxpr, shapes = jax.make_jaxpr(jax.jit(function), return_shape=True)(whole, part)
-
-        def run(shared, batch):
-            leaves = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((shared, batch)))
-            found = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-            return found if add is None else add(found)
-
+        traced = _traced(function, shared, batch, len(devices))
         run_on_each = jax.shard_map(
-            run,
+            traced if add is None else lambda *arguments: add(traced(*arguments)),
             mesh=_mesh(devices),
             in_specs=(PartitionSpec(), PartitionSpec(TASKS)),
             out_specs=PartitionSpec(TASKS) if add is None else PartitionSpec(),
-            check_vma=False,  # of what varies over devices: a learner need not know that there are some
+            # Or the gradient of a task would be that of all devices' tasks: docs/decisions/0014-devices.md.
+            check_vma=False,
         )
         return run_on_each(shared, batch)
 
     return divided
+
+
+def _traced(function, shared, batch, number):
+    """The function, traced for a batch of one of so many devices.
+
+    Here, and for arrays that lie nowhere, it shares what JAX has traced before; inside `shard_map` it would not.
+    """
+    whole, batch = jax.eval_shape(lambda *arguments: arguments, shared, batch)
+    whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), whole)
+    part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(leaf) // number, *leaf.shape[1:]), leaf.dtype), batch)
+    jaxpr, shapes = jax.make_jaxpr(jax.jit(function), return_shape=True)(whole, part)
+
+    def run(*arguments):
+        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(jaxpr)(*jax.tree.leaves(arguments)))
+
+    return run
 
 
 def on_each_device(tree: PyTree, devices: tuple[jax.Device, ...] | None) -> PyTree:

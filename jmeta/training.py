@@ -43,7 +43,14 @@ Nonfinite = Literal["skip", "raise"]
 MAX_TASK_NORM = 100.0
 
 
-def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: Array, task: Task) -> TrainState:
+def init_state(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    task: Task,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> TrainState:
     """The state from which meta-training starts.
 
     Args:
@@ -51,10 +58,13 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
         optimizer: the outer optimizer.
         key: PRNG key, for the initial parameters and for training.
         task: one task, for its shapes.
+        devices: those of the train step, each of which gets a copy, so that a
+            jitted step need not compile again for the state that it gives back.
 
     Raises:
         ValueError: if targets are labels and not one-hot, the model's output width
-            is not the number of ways, or a class has queries and no support example.
+            is not the number of ways, a class has queries and no support example,
+            or devices that cannot share tasks.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -64,13 +74,14 @@ def init_state(learner: Learner, optimizer: optax.GradientTransformation, key: A
         0
     """
     _check_task(task)
+    devices = as_devices(devices)
     init_key, key = jax.random.split(_typed(key))
     # A function that runs once is not worth optimising: XLA's LLVM takes a quarter of the time at this level, for the
     # same numbers to rounding (benchmarks/README.md). JAX takes options of the outermost jit alone.
     is_outermost = jax.default_backend() == "cpu" and not isinstance(init_key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if is_outermost else None
     params, state = jax.jit(learner.init, compiler_options=options)(init_key, task)
-    return TrainState(params, state, optimizer.init(params), key, jnp.int32(0))
+    return on_each_device(TrainState(params, state, optimizer.init(params), key, jnp.int32(0)), devices)
 
 
 def make_train_step(
@@ -103,10 +114,10 @@ def make_train_step(
             length before the mean; `math.inf` for no bound. The default is meant
             to be out of the way of losses that are means over examples and of
             targets of order one; where losses are larger, set it.
-        devices: those that the tasks are divided over, `jax.devices()` say; None
-            leaves the choice of one to JAX. The result is the same to rounding.
-            A batch that they do not divide is filled up with tasks that do not
-            count.
+        devices: those that the tasks are divided over, `jax.local_devices()` say;
+            `tasks_per_chunk` is then of each. A batch that they do not divide is
+            filled up with tasks that do not count. The result is the same to
+            rounding. None: each device on which the state lies does all the work.
 
     Returns:
         `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate
@@ -116,7 +127,7 @@ def make_train_step(
 
     Raises:
         ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
-            that is not positive, or no device.
+            that is not positive, or devices that cannot share tasks.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -270,17 +281,18 @@ def fit(
         tasks_per_chunk: as for `make_train_step`.
         nonfinite: as for `make_train_step`.
         max_task_norm: as for `make_train_step`.
-        devices: as for `make_train_step`, and for validation; of more than a
-            batch has tasks the first ones. A run that goes on with another
-            number of them ends with the same parameters to rounding.
+        devices: as for `make_train_step`; validation is divided over all of them,
+            a batch over no more than it has tasks. Each gets a copy of what the
+            samplers hold. A run that goes on with another number of devices ends
+            with the same parameters to rounding.
 
     Returns:
-        The last state, a copy on each device; its `step` is below `steps` if a
+        The last state, on each of the devices; its `step` is below `steps` if a
         signal ended the run.
 
     Raises:
-        ValueError: for numbers out of range, no device, `save_every` not a multiple
-            of `log_every`, a `key` or `batch_size` in `config` that is not this
+        ValueError: for numbers out of range, devices that cannot share tasks,
+            `save_every` not a multiple of `log_every`, a `key` or `batch_size` in `config` that is not this
             run's, or another run in `out`.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
@@ -291,17 +303,19 @@ def fit(
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
     config = _config(config or {}, key=jax.random.key_data(_typed(key)).tolist(), batch_size=int(batch_size))
-    devices = as_devices(None if devices is None else devices[:batch_size])
+    devices = as_devices(devices)
+    step_devices = None if devices is None else devices[:batch_size]
     init_key, validation_key = jax.random.split(_typed(key))
-    sampler = on_each_device(as_argument(sample), devices)
+    sampler = on_each_device(as_argument(sample), step_devices)
+    if validation is not None:
+        validation = on_each_device(as_argument(validation), devices)
     task = sample(validation_key)
-    state = init_state(learner, optimizer, init_key, task)
+    state = init_state(learner, optimizer, init_key, task, devices=step_devices)
     folder = None if out is None else Path(out) / "checkpoints"
     if folder is not None and checkpoints.latest_step(folder) is not None:
         checkpoints.check_config(folder, config)
         state = checkpoints.restore(folder, state)
-    state = on_each_device(state, devices)
-    options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), devices
+    options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
     loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
     dispatch = functools.partial(_dispatch, loop, sampler)
 

@@ -115,6 +115,14 @@ def test_shots_may_differ_in_evaluation(run_folder, tmp_path, capsys):
     assert json.loads(path.read_text())["shots"] == 7
 
 
+def test_tasks_are_divided_over_all_devices(run_folder, tmp_path, monkeypatch):
+    used, state = [], cli.load(run_folder)[1]
+    monkeypatch.setattr(cli, "fit", lambda *_, devices, **options: used.append(devices) or state)
+    monkeypatch.setattr(cli, "evaluate", lambda *_, devices, **options: used.append(devices))
+    assert cli.main([*SINUSOID, "--out", str(tmp_path / "run")]) == cli.main(["evaluate", str(run_folder)]) == 0
+    assert used == [jax.devices()] * 2
+
+
 @pytest.fixture(scope="module")
 def protonet_folder(tmp_path_factory):
     """A prototypical network on glyphs, hardly trained."""

@@ -23,7 +23,7 @@ PARAMS = HeadParams({}, ())  # of its prototypical network
 def evaluated(model, sample, **options):
     learner = learners.protonet(model)
     state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
-    return jmeta.evaluate(learner, state, sample, key=jax.random.key(2), **{"episodes": 40} | options)
+    return jmeta.evaluate(learner, state, sample, **{"key": jax.random.key(2), "episodes": 40} | options)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,9 @@ def test_nothing_is_written_to_the_state():
 @pytest.mark.parametrize("episodes", [6, 3])
 def test_episodes_divided_over_devices_are_the_same(episodes):
     sample = data.episodes(TABLE, ways=3, shots=1, queries=2)
-    one, two = (evaluated(BATCH, sample, episodes=episodes, devices=devices) for devices in (None, jax.devices()))
+    kept = jax.device_put(jax.random.PRNGKey(2), jax.devices()[1])  # a raw key, that lies on one of them
+    one = evaluated(BATCH, sample, episodes=episodes)
+    two = evaluated(BATCH, sample, episodes=episodes, devices=jax.devices(), key=kept)
     assert one.transductive == two.transductive
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one.per_episode, two.per_episode)
 
