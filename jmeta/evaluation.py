@@ -299,8 +299,7 @@ def over_devices(
             mesh=_mesh(devices),
             in_specs=(PartitionSpec(), PartitionSpec(TASKS)),
             out_specs=PartitionSpec(TASKS) if add is None else PartitionSpec(),
-            # Or the gradient of a task would be that of all devices' tasks: docs/decisions/0014-devices.md.
-            check_vma=False,
+            check_vma=False,  # traced elsewhere, the function does not tell what varies over devices
         )
         return run_on_each(shared, batch)
 
@@ -333,7 +332,7 @@ def _mesh(devices):
 
 
 def filled_up(batch: PyTree, multiple: int) -> tuple[PyTree, np.ndarray]:
-    """The tasks of a batch [T, ...], the first ones again up to the next multiple; and which are there once."""
+    """A batch [T, ...] with its first tasks again, up to the next multiple; and which tasks are not there again."""
     number = len(jax.tree.leaves(batch)[0])
     index = np.arange(-(-number // multiple) * multiple)
     if len(index) > number:
