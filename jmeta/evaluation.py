@@ -256,7 +256,7 @@ def map_tasks(function: Callable, *batches: PyTree) -> PyTree:
 
 
 def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] | None:
-    """The devices as functions are kept by; raises a `ValueError` if tasks cannot be divided over them."""
+    """The devices as a tuple, which can key a cache; raises a `ValueError` if tasks cannot be divided over them."""
     if devices is None:
         return None
     found = tuple(devices) if isinstance(devices, Iterable) else ()
@@ -283,7 +283,7 @@ def over_devices(
     Args:
         function: what a device runs.
         devices: which; their number divides that of the tasks in a batch [T, ...].
-        add: adds what each device found up over `TASKS`.
+        add: sums what the devices found, over the axis `TASKS`.
 
     Returns:
         A function that gives what `add` makes of it; without one, what all devices
@@ -312,14 +312,18 @@ def _traced(function, shared, batch, number):
     Here, and for arrays that lie nowhere, it shares what JAX has traced before; inside `shard_map` it would not.
     """
     whole, batch = jax.eval_shape(lambda *arguments: arguments, shared, batch)
-    whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), whole)
-    part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(leaf) // number, *leaf.shape[1:]), leaf.dtype), batch)
+    whole = jax.tree.map(lambda leaf: _nowhere(leaf.shape, leaf), whole)
+    part = jax.tree.map(lambda leaf: _nowhere((len(leaf) // number, *leaf.shape[1:]), leaf), batch)
     jaxpr, shapes = jax.make_jaxpr(jax.jit(function), return_shape=True)(whole, part)
 
     def run(*arguments):
         return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(jaxpr)(*jax.tree.leaves(arguments)))
 
     return run
+
+
+def _nowhere(shape, leaf):
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=leaf.weak_type)
 
 
 def on_each_device(tree: PyTree, devices: tuple[jax.Device, ...] | None) -> PyTree:
@@ -332,7 +336,7 @@ def _mesh(devices):
 
 
 def filled_up(batch: PyTree, multiple: int) -> tuple[PyTree, np.ndarray]:
-    """A batch [T, ...] with its first tasks again, up to the next multiple; and which tasks are not there again."""
+    """A batch [T, ...] with its first tasks again, up to the next multiple; and a mask, False for those."""
     number = len(jax.tree.leaves(batch)[0])
     index = np.arange(-(-number // multiple) * multiple)
     if len(index) > number:

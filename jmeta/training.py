@@ -64,7 +64,7 @@ def init_state(
     Raises:
         ValueError: if targets are labels and not one-hot, the model's output width
             is not the number of ways, a class has queries and no support example,
-            or devices that cannot share tasks.
+            or the devices cannot share tasks.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -287,8 +287,8 @@ def fit(
             with the same parameters to rounding.
 
     Returns:
-        The last state, on each of the devices; its `step` is below `steps` if a
-        signal ended the run.
+        The last state, on each device that batches were divided over; its `step` is
+        below `steps` if a signal ended the run.
 
     Raises:
         ValueError: for numbers out of range, devices that cannot share tasks,
@@ -314,7 +314,7 @@ def fit(
     folder = None if out is None else Path(out) / "checkpoints"
     if folder is not None and checkpoints.latest_step(folder) is not None:
         checkpoints.check_config(folder, config)
-        state = checkpoints.restore(folder, state)
+        state = on_each_device(checkpoints.restore(folder, state), step_devices)
     options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
     loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
     dispatch = functools.partial(_dispatch, loop, sampler)

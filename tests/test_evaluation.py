@@ -187,12 +187,17 @@ def test_nothing_is_written_to_the_state():
     jax.tree.map(np.testing.assert_array_equal, state.state, before)
 
 
-@pytest.mark.parametrize("episodes", [6, 3])
-def test_episodes_divided_over_devices_are_the_same(episodes):
+@pytest.mark.parametrize(("episodes", "chunk", "at_once"), [(6, None, 3), (3, None, 2), (7, 2, 2)])
+def test_episodes_divided_over_devices_are_the_same(monkeypatch, episodes, chunk, at_once):
+    sizes, map_tasks = [], evaluation.map_tasks
+    monkeypatch.setattr(evaluation, "map_tasks", lambda f, keys: sizes.append(len(keys)) or map_tasks(f, keys))
     sample = data.episodes(TABLE, ways=3, shots=1, queries=2)
     kept = jax.device_put(jax.random.PRNGKey(2), jax.devices()[1])  # a raw key, that lies on one of them
     one = evaluated(BATCH, sample, episodes=episodes)
-    two = evaluated(BATCH, sample, episodes=episodes, devices=jax.devices(), key=kept)
+    sizes.clear()
+    options = {"episodes": episodes, "tasks_per_chunk": chunk, "devices": jax.devices(), "key": kept}
+    two = evaluated(BATCH, sample, **options)
+    assert sizes == [at_once]  # traced once, for what each of two devices does at a time
     assert one.transductive == two.transductive
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one.per_episode, two.per_episode)
 

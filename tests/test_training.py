@@ -313,15 +313,13 @@ def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
 
 @pytest.mark.parametrize("devices", [None, jax.devices()])
 def test_a_run_told_to_raise_stops_at_the_first_one_with_the_state_before_it(tmp_path, devices):
-    options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10, "devices": devices}
+    options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10, "nonfinite": "raise", "devices": devices}
     with pytest.raises(FloatingPointError, match="not finite at meta-step") as error:
-        jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", nonfinite="raise", **options)
+        jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", **options)
     step = checkpoints.latest_step(tmp_path / "raised" / "checkpoints")
     assert f"meta-step {step + 1}; the last good checkpoint is" in str(error.value)
     expected = jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=step, **options)
-    raised = checkpoints.restore(tmp_path / "raised" / "checkpoints", expected)
-    # The two policies are two compiled programs, which are the same to rounding.
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), raised.params, expected.params)
+    assert_same(checkpoints.restore(tmp_path / "raised" / "checkpoints", expected).params, expected.params)
 
 
 def fitted(out=None, steps=60, **options):
@@ -342,8 +340,16 @@ def test_a_run_on_several_devices_is_resumed_bit_for_bit_and_is_that_of_one_to_r
     divided(tmp_path, steps=20)
     resumed, whole, alone = divided(tmp_path), divided(), fitted()
     assert_same(resumed.params, whole.params)
+    assert divided(tmp_path).step.devices() == resumed.step.devices() == set(jax.devices())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), alone.params, whole.params)
     assert fitted(tmp_path, steps=80).step == 80  # and goes on with one
+
+
+def test_a_batch_of_one_task_is_one_devices_and_its_validation_all_devices(tmp_path):
+    state = fitted(tmp_path, steps=20, batch_size=1, devices=jax.devices())
+    alone = fitted(steps=20, batch_size=1)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), state.params, alone.params)
+    assert state.step.devices() == set(jax.devices()[:1])
 
 
 def test_metrics_are_written_as_lines_and_for_tensorboard(tmp_path):
