@@ -24,13 +24,13 @@ WORKLOAD = peers.OMNIGLOT
 
 @pytest.fixture(scope="module")
 def seconds():
-    """Of a meta-step of Conv4-64, by who takes it."""
+    """Of a meta-step of Conv4-64, by who takes it; on one device, for the machine decides how two share cores."""
     tasks = peers.tasks_of(WORKLOAD)
     weights = peers_jmeta.initial_weights(WORKLOAD, tasks)
     first_order = WORKLOAD._replace(second_order=False)
     steps = {
-        "second order": peers.begin("jmeta", WORKLOAD, weights, tasks, np.float32),
-        "first order": peers.begin("jmeta", first_order, weights, tasks, np.float32),
+        "second order": peers.begin("jmeta_one_device", WORKLOAD, weights, tasks, np.float32),
+        "first order": peers.begin("jmeta_one_device", first_order, weights, tasks, np.float32),
         "plain JAX": peers.begin("naive_vmap", WORKLOAD, weights, tasks, np.float32),
     }
     return {name: np.median(found) for name, found in in_turns(steps, repeats=3, least_seconds=0.1).items()}
