@@ -292,8 +292,8 @@ def fit(
 
     Raises:
         ValueError: for numbers out of range, devices that cannot share tasks,
-            `save_every` not a multiple of `log_every`, a `key` or `batch_size` in `config` that is not this
-            run's, or another run in `out`.
+            `save_every` not a multiple of `log_every`, a `key` or `batch_size` in
+            `config` that is not this run's, or another run in `out`.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
             `nonfinite="raise"`, at the first task that is not finite, when the
