@@ -37,6 +37,7 @@ class Source(NamedTuple):
     sampler: Callable  # (task protocol, split, data_dir) -> sample
     regression: bool = False
     model: str = "conv4"
+    inner_rate: float | None = None  # of gradient descent on it; None: the learner's own
 
 
 def _omniglot(protocol: "Protocol", split: str, data_dir: str | None) -> Callable[[Array], Task]:
@@ -57,12 +58,14 @@ SOURCES = {
         lambda protocol, split, data_dir: data.sinusoid(shots=protocol.shots, queries=protocol.queries),
         regression=True,
         model="mlp",
+        inner_rate=0.01,  # Finn et al. (2017); at rates for classification its loss diverges
     ),
 }
 LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
 # Learners whose model has an output layer as wide as the targets; that of others is an encoder.
 HEADED = {"anil", "boil", "cavia", "fomaml", "imaml", "maml", "mamlpp", "meta_curvature", "meta_sgd", "reptile"}
+MOVES_WEIGHTS = HEADED - {"cavia"}  # in the inner loop; a context is moved at a rate of its own on any source
 REGRESSION = {"cnp": losses.gaussian_nll}  # losses of regression other than the squared error
 Benchmark = Literal["order", "learners", "linear_regression"]  # those in benchmarks/ that the command runs
 
@@ -109,7 +112,7 @@ class Configuration:
     test_steps: int | None = None
     """Inner gradient steps in evaluation."""
     inner_rate: float | None = None
-    """Learning rate of the inner loop's gradient descent."""
+    """Learning rate of the inner loop's gradient descent; the learner's own if left out, or 0.01 on sinusoids."""
     inner_batch: int | None = None
     """Support examples of an inner step; all of them if left out."""
     multi_step_until: int | None = None
@@ -271,6 +274,8 @@ def build_learner(configuration: Configuration) -> Learner:
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"{name} is {rate}; it must be a positive number.")
     rate = configuration.inner_rate
+    if rate is None and configuration.learner in MOVES_WEIGHTS:
+        rate = source.inner_rate
     by_rate = "inner_rate" in inspect.signature(factory).parameters  # others take an optimizer
     options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {
         "inner_rate" if by_rate else "inner_optimizer": rate if by_rate or rate is None else optax.sgd(rate),

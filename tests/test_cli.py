@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jmeta import checkpoints, cli
+from jmeta import checkpoints, cli, data
 from jmeta.metrics import read_metrics
 from jmeta.types import Learner
 
@@ -267,3 +267,17 @@ def test_a_mistake_in_a_process_of_its_own_has_no_traceback():
 def test_every_learner_can_be_built_by_its_name(name):
     classes = 100 if name.startswith("baseline") else None
     assert isinstance(cli.build_learner(cli.Configuration(learner=name, classes=classes)), Learner)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("maml", 0.01), ("meta_sgd", 0.01), ("cavia", 1.0)])
+def test_an_inner_rate_left_out_is_that_of_the_source_where_weights_are_moved(name, rate):
+    left_out = cli.Configuration(learner=name, data="sinusoid", context=4 if name == "cavia" else None)
+    task = data.sinusoid(shots=5, queries=5)(jax.random.key(0))
+
+    def outputs(configuration):
+        learner = cli.build_learner(configuration)
+        params, state = learner.init(jax.random.key(1), task)
+        return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
+
+    given = dataclasses.replace(left_out, inner_rate=rate)
+    np.testing.assert_array_equal(outputs(left_out), outputs(given))
