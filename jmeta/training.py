@@ -504,8 +504,18 @@ def _sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
 
 
 def _sum_over_devices(sums: PyTree) -> PyTree:
-    """What leaves add up to over all devices; those that do not are one device's."""
-    return jax.tree.map(lambda leaf: lax.psum(leaf, TASKS) if _is_summed(leaf) else leaf, sums)
+    """What leaves add up to over all devices; those that do not are one device's.
+
+    Those of a dtype are summed as one vector: on a CPU each array costs all devices a wait for each other, and in a
+    step of a small network they wait for a sixth of it (docs/decisions/0014-devices.md).
+    """
+    leaves, structure = jax.tree.flatten(sums)
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves if _is_summed(leaf)):
+        places = [place for place, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        vector, unravel = ravel_pytree([leaves[place] for place in places])
+        for place, total in zip(places, unravel(lax.psum(vector, TASKS)), strict=True):
+            leaves[place] = total
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _typed(key: Array) -> Array:
