@@ -37,7 +37,7 @@ class Source(NamedTuple):
     sampler: Callable  # (task protocol, split, data_dir) -> sample
     regression: bool = False
     model: str = "conv4"
-    inner_rate: float | None = None  # of gradient descent on it; None: the learner's own
+    inner_rate: float | None = None  # of gradient descent in weights on it; None: the learner's own
 
 
 def _omniglot(protocol: "Protocol", split: str, data_dir: str | None) -> Callable[[Array], Task]:
@@ -65,7 +65,9 @@ LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
 # Learners whose model has an output layer as wide as the targets; that of others is an encoder.
 HEADED = {"anil", "boil", "cavia", "fomaml", "imaml", "maml", "mamlpp", "meta_curvature", "meta_sgd", "reptile"}
-MOVES_WEIGHTS = HEADED - {"cavia"}  # in the inner loop; a context is moved at a rate of its own on any source
+# Learners whose own rate of gradient descent is for classification. The others of the inner loop have their own on any
+# source: a context has cavia's, reptile has Adam, and imaml needs a minimum.
+DESCEND_IN_WEIGHTS = {"anil", "boil", "fomaml", "maml", "mamlpp", "meta_curvature", "meta_sgd"}
 REGRESSION = {"cnp": losses.gaussian_nll}  # losses of regression other than the squared error
 Benchmark = Literal["order", "learners", "linear_regression"]  # those in benchmarks/ that the command runs
 
@@ -112,7 +114,8 @@ class Configuration:
     test_steps: int | None = None
     """Inner gradient steps in evaluation."""
     inner_rate: float | None = None
-    """Learning rate of the inner loop's gradient descent; the learner's own if left out, or 0.01 on sinusoids."""
+    """Learning rate of the inner loop's gradient descent. Left out: the learner's own; on sinusoids 0.01 for those that
+    descend in weights."""
     inner_batch: int | None = None
     """Support examples of an inner step; all of them if left out."""
     multi_step_until: int | None = None
@@ -274,7 +277,7 @@ def build_learner(configuration: Configuration) -> Learner:
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"{name} is {rate}; it must be a positive number.")
     rate = configuration.inner_rate
-    if rate is None and configuration.learner in MOVES_WEIGHTS:
+    if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:
         rate = source.inner_rate
     by_rate = "inner_rate" in inspect.signature(factory).parameters  # others take an optimizer
     options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {

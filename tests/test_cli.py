@@ -269,15 +269,22 @@ def test_every_learner_can_be_built_by_its_name(name):
     assert isinstance(cli.build_learner(cli.Configuration(learner=name, classes=classes)), Learner)
 
 
-@pytest.mark.parametrize(("name", "rate"), [("maml", 0.01), ("meta_sgd", 0.01), ("cavia", 1.0)])
-def test_an_inner_rate_left_out_is_that_of_the_source_where_weights_are_moved(name, rate):
-    left_out = cli.Configuration(learner=name, data="sinusoid", context=4 if name == "cavia" else None)
+def outputs_of(configuration):
+    """What the learner of a configuration, as initialised, predicts of a task it has adapted to."""
+    learner = cli.build_learner(configuration)
     task = data.sinusoid(shots=5, queries=5)(jax.random.key(0))
+    params, state = learner.init(jax.random.key(1), task)
+    return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
 
-    def outputs(configuration):
-        learner = cli.build_learner(configuration)
-        params, state = learner.init(jax.random.key(1), task)
-        return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
 
-    given = dataclasses.replace(left_out, inner_rate=rate)
-    np.testing.assert_array_equal(outputs(left_out), outputs(given))
+@pytest.mark.parametrize(("name", "rate"), [("maml", 0.01), ("meta_sgd", 0.01), ("cavia", 1.0)])
+def test_an_inner_rate_left_out_on_sinusoids_is_theirs_where_weights_descend(name, rate):
+    left_out = cli.Configuration(learner=name, data="sinusoid", context=4 if name == "cavia" else None)
+    found = outputs_of(left_out)
+    np.testing.assert_array_equal(found, outputs_of(dataclasses.replace(left_out, inner_rate=rate)))
+    assert not np.allclose(found, outputs_of(dataclasses.replace(left_out, inner_rate=0.1)))
+
+
+def test_reptile_keeps_its_optimizer_on_sinusoids():
+    left_out = cli.Configuration(learner="reptile", data="sinusoid")
+    assert not np.allclose(outputs_of(left_out), outputs_of(dataclasses.replace(left_out, inner_rate=0.01)))

@@ -7,6 +7,7 @@ optimisations out, and runs on several workers pass them over; `make ratios` run
 import functools
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -41,11 +42,12 @@ def test_a_meta_step_is_eight_times_as_fast_as_plain_jax_vmapped(seconds):
 
 
 def test_second_order_costs_little_more_than_its_arithmetic(seconds):
-    """Its count is 1.5 times first order's at five steps (tests/benchmarks/test_order.py); the rest is noise.
+    """Its count is 1.5 times first order's at five steps (tests/benchmarks/test_order.py).
 
-    The rest is not only noise with jax 0.10, which takes 1.9 (docs/decisions/0005-differentiation.md).
+    jax 0.12 takes 1.45, jax 0.10 takes 1.9 (docs/decisions/0005-differentiation.md).
     """
-    assert seconds["second order"] / seconds["first order"] <= 1.5 * 4 / 3
+    usual = 1.5 if jax.__version_info__ >= (0, 12) else 1.9
+    assert seconds["second order"] / seconds["first order"] <= usual * 4 / 3
 
 
 @functools.cache
