@@ -36,12 +36,9 @@ def learner_of(workload, **options) -> jmeta.Learner:
 
 def as_tasks(tasks, dtype) -> jmeta.Task:
     """A batch of jmeta's tasks."""
-    return jmeta.Task(
-        *(
-            jmeta.Examples(*(jnp.asarray(leaf, dtype) for leaf in part), jnp.asarray(np.ones(part[0].shape[:2], dtype)))
-            for part in tasks
-        )
-    )
+    parts = [(*part, np.ones(part[0].shape[:2])) for part in tasks]
+    # NumPy converts them: it compiles nothing.
+    return jmeta.Task(*(jmeta.Examples(*(jnp.asarray(leaf.astype(dtype)) for leaf in part)) for part in parts))
 
 
 def _one(batch):

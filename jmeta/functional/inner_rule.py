@@ -75,7 +75,7 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
 
 
 def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
-    """The derivative of a first update's sum where all elements of each gradient but one are zero."""
+    """The derivative of the sum of a first update where all elements of each gradient but one are zero."""
     # Of a single number it is zero only where no leaf has more of them: a rule for whole leaves is not refused for it.
     has_more = any(jnp.size(leaf) > 1 for leaf in jax.tree.leaves(params))
 
@@ -87,9 +87,13 @@ def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
 
     params = jax.tree.map(zeros_but_one, params)
 
-    def total(gradients):
+    def first_update(gradients):
         rule_params = rule.init(params)
-        updates, _ = rule.update(gradients, rule.start(rule_params, params), params, rule_params)
-        return sum(leaf.sum() for leaf in jax.tree.leaves(updates))
+        return rule.update(gradients, rule.start(rule_params, params), params, rule_params)[0]
 
-    return jax.jit(jax.grad(total))(params)
+    @jax.jit
+    def slopes(gradients, one):  # both are arguments, for JAX would compile at once what depends on constants alone
+        updates, pull = jax.vjp(first_update, gradients)
+        return pull(jax.tree.map(lambda update: jnp.full_like(update, one), updates))
+
+    return slopes(params, 1.0)
