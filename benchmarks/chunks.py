@@ -7,10 +7,12 @@ The result goes to benchmarks/results/chunks-PLATFORM.json; the default of
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
 import optax
+import tyro
 
 import jmeta
 from benchmarks.record import provenance, RESULTS, save
@@ -33,8 +35,13 @@ WORKLOADS = {
 }
 
 
-def main() -> None:
-    """Measures, prints and saves."""
+def main(*, out: Path = RESULTS) -> None:
+    """Measures, prints and saves.
+
+    Args:
+        out: folder of the result.
+    """
+    out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, (learner, sample) in WORKLOADS.items():
         optimizer = optax.sgd(0.01)
@@ -48,7 +55,7 @@ def main() -> None:
         rows.append({"workload": name, "largest_array_bytes": largest, "tasks_per_second": rates})
         print(f"{name:24} {largest / 2**20:8.3f} MiB  {rates}", flush=True)
     result = {**provenance(), "tasks": TASKS, "rows": rows}
-    save(result, RESULTS / f"chunks-{jax.default_backend()}.json")
+    save(result, out / f"chunks-{jax.default_backend()}.json")
 
 
 def meta_step(learner, optimizer, state, tasks, chunk) -> Callable:
@@ -58,4 +65,4 @@ def meta_step(learner, optimizer, state, tasks, chunk) -> Callable:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

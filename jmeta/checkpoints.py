@@ -16,7 +16,7 @@ import numpy as np
 
 from jmeta.types import TrainState
 
-KEEP = 2  # the last checkpoint, and one in case the disk loses it
+KEEP = 2  # the last checkpoint, and one to go back to
 
 
 def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, Any] | None = None) -> None:
@@ -44,17 +44,16 @@ def restore(directory: str | os.PathLike, like: TrainState) -> TrainState:
 
     Raises:
         FileNotFoundError: if there is no whole checkpoint.
-        ValueError: if the checkpoint is of another learner, model or optimizer.
+        ValueError: if the checkpoint is of another learner, model or optimizer, or cannot be read.
     """
     import orbax.checkpoint as ocp
 
     with _manager(directory) as manager:
         step = _newest(manager, directory)
-        saved = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+        saved = _read(manager, directory, step, state=ocp.args.StandardRestore())
     _check_alike(directory, saved, _flat(like))
-    leaves = [jax.numpy.asarray(saved[name]) for name in _flat(like)]
-    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return state._replace(key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key)))
+    leaves = [_as(leaf, saved[name]) for name, leaf in _by_path(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def restore_config(directory: str | os.PathLike) -> dict[str, Any]:
@@ -62,12 +61,13 @@ def restore_config(directory: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no whole checkpoint.
+        ValueError: if it cannot be read.
     """
     import orbax.checkpoint as ocp
 
     with _manager(directory) as manager:
         step = _newest(manager, directory)
-        return manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+        return _read(manager, directory, step, config=ocp.args.JsonRestore())
 
 
 def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> None:
@@ -87,10 +87,15 @@ def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> None:
 
 def latest_step(directory: str | os.PathLike) -> int | None:
     """The step of the newest whole checkpoint, or None."""
+    return max(saved_steps(directory), default=None)
+
+
+def saved_steps(directory: str | os.PathLike) -> list[int]:
+    """The steps of all whole checkpoints."""
     if not Path(directory).is_dir():
-        return None
+        return []
     with _manager(directory) as manager:
-        return manager.latest_step()
+        return list(manager.all_steps())
 
 
 def _newest(manager, directory):
@@ -110,10 +115,40 @@ def _manager(directory: str | os.PathLike, *, create: bool = False) -> Iterator[
         yield manager
 
 
+def _read(manager, directory, step, **item):
+    """One item of a checkpoint."""
+    import orbax.checkpoint as ocp
+
+    (name,) = item
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**item))[name]
+    except Exception as error:  # of many classes, by what in it is damaged
+        raise ValueError(
+            f"the checkpoint {directory}/{step} cannot be read; where there is an older one, delete that folder to go "
+            "on from there."
+        ) from error
+
+
 def _flat(state: TrainState) -> dict[str, np.ndarray]:
+    """The numbers of all leaves by their paths."""
+    return {
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for name, leaf in _by_path(state).items()
+    }
+
+
+def _by_path(state):
     """The leaves by their paths: any learner's or optimizer's tree, and no class of theirs to unpickle."""
-    leaves = jax.tree_util.tree_leaves_with_path(state._replace(key=jax.random.key_data(state.key)))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _is_key(leaf):
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as(leaf, numbers):
+    """The numbers as what the leaf is: an array, or a PRNG key."""
+    numbers = jax.numpy.asarray(numbers)
+    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else numbers
 
 
 def _check_alike(directory, saved, expected):

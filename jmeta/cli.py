@@ -22,7 +22,7 @@ import tyro
 
 from jmeta import checkpoints, data, demo, learners, losses, models
 from jmeta.evaluation import evaluate
-from jmeta.files import write_whole
+from jmeta.files import sole_writer, write_whole
 from jmeta.functional import MetaGradientOptions
 from jmeta.training import check_policy, check_schedule, fit, init_state, MAX_TASK_NORM
 from jmeta.types import Array, Learner, Model, Task, TrainState
@@ -354,51 +354,80 @@ def train(command: Train) -> None:
     configuration = run.configuration
     check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
     check_policy(configuration.nonfinite, configuration.max_task_norm)
-    learner = build_learner(configuration)
-    sampler = SOURCES[configuration.data].sampler
-    tasks, validation = (sampler(configuration.protocol, split, configuration.data_dir) for split in ("train", "val"))
+    learner, key = build_learner(configuration), _key(configuration.seed)
+    tasks, validation = (
+        _sampler(configuration.data, configuration.protocol, split, configuration.data_dir)
+        for split in ("train", "val")
+    )
     task = tasks(jax.random.key(0))  # a real one: a transfer baseline looks at its classes
     jax.eval_shape(lambda key: learner.init(key, task), jax.random.key(0))
-    # Only now: a mistake must not leave a folder behind.
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
-    state = fit(
-        learner,
-        optax.adam(configuration.learning_rate),
-        tasks,
-        validation=validation,
-        key=jax.random.key(configuration.seed),
-        steps=run.steps,
-        batch_size=configuration.batch_size,
-        episodes=run.episodes,
-        out=folder,
-        config=dataclasses.asdict(configuration),
-        log_every=run.log_every,
-        save_every=run.save_every,
-        nonfinite=configuration.nonfinite,  # type: ignore[arg-type]  # checked there
-        max_task_norm=configuration.max_task_norm,
-        devices=jax.local_devices(),
-    )
+    with sole_writer(folder):  # only now: a mistake must not leave a folder behind
+        if command.resume is None:
+            _check_empty(folder)  # another process may have begun there since
+        write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
+        state = fit(
+            learner,
+            optax.adam(configuration.learning_rate),
+            tasks,
+            validation=validation,
+            key=key,
+            steps=run.steps,
+            batch_size=configuration.batch_size,
+            episodes=run.episodes,
+            out=folder,
+            config=dataclasses.asdict(configuration),
+            log_every=run.log_every,
+            save_every=run.save_every,
+            nonfinite=configuration.nonfinite,  # type: ignore[arg-type]  # checked there
+            max_task_norm=configuration.max_task_norm,
+            devices=jax.local_devices(),
+        )
     if state.step < run.steps:
-        print(f"stopped at meta-step {state.step}; go on with: jmeta train --resume {folder}")
-    else:
-        print(f"trained for {state.step} meta-steps; evaluate with: jmeta evaluate {folder}")
+        print(f"stopped at meta-step {state.step}; go on with: jmeta train --resume {folder}", flush=True)
+        raise KeyboardInterrupt
+    print(f"trained for {state.step} meta-steps; evaluate with: jmeta evaluate {folder}")
+
+
+def _key(seed: int) -> Array:
+    try:
+        return jax.random.key(seed)
+    except OverflowError:
+        raise ValueError(f"seed is {seed}; it must be a whole number of 64 bits.") from None
+
+
+def _sampler(name: str, protocol: Protocol, split: str, data_dir: str | None) -> Callable[[Array], Task]:
+    """The tasks of a source."""
+    source = _named("data", name, SOURCES)
+    if source.regression and protocol.ways != Protocol().ways:
+        raise ValueError(f"--ways {protocol.ways} was given, but {name} has no classes.")
+    return source.sampler(protocol, split, data_dir)
 
 
 def _begun(command: Train) -> tuple[Path, Run]:
     """A new run."""
     if command.out is None:
         raise ValueError("train needs --out, the folder of a new run, or --resume, that of one to go on with.")
-    if checkpoints.latest_step(command.out / "checkpoints") is not None or (command.out / "run.json").exists():
-        raise ValueError(f"{command.out} already holds a run; go on with: jmeta train --resume {command.out}")
+    _check_empty(command.out)
     steps = 2000 if command.steps is None else command.steps
     return command.out, Run(command.configuration, steps, command.save_every, command.log_every, command.episodes)
 
 
+def _check_empty(folder: Path) -> None:
+    if any((folder / name).exists() for name in ("run.json", "metrics.jsonl", "checkpoints")):
+        raise ValueError(f"{folder} already holds a run; go on with: jmeta train --resume {folder}")
+
+
+def _check_resumed(arguments: list[str]) -> None:
+    """Raises a `ValueError` for options of `jmeta train` that a resumed run would not take."""
+    given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    if "--resume" in given and (others := given - {"--resume", "--steps", "--help"}):
+        raise ValueError(
+            f"--resume goes on with a run as it was told; only --steps may be given, not {', '.join(sorted(others))}."
+        )
+
+
 def _resumed(command: Train, folder: Path) -> tuple[Path, Run]:
     """The run in the folder, with more steps if some are given."""
-    if command != Train(resume=folder, steps=command.steps):
-        raise ValueError(f"--resume {folder} goes on with that run as it was told; only --steps may be given.")
     run = _read_run(folder)
     return folder, run if command.steps is None else dataclasses.replace(run, steps=command.steps)
 
@@ -409,9 +438,12 @@ def _read_run(folder: Path) -> Run:
         raise FileNotFoundError(
             f"there is no run in {folder}: {path} is missing; start one: jmeta train --out {folder}"
         )
-    saved = json.loads(path.read_text())
-    configuration = saved.pop("configuration")
-    return Run(Configuration(**configuration | {"protocol": Protocol(**configuration["protocol"])}), **saved)
+    try:
+        saved = json.loads(path.read_text())
+        configuration = saved.pop("configuration")
+        return Run(Configuration(**configuration | {"protocol": Protocol(**configuration["protocol"])}), **saved)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not what `jmeta train` writes: {error}") from error
 
 
 def evaluate_run(command: Evaluate) -> None:
@@ -420,23 +452,30 @@ def evaluate_run(command: Evaluate) -> None:
     given = {name: getattr(command, name) for name in ("ways", "shots", "queries")}
     protocol = dataclasses.replace(configuration.protocol, **{k: v for k, v in given.items() if v is not None})
     name = command.data or configuration.data
-    source = _named("data", name, SOURCES)
-    if command.out is not None and not command.out.parent.is_dir():
-        raise ValueError(f"--out {command.out} is in a folder that does not exist.")
+    sample = _sampler(name, protocol, "test", command.data_dir or configuration.data_dir)
+    key = _key(command.seed)
+    if command.out is not None:
+        _check_file(command.out)
     learner, state = load(command.run)
     if command.test_steps is not None:
         learner = build_learner(dataclasses.replace(configuration, test_steps=command.test_steps))
-    sample = source.sampler(protocol, "test", command.data_dir or configuration.data_dir)
     trained, tested = (_input_shape(of) for of in (_stand_in(configuration), sample))
     if trained != tested:
         raise ValueError(
             f"{command.run} was trained on inputs of shape {trained}, but {name} has inputs of shape {tested}."
         )
-    key, devices = jax.random.key(command.seed), jax.local_devices()
-    report = evaluate(learner, state, sample, key=key, episodes=command.episodes, devices=devices)
-    print(report)
+    report = evaluate(learner, state, sample, key=key, episodes=command.episodes, devices=jax.local_devices())
     if command.out is not None:
         write_whole(command.out, report.to_json(indent=1) + "\n")
+    print(report)
+
+
+def _check_file(out: Path) -> None:
+    """Raises a `ValueError` where no file can be written, before there is anything to lose."""
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out} is in a folder that does not exist.")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: it is a folder, or in one that is not yours.")
 
 
 def load(run: Path) -> tuple[Learner, TrainState]:
@@ -449,7 +488,7 @@ def load(run: Path) -> tuple[Learner, TrainState]:
     configuration = _read_run(run).configuration
     checkpoints.check_config(run / "checkpoints", dataclasses.asdict(configuration))
     learner = build_learner(configuration)
-    key = jax.random.key(configuration.seed)
+    key = _key(configuration.seed)
     like = init_state(learner, optax.adam(configuration.learning_rate), key, jax.jit(_stand_in(configuration))(key))
     return learner, checkpoints.restore(run / "checkpoints", like)
 
@@ -475,7 +514,7 @@ def _paper(function: Callable) -> str:
 def list_learners() -> None:
     """`jmeta learners`."""
     for name, factory in LEARNERS.items():
-        print(f"{name:12} {_paper(factory)}. {_first_line(factory)}")
+        print(f"{name:15} {_paper(factory)}. {_first_line(factory)}")
 
 
 def list_data() -> None:
@@ -525,9 +564,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 after one line on a user's mistake; 1 after one on a run
-        that diverged; 128 and the number of the signal, as of other commands, for an
-        interrupt (130) and for an output that is closed (141), as `head` does when it
-        has read enough.
+        that diverged; 130 after an interrupt, and after a training that a signal
+        stopped; 141 for an output that is closed, as `head` does when it has read
+        enough.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -536,6 +575,8 @@ def main(arguments: list[str] | None = None) -> int:
                 case ["bench", name, *options] if name in get_args(Benchmark):
                     bench(name, options)
                 case _:
+                    if arguments[:1] == ["train"]:
+                        _check_resumed(arguments)
                     run(_told_in_a_line(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments))
         finally:  # also when a page of help ends the program
             sys.stdout.flush()

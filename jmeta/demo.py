@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,11 +24,13 @@ def run(out: str | os.PathLike) -> None:
 
     Raises:
         ModuleNotFoundError: if matplotlib, the extra `plot`, is missing.
+        ValueError: if `out` is in no folder, or of no format that it draws.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("the demo draws with matplotlib, which is missing; pip install 'jmeta[plot]'")
     import matplotlib.figure
 
+    _check_picture(Path(out), matplotlib.figure.Figure().canvas.get_supported_filetypes())
     sample = data.glyphs(ways=5, shots=1, queries=5)
     learner = learners.maml(models.conv4(outputs=5, width=32, strided=True))
     optimizer = optax.adam(2e-3)
@@ -42,6 +45,13 @@ def run(out: str | os.PathLike) -> None:
         out, dpi=150
     )
     print(f"picture: {out}")
+
+
+def _check_picture(out, formats):
+    if not out.parent.is_dir():
+        raise ValueError(f"out is {out}; its folder does not exist.")
+    if out.suffix[1:].lower() not in formats:
+        raise ValueError(f"out is {out}; it must end in one of {', '.join(f'.{name}' for name in sorted(formats))}.")
 
 
 def _draw(figure, task, reports):

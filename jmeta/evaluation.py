@@ -136,6 +136,18 @@ def evaluate(
     return _report(found, _differ(found["first"][:chunk], alone), normalisations(state.state))
 
 
+def check_episodes(learner: Learner, state: TrainState, sample: Callable[[Array], Task], *, episodes: int) -> None:
+    """Raises the `ValueError` of an evaluation for which a learner's outputs are too wide or narrow.
+
+    Args:
+        learner: what is to be evaluated.
+        state: its training state.
+        sample: `(key) -> Task`.
+        episodes: how many, on each device.
+    """
+    _episodes_at_once(learner, (as_argument(sample), state.params, state.state), episodes)
+
+
 def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
     """The sampler as a pytree: passed to a compiled function, its table is an argument and not a constant."""
     return sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)

@@ -1,7 +1,10 @@
-"""Files and their JSON: written whole or not at all, and readable by any program."""
+"""Files and their JSON: written whole or not at all, by one process at a time, and readable by any program."""
 
+import contextlib
 import json
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,5 +28,31 @@ def _with_null(value):
 def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
+    try:
+        part.write_text(text)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
+    """Holds a run's folder, made if it is not there, while the block runs; a process that ends lets go of it.
+
+    Raises:
+        ValueError: if another process, or another thread of this one, holds it.
+    """
+    from filelock import FileLock, Timeout  # only runs that are kept need it
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # One for each folder, which a block within a block holds too.
+    lock = FileLock(folder.absolute() / ".lock", is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process trains in {folder}; wait until it ends, or choose another folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -15,6 +15,9 @@ class MetricsLog:
         directory: the run's folder; made if it is not there.
         step: where the run goes on. What was logged after it, by a run that was
             then killed, is taken out: it will be logged again.
+
+    Raises:
+        ValueError: if there is a `metrics.jsonl` that is not of a run.
     """
 
     def __init__(self, directory: str | os.PathLike, *, step: int = 0) -> None:
@@ -52,4 +55,7 @@ def _line(values):
 
 
 def _keep_until(path, step):
-    write_whole(path, "".join(_line(values) for values in read_metrics(path.parent) if values["step"] <= step))
+    lines = read_metrics(path.parent)
+    if not all("step" in values for values in lines):
+        raise ValueError(f"{path} has lines without a step, so it is of no run; give the run another folder.")
+    write_whole(path, "".join(_line(values) for values in lines if values["step"] <= step))

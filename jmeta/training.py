@@ -24,6 +24,7 @@ from jmeta.checks import check_counts, check_targets, is_count
 from jmeta.evaluation import (
     as_argument,
     as_devices,
+    check_episodes,
     default_chunk,
     evaluate,
     filled_up,
@@ -33,6 +34,7 @@ from jmeta.evaluation import (
     Report,
     TASKS,
 )
+from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog
 from jmeta.types import Array, Examples, Learner, PyTree, Task, TrainState
 
@@ -122,8 +124,8 @@ def make_train_step(
     Returns:
         `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate
         the state if you like. Metrics: the learner's own and the `"loss"`,
-        averaged over finite tasks; the `"gradient_norm"` of the meta-gradient;
-        and the number of `"nonfinite_tasks"`.
+        averaged over finite tasks; the `"gradient_norm"` of the meta-gradient; both
+        NaN without such a task; and the number of `"nonfinite_tasks"`.
 
     Raises:
         ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
@@ -192,7 +194,8 @@ def make_train_step(
         else:
             is_taken, before = finite > 0, train_state._replace(key=keys[0], step=step + 1)
         metrics = {name: value / finite for name, value in metrics.items()}
-        metrics |= {"gradient_norm": jnp.linalg.norm(gradient), "nonfinite_tasks": jnp.int32(number - finite)}
+        length = jnp.where(finite > 0, jnp.linalg.norm(gradient), jnp.nan)
+        metrics |= {"gradient_norm": length, "nonfinite_tasks": jnp.int32(number - finite)}
         return jax.tree.map(functools.partial(jnp.where, is_taken), after, before), metrics
 
     return train_step
@@ -293,7 +296,8 @@ def fit(
     Raises:
         ValueError: for numbers out of range, devices that cannot share tasks,
             `save_every` not a multiple of `log_every`, a `key` or `batch_size` in
-            `config` that is not this run's, or another run in `out`.
+            `config` that is not this run's, another run in `out` or another process
+            that trains there, or `validation` of other ways than the learner's outputs.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
             `nonfinite="raise"`, at the first task that is not finite, when the
@@ -311,37 +315,49 @@ def fit(
         validation = on_each_device(as_argument(validation), devices)
     task = sample(validation_key)
     state = init_state(learner, optimizer, init_key, task, devices=step_devices)
-    folder = None if out is None else Path(out) / "checkpoints"
-    if folder is not None and checkpoints.latest_step(folder) is not None:
-        checkpoints.check_config(folder, config)
-        state = on_each_device(checkpoints.restore(folder, state), step_devices)
-    options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
-    loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
-    dispatch = functools.partial(_dispatch, loop, sampler)
+    if validation is not None:
+        check_episodes(learner, state, validation, episodes=-(-episodes // len(devices or [None])))
+    with contextlib.nullcontext() if out is None else sole_writer(out):
+        folder, saved = None if out is None else Path(out) / "checkpoints", None
+        if folder is not None and (saved := checkpoints.latest_step(folder)) is not None:
+            checkpoints.check_config(folder, config)
+            state = on_each_device(checkpoints.restore(folder, state), step_devices)
+        # Donated, they must be nobody else's: optimizers may keep an array of the user's, or one array twice.
+        state = jax.tree.map(jnp.copy, state)
+        options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
+        loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
+        dispatch = functools.partial(_dispatch, loop, sampler)
 
-    done = saved = int(state.step)
-    with _stop_signals() as stopping, _Reporter(out, steps, done, batch_size) as reporter:
-        while done < steps and not stopping.is_set():
-            # Up to the next line of metrics, wherever the run was stopped before.
-            before = state
-            state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
-            good = _good_steps(metrics, is_finite, nonfinite)
-            is_diverged = good < len(metrics["loss"])
-            done += good
-            is_due = not is_diverged and (done % save_every == 0 or done == steps)
-            report = None
-            if validation is not None and is_due:
-                report = evaluate(learner, state, validation, key=validation_key, episodes=episodes, devices=devices)
-            reporter.write(done, {name: values[:good] for name, values in metrics.items()}, report, seconds)
-            if is_diverged:
-                if folder is not None and nonfinite == "raise" and saved < done:
-                    checkpoints.save(folder, dispatch(before, good)[0], config=config)
-                raise FloatingPointError(_diverged(done + 1, folder))
-            if folder is not None and is_due:
+        done = last_finite = int(state.step)  # the last step with a finite task
+        with _stop_signals() as stopping, _Reporter(out, steps, done, batch_size) as reporter:
+            while done < steps and not stopping.is_set():
+                # Up to the next line of metrics, wherever the run was stopped before.
+                before = state
+                state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
+                good = _good_steps(metrics, is_finite, nonfinite)
+                is_diverged = good < len(metrics["loss"])
+                metrics = {name: values[:good] for name, values in metrics.items()}
+                last_finite = _last_finite(metrics, done, before=last_finite)
+                done += good
+                if is_diverged:
+                    reporter.write(done, metrics, None, seconds)
+                    if folder is not None and nonfinite == "raise" and (saved or 0) < done:
+                        checkpoints.save(folder, dispatch(before, good)[0], config=config)
+                    raise FloatingPointError(_diverged(min(done, last_finite) + 1, folder))
+                is_due = done % save_every == 0 or done == steps
+                report = None
+                try:
+                    if validation is not None and is_due:
+                        report = evaluate(
+                            learner, state, validation, key=validation_key, episodes=episodes, devices=devices
+                        )
+                finally:  # what was trained is kept, also if its validation fails
+                    reporter.write(done, metrics, report, seconds)
+                    if folder is not None and is_due:
+                        checkpoints.save(folder, state, config=config)
+                        saved = done
+            if folder is not None and saved != done:
                 checkpoints.save(folder, state, config=config)
-                saved = done
-        if folder is not None and saved < done:
-            checkpoints.save(folder, state, config=config)
     return state
 
 
@@ -465,9 +481,19 @@ def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonf
     return int(bad.argmax()) if bad.any() else len(bad)
 
 
+def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> int:
+    """The last step with a finite task: of those that follow `done`, or that of `before`."""
+    found = np.flatnonzero(~np.isnan(metrics["loss"]))
+    return done + int(found[-1]) + 1 if len(found) else before
+
+
 def _diverged(step: int, folder: Path | None) -> str:
-    saved = None if folder is None else checkpoints.latest_step(folder)
-    kept = "no checkpoint was saved before it" if saved is None else f"the last good checkpoint is {folder}/{saved}"
+    """What is told of a run whose steps from this one on have no finite task, or leave parameters that are not."""
+    saved = [] if folder is None else sorted(checkpoints.saved_steps(folder))
+    good = max((at for at in saved if at < step), default=None)
+    kept = "no checkpoint was saved before it" if good is None else f"the last good checkpoint is {folder}/{good}"
+    if saved and saved[-1] >= step:
+        kept += f", and what was saved after it, as {folder}/{saved[-1]}, is of no use"
     return f"tasks' losses or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."
 
 

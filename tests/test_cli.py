@@ -119,7 +119,11 @@ def test_tasks_are_divided_over_all_devices(run_folder, tmp_path, monkeypatch):
     used, state = [], cli.load(run_folder)[1]
     monkeypatch.setattr(cli, "fit", lambda *_, devices, **options: used.append(devices) or state)
     monkeypatch.setattr(cli, "evaluate", lambda *_, devices, **options: used.append(devices))
-    assert cli.main([*SINUSOID, "--out", str(tmp_path / "run")]) == cli.main(["evaluate", str(run_folder)]) == 0
+    assert (
+        cli.main([*SINUSOID, "--steps", "400", "--out", str(tmp_path / "run")])
+        == cli.main(["evaluate", str(run_folder)])
+        == 0
+    )
     assert used == [jax.devices()] * 2
 
 
@@ -184,7 +188,15 @@ MISTAKES = {
     "train --learner protonet --inner-rate 0.1 --out {new}": "inner_rate was given, but protonet has no such option",
     "train": "train needs --out",
     "train --out {run}": "already holds a run; go on with: jmeta train --resume {run}",
-    "train --resume {run} --ways 6": "only --steps may be given",
+    "train --resume {run} --ways 6": "only --steps may be given, not --ways",
+    "train --resume {run} --seed=0": "only --steps may be given, not --seed",
+    "train --data sinusoid --ways 3 --out {new}": "--ways 3 was given, but sinusoid has no classes",
+    "train --seed 99999999999999999999 --out {new}": "it must be a whole number of 64 bits",
+    "evaluate {run} --seed 99999999999999999999": "it must be a whole number of 64 bits",
+    "evaluate {run} --ways 3": "--ways 3 was given, but sinusoid has no classes",
+    "evaluate {run} --out {run}": "it is a folder",
+    "demo --out {new}/demo.png": "its folder does not exist",
+    "demo --out demo.xyz": "it must end in one of",
     "train --resume {new}": "there is no run in {new}",
     "evaluate {new}": "there is no run in {new}",
     "evaluate {run} --episodes 1": "episodes is 1",
@@ -244,6 +256,42 @@ def test_a_run_that_diverged_and_an_interrupt_have_codes_of_their_own(monkeypatc
     monkeypatch.setattr(cli, "run", run)
     assert cli.main(["learners"]) == code
     assert capsys.readouterr().err == told
+
+
+def test_a_training_that_a_signal_stops_ends_with_a_code_of_its_own(tmp_path):
+    process = jmeta(*SINUSOID, "--steps", 10**7, "--save-every", 10**6, "--out", tmp_path)
+    while process.poll() is None and len(read_metrics(tmp_path)) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (130, "jmeta: interrupted\n")
+    assert out.endswith(f"go on with: jmeta train --resume {tmp_path}\n")
+
+
+def test_a_folder_with_metrics_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert cli.main([*SINUSOID, "--out", str(tmp_path)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"configuration": {}}'])
+def test_a_damaged_run_is_told_by_the_name_of_its_file(tmp_path, capsys, text):
+    (tmp_path / "run.json").write_text(text)
+    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    assert f"{tmp_path}/run.json is not what `jmeta train` writes" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_told_by_the_name_of_its_folder(run_folder, tmp_path):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", run_folder, folder], check=True)
+    for file in (folder / "checkpoints" / "400" / "state").rglob("*"):
+        if file.is_file():
+            os.truncate(file, 0)
+    with pytest.raises(ValueError, match=f"{folder}/checkpoints/400 cannot be read"):
+        cli.load(folder)
+    subprocess.run(["rm", "-r", folder / "checkpoints" / "400"], check=True)
+    assert cli.load(folder)[1].step == 380
 
 
 def test_another_configuration_in_a_runs_folder_is_refused(run_folder, tmp_path, capsys):

@@ -25,7 +25,7 @@ ALLOWED = {
     "checkpoints": ("types",),
     "evaluation": ("types", "checks", "losses", "files"),
     "plotting": ("types", "evaluation"),
-    "training": ("types", "checks", "losses", "evaluation", "checkpoints", "metrics"),
+    "training": ("types", "checks", "losses", "evaluation", "checkpoints", "files", "metrics"),
 }
 # The face, the command line and its demonstration may import all.
 FREE = {"__init__", "__main__", "cli", "demo"}

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import flax.linen as nn
@@ -17,7 +18,8 @@ import pytest
 from flax import nnx
 
 import jmeta
-from jmeta import checkpoints, data, learners, losses, models
+from jmeta import checkpoints, data, learners, losses, models, training
+from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog, read_metrics
 
 SAMPLE = data.sinusoid(shots=5, queries=5)
@@ -266,6 +268,7 @@ def test_a_step_without_a_finite_task_changes_no_parameter_and_has_no_loss():
     assert_same((after.params, after.opt_state, after.state), (state.params, state.opt_state, state.state))
     assert after.step == 1
     assert np.isnan(metrics["loss"])
+    assert np.isnan(metrics["gradient_norm"])  # or the mean over steps would count it as zero
     assert metrics["nonfinite_tasks"] == 2
 
 
@@ -419,6 +422,72 @@ def test_parameters_that_turn_infinite_are_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="meta-step 1; no checkpoint was saved before it"):
         jmeta.fit(LEARNER, optax.sgd(np.inf), SAMPLE, **options)
     assert checkpoints.latest_step(tmp_path / "checkpoints") is None
+
+
+def test_a_checkpoint_after_the_last_finite_step_is_not_called_good(tmp_path):
+    options = {"key": jax.random.key(0), "steps": 40, "batch_size": 2, "out": tmp_path, "save_every": 10}
+    told = rf"meta-step 2; no checkpoint was saved before it, and .* {tmp_path}/checkpoints/10, is of no use"
+    with pytest.raises(FloatingPointError, match=told):
+        jmeta.fit(LEARNER, optax.sgd(1e30), SAMPLE, **options)
+
+
+def test_a_validation_of_other_ways_is_refused_before_anything_is_trained(tmp_path):
+    learner = learners.maml(models.mlp(hidden=(8,), outputs=5))
+    tasks, validation = (data.glyphs(ways=ways, shots=1, queries=1) for ways in (5, 3))
+    with pytest.raises(ValueError, match=r"outputs have shape \(3, 5\)"):
+        jmeta.fit(
+            learner,
+            OPTIMIZER,
+            tasks,
+            key=jax.random.key(0),
+            steps=20,
+            batch_size=2,
+            validation=validation,
+            out=tmp_path,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_validation_fails_keeps_what_it_has_trained(tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(training, "evaluate", fails)
+    with pytest.raises(MemoryError):
+        fitted(tmp_path, steps=40)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == read_metrics(tmp_path)[-1]["step"] == 20
+
+
+def test_a_run_of_no_steps_has_a_checkpoint_too(tmp_path):
+    assert_same(fitted(tmp_path, steps=0).params, fitted(tmp_path, steps=0).params)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 0
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
+    told = pytest.raises(ValueError, match=f"another process trains in {tmp_path}")
+    with ThreadPoolExecutor(1) as other, sole_writer(tmp_path), told:
+        other.submit(fitted, tmp_path).result()
+    fitted(tmp_path, steps=20)
+
+
+@pytest.mark.parametrize("name", ["a key of the user's", "one array twice"])
+def test_an_optimizer_may_keep_what_is_not_its_own(tmp_path, name):
+    key = jax.random.key(7)
+    optimizer = {
+        "a key of the user's": optax.chain(optax.add_noise(0.01, 0.5, key), optax.sgd(1e-3)),
+        "one array twice": optax.contrib.prodigy(),
+    }[name]
+    run = functools.partial(jmeta.fit, LEARNER, optimizer, SAMPLE, key=jax.random.key(0), batch_size=2, save_every=20)
+    run(steps=20, out=tmp_path)
+    assert_same(run(steps=40, out=tmp_path).params, run(steps=40).params)
+    assert jax.random.split(key).shape == (2,)
+
+
+def test_metrics_of_something_else_are_left_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"mine": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl has lines without a step, so it is of no run"):
+        fitted(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"mine": 1}\n'
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path):

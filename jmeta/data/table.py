@@ -46,7 +46,8 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
         labels: [M] the class of each, anything that can be sorted.
 
     Raises:
-        ValueError: if the two differ in length, there are none, or `inputs` has a NaN or infinity.
+        ValueError: if the two differ in length, there are none, or `inputs` has a NaN or
+            infinity, or whole numbers too large, in the precision of JAX.
 
     Example:
         >>> class_table(np.zeros((6, 4), np.float32), ["cat", "dog", "cat", "cow", "dog", "cow"])
@@ -59,9 +60,12 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
         raise ValueError(f"inputs has {len(inputs)} examples and labels {len(labels)}; there must be one label each.")
     if not len(inputs):
         raise ValueError("inputs is empty; a table needs at least one example.")
-    if np.issubdtype(inputs.dtype, np.inexact) and not np.isfinite(inputs).all():
+    inputs = _in_jax(inputs)
+    if jnp.issubdtype(inputs.dtype, jnp.inexact) and not np.isfinite(inputs).all():
         bad = int(np.argmin(np.isfinite(inputs).reshape(len(inputs), -1).all(1)))
-        raise ValueError(f"inputs has a NaN or infinity in example {bad}; every number must be finite.")
+        raise ValueError(
+            f"inputs has a NaN or infinity in example {bad}, as {inputs.dtype}; every number must be finite."
+        )
     names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return ClassTable(
         jnp.asarray(inputs[np.argsort(index, kind="stable")]),
@@ -69,3 +73,12 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
         jnp.asarray(counts, jnp.int32),
         tuple(names.tolist()),
     )
+
+
+def _in_jax(inputs):
+    """The numbers in JAX's precision."""
+    with np.errstate(over="ignore"):
+        converted = inputs.astype(jax.dtypes.canonicalize_dtype(inputs.dtype))
+    if not jnp.issubdtype(inputs.dtype, jnp.inexact) and not np.array_equal(converted, inputs):
+        raise ValueError(f"inputs has numbers of {inputs.dtype} that {converted.dtype} does not hold; enable x64.")
+    return converted

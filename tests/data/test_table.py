@@ -1,5 +1,6 @@
 """Tables from plain arrays."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +20,10 @@ def test_examples_are_grouped_by_class_in_their_order():
     [
         (np.zeros((3, 2)), [0, 1], "inputs has 3 examples and labels 2"),
         (np.zeros((0, 2)), [], "inputs is empty"),
-        (np.array([[0.0], [np.nan]]), [0, 1], "NaN or infinity in example 1"),
+        (np.array([[0.0], [np.nan]]), [0, 1], "NaN or infinity in example 1, as float32"),
+        (np.array([[0.0], [0.0], [1e300]]), [0, 0, 1], "NaN or infinity in example 2, as float32"),
+        (jnp.array([[0.0], [jnp.inf]], jnp.bfloat16), [0, 1], "NaN or infinity in example 1, as bfloat16"),
+        (np.array([[2**40 + 3]]), [0], "numbers of int64 that int32 does not hold; enable x64"),
         (np.zeros((2, 2)), [[0], [1]], r"labels have shape \(2, 1\)"),
     ],
 )
