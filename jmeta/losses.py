@@ -60,13 +60,19 @@ def cross_entropy(outputs: Array, targets: Array, mask: Array) -> Array:
         mask: [K].
 
     Raises:
-        ValueError: if `outputs` and `targets` differ in shape.
+        ValueError: if `outputs` and `targets` differ in shape, or there is one class,
+            as there seems to be in regression of one number.
 
     Example:
         >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), jnp.ones(1)))
         0.693147
     """
     _check_shapes(outputs, targets)
+    if targets.shape[1] == 1:
+        raise ValueError(
+            f"targets have shape {targets.shape}, of one class, where a cross-entropy is always zero; for regression "
+            "give loss_fn=losses.squared_error."
+        )
     return masked_mean(-(targets * jax.nn.log_softmax(outputs)).sum(-1), mask)
 
 
@@ -125,7 +131,7 @@ def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:
         mask: [K].
     """
     correct = (outputs.argmax(-1) == targets.argmax(-1)) & ~jnp.isnan(outputs).any(-1)
-    return masked_mean(correct.astype(jnp.result_type(outputs)), mask)
+    return masked_mean(correct.astype(jnp.promote_types(jnp.result_type(outputs), jnp.float32)), mask)
 
 
 def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int = 15) -> Array:
@@ -148,7 +154,8 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
 
 def masked_mean(values: Array, mask: Array) -> Array:
     """The mean of `values` [K] where `mask` [K] is 1; zero if it is nowhere."""
-    return jnp.where(mask > 0, values, 0).sum() / jnp.maximum(mask.sum(), 1)
+    number = mask.sum(dtype=jnp.promote_types(jnp.result_type(mask), jnp.float32))  # half precision would count to 256
+    return jnp.where(mask > 0, values, 0).sum() / jnp.maximum(number, 1)
 
 
 def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:

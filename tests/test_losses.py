@@ -26,6 +26,18 @@ def test_cross_entropy_and_accuracy_are_means_over_real_examples(x64):
     np.testing.assert_allclose(losses.accuracy(*labelled()), correct[REAL].mean(), atol=1e-14)
 
 
+def test_a_cross_entropy_of_one_class_is_refused():
+    with pytest.raises(ValueError, match="for regression give loss_fn"):
+        losses.cross_entropy(jnp.zeros((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
+
+
+def test_accuracy_in_half_precision_counts_beyond_256():
+    targets = jnp.eye(2, dtype=jnp.bfloat16)[jnp.zeros(600, int)]
+    outputs = targets.at[:9].set(jnp.array([0, 1]))
+    found = losses.accuracy(outputs, targets, jnp.ones(600, jnp.bfloat16))
+    np.testing.assert_allclose(found, 591 / 600, rtol=1e-6)
+
+
 def test_squared_error_is_the_mean_over_real_examples_and_dimensions(x64):
     expected = ((OUTPUTS - np.eye(3)[LABELS]) ** 2)[REAL].mean()
     np.testing.assert_allclose(losses.squared_error(*labelled()), expected, atol=1e-14)

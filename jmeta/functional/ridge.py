@@ -27,10 +27,13 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
         >>> ridge_regression(jnp.array([[1.0], [9.0]]), jnp.array([[2.0], [9.0]]), jnp.array([1.0, 0.0]), 1.0)
         Array([[1.000]], dtype=float32)
     """
-    x, y = jnp.asarray(features * mask[:, None]), targets * mask[:, None]
+    dtype = jnp.result_type(features, targets, mask, float)
+    # Nothing is solved in half precision.
+    features, targets, mask = (jnp.asarray(a, jnp.promote_types(dtype, jnp.float32)) for a in (features, targets, mask))
+    x, y = features * mask[:, None], targets * mask[:, None]
     if x.shape[0] < x.shape[1]:
-        return x.T @ _solve(x @ x.T, y, regularisation)
-    return _solve(x.T @ x, x.T @ y, regularisation)
+        return (x.T @ _solve(x @ x.T, y, regularisation)).astype(dtype)
+    return _solve(x.T @ x, x.T @ y, regularisation).astype(dtype)
 
 
 def _solve(gram, values, regularisation):

@@ -35,7 +35,10 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
         >>> crammer_singer(x, y, jnp.ones(2), cost=10.0, steps=100)
         Array([[ 0.500, -0.500]], dtype=float32)
     """
-    x, y = jnp.asarray(features * mask[:, None]), targets * mask[:, None]
+    dtype = jnp.result_type(features, targets, mask, float)
+    # Labels may be whole numbers, and there are no inverses in half precision.
+    features, targets, mask = (jnp.asarray(a, jnp.promote_types(dtype, jnp.float32)) for a in (features, targets, mask))
+    x, y = features * mask[:, None], targets * mask[:, None]
     present = y.sum(0) > 0
     gram = x @ x.T
     # The mean eigenvalue: the matrix to invert has then a condition number of at most 1 + K, whatever the features.
@@ -52,10 +55,11 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
 
     zeros = jnp.zeros_like(y)
     (feasible, _), _ = lax.scan(step, (zeros, zeros), length=steps)
-    return x.T @ feasible
+    return (x.T @ feasible).astype(dtype)
 
 
 def _nearest_feasible(values, y, present, cost):
     """What rows lack of their bounds sums to `cost` and is not negative; zero at absent classes."""
     lacking = jnp.where(present[None], cost * y - values, -cost)
-    return cost * y - jax.vmap(projection_simplex, (0, None))(lacking, cost)
+    # Optax gives double precision where JAX has it.
+    return cost * y - jax.vmap(projection_simplex, (0, None))(lacking, cost).astype(y.dtype)

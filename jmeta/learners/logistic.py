@@ -28,7 +28,8 @@ def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
         regularisation: lambda of lambda / 2 |weights|^2, where learning starts;
             there is no bias.
-        newton_steps: of Newton's method, at least 1.
+        newton_steps: of Newton's method, at least 1. The default is for features of
+            order one; of a deviation of 60, 10 leave 7e-2 of the weights, 15 nothing.
         cg_steps: most steps of conjugate gradient in each of those and in the
             derivative, at least 1.
 

@@ -30,7 +30,7 @@ def r2d2(
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
         regularisation: lambda, where learning starts.
         scale: of the outputs, where learning starts; ridge regression gives
-            numbers between 0 and 1, which are no logits yet.
+            numbers between 0 and 1, which are no logits yet. Take 1 for regression.
         loss_fn: of the query set; `losses.squared_error` for regression.
 
     Returns:

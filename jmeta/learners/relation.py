@@ -125,5 +125,10 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
 
 @losses.classification
 def one_against_rest(outputs: Array, targets: Array, mask: Array) -> Array:
-    """Squared error of the outputs' sigmoid against one-hot targets, the mean over real examples and classes."""
-    return losses.squared_error(jax.nn.sigmoid(outputs), targets, mask)
+    """Squared error of the outputs' sigmoid against one-hot targets, the mean over real examples and their classes.
+
+    Absent classes have outputs of zero and add nothing, so that a task padded to more ways has the same loss.
+    """
+    present = ((targets * mask[:, None]).sum(0) > 0).sum()
+    share = targets.shape[1] / jnp.maximum(present, 1)
+    return share * losses.squared_error(jax.nn.sigmoid(outputs), targets, mask)

@@ -50,6 +50,21 @@ def test_the_meta_gradient_of_the_head_is_the_slope_of_the_loss(name, x64):
         np.testing.assert_allclose(slope, (above - below) / 2e-5, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    ("inputs", "labels", "tolerance"), [("float64", "int32", 1e-12), ("bfloat16", "bfloat16", 0.1)]
+)
+def test_a_head_takes_labels_of_any_dtype_and_half_precision(name, inputs, labels, tolerance, x64):
+    task, learner = task_of_clusters(jax.random.key(0)), HEADS[name](IDENTITY)
+    params, state = learner.init(jax.random.key(1), task)
+
+    def cast(part):
+        return Examples(part.inputs.astype(inputs), part.targets.astype(labels), part.mask.astype(labels))
+
+    loss, expected = (learner.loss(params, state, Task(*parts))[0] for parts in (map(cast, task[:2]), task[:2]))
+    np.testing.assert_allclose(loss, expected, atol=tolerance)
+
+
 def test_the_outputs_of_metaoptnet_are_in_proportion_to_its_scale(x64):
     task = task_of_clusters(jax.random.key(0))
 
