@@ -122,10 +122,13 @@ def _read(manager, directory, step, **item):
     (name,) = item
     try:
         return manager.restore(step, args=ocp.args.Composite(**item))[name]
+    except (MemoryError, OSError):  # of the machine, and not of the checkpoint
+        raise
     except Exception as error:  # of many classes, by what in it is damaged
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"the checkpoint {directory}/{step} cannot be read; where there is an older one, delete that folder to go "
-            "on from there."
+            f"the checkpoint {directory}/{step} cannot be read ({reason}); where there is an older one, move that "
+            "folder aside to go on from there."
         ) from error
 
 
@@ -142,7 +145,7 @@ def _by_path(state):
 
 
 def _is_key(leaf):
-    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.numpy.issubdtype(jax.numpy.result_type(leaf), jax.dtypes.prng_key)
 
 
 def _as(leaf, numbers):

@@ -465,9 +465,11 @@ def evaluate_run(command: Evaluate) -> None:
             f"{command.run} was trained on inputs of shape {trained}, but {name} has inputs of shape {tested}."
         )
     report = evaluate(learner, state, sample, key=key, episodes=command.episodes, devices=jax.local_devices())
-    if command.out is not None:
-        write_whole(command.out, report.to_json(indent=1) + "\n")
-    print(report)
+    try:
+        if command.out is not None:
+            write_whole(command.out, report.to_json(indent=1) + "\n")
+    finally:
+        print(report)
 
 
 def _check_file(out: Path) -> None:

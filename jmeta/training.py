@@ -352,10 +352,12 @@ def fit(
                             learner, state, validation, key=validation_key, episodes=episodes, devices=devices
                         )
                 finally:  # what was trained is kept, also if its validation fails
-                    reporter.write(done, metrics, report, seconds)
-                    if folder is not None and is_due:
-                        checkpoints.save(folder, state, config=config)
-                        saved = done
+                    try:
+                        reporter.write(done, metrics, report, seconds)
+                    finally:
+                        if folder is not None and is_due:
+                            checkpoints.save(folder, state, config=config)
+                            saved = done
             if folder is not None and saved != done:
                 checkpoints.save(folder, state, config=config)
     return state

@@ -109,6 +109,12 @@ def test_evaluate_prints_one_line_and_writes_the_whole_report(run_folder, tmp_pa
     assert (report["episodes"], report["shots"]) == (20, 5)
 
 
+def test_a_report_that_cannot_be_written_is_printed(run_folder, tmp_path, capsys):
+    out = tmp_path / ("x" * 254)  # too long with the ending of a file that is not whole
+    assert cli.main(["evaluate", str(run_folder), "--episodes", "5", "--out", str(out)]) == 2
+    assert capsys.readouterr().out.endswith("(95 % CI, 5 episodes)\n")
+
+
 def test_shots_may_differ_in_evaluation(run_folder, tmp_path, capsys):
     path = tmp_path / "report.json"
     assert cli.main(["evaluate", str(run_folder), "--shots", "7", "--episodes", "5", "--out", str(path)]) == 0

@@ -458,6 +458,22 @@ def test_a_run_whose_validation_fails_keeps_what_it_has_trained(tmp_path, monkey
     assert checkpoints.latest_step(tmp_path / "checkpoints") == read_metrics(tmp_path)[-1]["step"] == 20
 
 
+def test_a_run_whose_metrics_cannot_be_written_keeps_what_it_has_trained(tmp_path, monkeypatch):
+    def fails(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MetricsLog, "write", fails)
+    with pytest.raises(OSError, match="No space left"):
+        fitted(tmp_path, steps=20, log_every=20)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 20
+
+
+def test_a_state_with_a_number_of_pythons_is_saved_and_restored(tmp_path):
+    state = begin()._replace(step=3)
+    checkpoints.save(tmp_path, state)
+    assert checkpoints.restore(tmp_path, state).step == 3
+
+
 def test_a_run_of_no_steps_has_a_checkpoint_too(tmp_path):
     assert_same(fitted(tmp_path, steps=0).params, fitted(tmp_path, steps=0).params)
     assert checkpoints.latest_step(tmp_path / "checkpoints") == 0
