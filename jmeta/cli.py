@@ -452,10 +452,10 @@ def evaluate_run(command: Evaluate) -> None:
     given = {name: getattr(command, name) for name in ("ways", "shots", "queries")}
     protocol = dataclasses.replace(configuration.protocol, **{k: v for k, v in given.items() if v is not None})
     name = command.data or configuration.data
-    sample = _sampler(name, protocol, "test", command.data_dir or configuration.data_dir)
     key = _key(command.seed)
     if command.out is not None:
         _check_file(command.out)
+    sample = _sampler(name, protocol, "test", command.data_dir or configuration.data_dir)
     learner, state = load(command.run)
     if command.test_steps is not None:
         learner = build_learner(dataclasses.replace(configuration, test_steps=command.test_steps))

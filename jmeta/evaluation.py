@@ -121,8 +121,8 @@ def evaluate(
         check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
     devices = as_devices(devices)
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
-    number = 1 if devices is None else len(devices)
-    each = -(-episodes // number)
+    number = _number(devices)
+    each = math.ceil(episodes / number)
     chunk = number * min(tasks_per_chunk or _episodes_at_once(learner, arguments, each), each)
     # The last chunk is filled up with the first episodes, so that one compiled function does for all.
     keys, _ = filled_up(on_each_device(jax.random.split(key, episodes), devices), chunk)
@@ -136,16 +136,24 @@ def evaluate(
     return _report(found, _differ(found["first"][:chunk], alone), normalisations(state.state))
 
 
-def check_episodes(learner: Learner, state: TrainState, sample: Callable[[Array], Task], *, episodes: int) -> None:
-    """Raises the `ValueError` of an evaluation for which a learner's outputs are too wide or narrow.
+def check_episodes(
+    learner: Learner,
+    state: TrainState,
+    sample: Callable[[Array], Task],
+    *,
+    episodes: int,
+    devices: tuple[jax.Device, ...] | None,
+) -> None:
+    """Raises a `ValueError` unless the learner's outputs fit the episodes; traces one, computes none.
 
-    Args:
-        learner: what is to be evaluated.
-        state: its training state.
-        sample: `(key) -> Task`.
-        episodes: how many, on each device.
+    The arguments are those of `evaluate`, which finds there how many episodes it vmaps at a time.
     """
-    _episodes_at_once(learner, (as_argument(sample), state.params, state.state), episodes)
+    arguments = as_argument(sample), state.params, state.state
+    _episodes_at_once(learner, arguments, math.ceil(episodes / _number(devices)))
+
+
+def _number(devices: tuple[jax.Device, ...] | None) -> int:
+    return 1 if devices is None else len(devices)
 
 
 def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:

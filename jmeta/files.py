@@ -31,8 +31,9 @@ def write_whole(path: Path, text: str) -> None:
     try:
         part.write_text(text)
         part.replace(path)
-    finally:
+    except BaseException:
         part.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

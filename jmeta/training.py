@@ -316,8 +316,10 @@ def fit(
     task = sample(validation_key)
     state = init_state(learner, optimizer, init_key, task, devices=step_devices)
     if validation is not None:
-        check_episodes(learner, state, validation, episodes=-(-episodes // len(devices or [None])))
-    with contextlib.nullcontext() if out is None else sole_writer(out):
+        check_episodes(learner, state, validation, episodes=episodes, devices=devices)
+    with contextlib.ExitStack() as held:
+        if out is not None:
+            held.enter_context(sole_writer(out))
         folder, saved = None if out is None else Path(out) / "checkpoints", None
         if folder is not None and (saved := checkpoints.latest_step(folder)) is not None:
             checkpoints.check_config(folder, config)
@@ -329,37 +331,37 @@ def fit(
         dispatch = functools.partial(_dispatch, loop, sampler)
 
         done = last_finite = int(state.step)  # the last step with a finite task
-        with _stop_signals() as stopping, _Reporter(out, steps, done, batch_size) as reporter:
-            while done < steps and not stopping.is_set():
-                # Up to the next line of metrics, wherever the run was stopped before.
-                before = state
-                state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
-                good = _good_steps(metrics, is_finite, nonfinite)
-                is_diverged = good < len(metrics["loss"])
-                metrics = {name: values[:good] for name, values in metrics.items()}
-                last_finite = _last_finite(metrics, done, before=last_finite)
-                done += good
-                if is_diverged:
-                    reporter.write(done, metrics, None, seconds)
-                    if folder is not None and nonfinite == "raise" and (saved or 0) < done:
-                        checkpoints.save(folder, dispatch(before, good)[0], config=config)
-                    raise FloatingPointError(_diverged(min(done, last_finite) + 1, folder))
-                is_due = done % save_every == 0 or done == steps
-                report = None
+        stopping = held.enter_context(_stop_signals())
+        reporter = held.enter_context(_Reporter(out, steps, done, batch_size))
+        while done < steps and not stopping.is_set():
+            # Up to the next line of metrics, wherever the run was stopped before.
+            before = state
+            state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
+            good = _good_steps(metrics, is_finite, nonfinite)
+            is_diverged = good < len(metrics["loss"])
+            metrics = {name: values[:good] for name, values in metrics.items()}
+            last_finite = _last_finite(metrics, done, before=last_finite)
+            done += good
+            if is_diverged:
+                reporter.write(done, metrics, None, seconds)
+                if folder is not None and nonfinite == "raise" and (saved or 0) < done:
+                    checkpoints.save(folder, dispatch(before, good)[0], config=config)
+                raise FloatingPointError(_diverged(min(done, last_finite) + 1, folder))
+            is_due = done % save_every == 0 or done == steps
+            report = None
+            with contextlib.ExitStack() as at_last:
+                if folder is not None and is_due:  # what was trained is kept, also if its validation or metrics fail
+                    at_last.callback(checkpoints.save, folder, state, config=config)
+                    saved = done
                 try:
                     if validation is not None and is_due:
                         report = evaluate(
                             learner, state, validation, key=validation_key, episodes=episodes, devices=devices
                         )
-                finally:  # what was trained is kept, also if its validation fails
-                    try:
-                        reporter.write(done, metrics, report, seconds)
-                    finally:
-                        if folder is not None and is_due:
-                            checkpoints.save(folder, state, config=config)
-                            saved = done
-            if folder is not None and saved != done:
-                checkpoints.save(folder, state, config=config)
+                finally:
+                    reporter.write(done, metrics, report, seconds)
+        if folder is not None and saved != done:
+            checkpoints.save(folder, state, config=config)
     return state
 
 

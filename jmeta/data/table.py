@@ -77,8 +77,11 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
 
 def _in_jax(inputs):
     """The numbers in JAX's precision."""
+    dtype = jax.dtypes.canonicalize_dtype(inputs.dtype)
+    if dtype == inputs.dtype:
+        return inputs
     with np.errstate(over="ignore"):
-        converted = inputs.astype(jax.dtypes.canonicalize_dtype(inputs.dtype))
+        converted = inputs.astype(dtype)
     if not jnp.issubdtype(inputs.dtype, jnp.inexact) and not np.array_equal(converted, inputs):
         raise ValueError(f"inputs has numbers of {inputs.dtype} that {converted.dtype} does not hold; enable x64.")
     return converted

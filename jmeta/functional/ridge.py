@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jax.scipy.linalg import solve
 
+from jmeta.functional.precision import to_solve
 from jmeta.types import Array
 
 
@@ -27,9 +28,7 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
         >>> ridge_regression(jnp.array([[1.0], [9.0]]), jnp.array([[2.0], [9.0]]), jnp.array([1.0, 0.0]), 1.0)
         Array([[1.000]], dtype=float32)
     """
-    dtype = jnp.result_type(features, targets, mask, float)
-    # Nothing is solved in half precision.
-    features, targets, mask = (jnp.asarray(a, jnp.promote_types(dtype, jnp.float32)) for a in (features, targets, mask))
+    (features, targets, mask), dtype = to_solve(features, targets, mask)
     x, y = features * mask[:, None], targets * mask[:, None]
     if x.shape[0] < x.shape[1]:
         return (x.T @ _solve(x @ x.T, y, regularisation)).astype(dtype)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from optax.projections import projection_simplex
 
+from jmeta.functional.precision import to_solve
 from jmeta.types import Array
 
 
@@ -35,9 +36,7 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
         >>> crammer_singer(x, y, jnp.ones(2), cost=10.0, steps=100)
         Array([[ 0.500, -0.500]], dtype=float32)
     """
-    dtype = jnp.result_type(features, targets, mask, float)
-    # Labels may be whole numbers, and there are no inverses in half precision.
-    features, targets, mask = (jnp.asarray(a, jnp.promote_types(dtype, jnp.float32)) for a in (features, targets, mask))
+    (features, targets, mask), dtype = to_solve(features, targets, mask)
     x, y = features * mask[:, None], targets * mask[:, None]
     present = y.sum(0) > 0
     gram = x @ x.T

@@ -1,0 +1,23 @@
+"""In which precision small problems are solved."""
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jmeta.types import Array
+
+
+def to_solve(*arrays: Array) -> tuple[list[Array], DTypeLike]:
+    """The arrays in one precision, at least single, and that which the solution is to have.
+
+    Nothing is factorised in half precision, and labels may be whole numbers.
+
+    Args:
+        arrays: features, targets and mask, of any dtypes.
+
+    Example:
+        >>> (features, mask), dtype = to_solve(jnp.ones(2, jnp.bfloat16), jnp.ones(2, int))
+        >>> print(features.dtype, mask.dtype, dtype)
+        float32 float32 bfloat16
+    """
+    dtype = jnp.result_type(*arrays, float)
+    return [jnp.asarray(array, jnp.promote_types(dtype, jnp.float32)) for array in arrays], dtype
