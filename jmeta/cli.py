@@ -363,7 +363,7 @@ def train(command: Train) -> None:
     jax.eval_shape(lambda key: learner.init(key, task), jax.random.key(0))
     with sole_writer(folder):  # only now: a mistake must not leave a folder behind
         if command.resume is None:
-            _check_empty(folder)  # another process may have begun there since
+            _check_empty(folder)  # another run may have begun there since
         write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
         state = fit(
             learner,
@@ -397,10 +397,13 @@ def _key(seed: int) -> Array:
 
 def _sampler(name: str, protocol: Protocol, split: str, data_dir: str | None) -> Callable[[Array], Task]:
     """The tasks of a source."""
-    source = _named("data", name, SOURCES)
-    if source.regression and protocol.ways != Protocol().ways:
-        raise ValueError(f"--ways {protocol.ways} was given, but {name} has no classes.")
-    return source.sampler(protocol, split, data_dir)
+    return _named("data", name, SOURCES).sampler(protocol, split, data_dir)
+
+
+def _check_ways(name: str, given: int | None) -> None:
+    """Raises a `ValueError` if classes were asked for of a source that has none."""
+    if given is not None and _named("data", name, SOURCES).regression:
+        raise ValueError(f"--ways {given} was given, but {name} has no classes.")
 
 
 def _begun(command: Train) -> tuple[Path, Run]:
@@ -408,13 +411,18 @@ def _begun(command: Train) -> tuple[Path, Run]:
     if command.out is None:
         raise ValueError("train needs --out, the folder of a new run, or --resume, that of one to go on with.")
     _check_empty(command.out)
+    ways = command.configuration.protocol.ways
+    _check_ways(command.configuration.data, None if ways == Protocol().ways else ways)
     steps = 2000 if command.steps is None else command.steps
     return command.out, Run(command.configuration, steps, command.save_every, command.log_every, command.episodes)
 
 
 def _check_empty(folder: Path) -> None:
-    if any((folder / name).exists() for name in ("run.json", "metrics.jsonl", "checkpoints")):
+    if (folder / "run.json").exists():
         raise ValueError(f"{folder} already holds a run; go on with: jmeta train --resume {folder}")
+    for name in ("metrics.jsonl", "checkpoints"):
+        if (folder / name).exists():
+            raise ValueError(f"{folder} holds {name} of something else than jmeta train; choose another folder.")
 
 
 def _check_resumed(arguments: list[str]) -> None:
@@ -452,6 +460,7 @@ def evaluate_run(command: Evaluate) -> None:
     given = {name: getattr(command, name) for name in ("ways", "shots", "queries")}
     protocol = dataclasses.replace(configuration.protocol, **{k: v for k, v in given.items() if v is not None})
     name = command.data or configuration.data
+    _check_ways(name, command.ways)
     key = _key(command.seed)
     if command.out is not None:
         _check_file(command.out)
@@ -476,8 +485,10 @@ def _check_file(out: Path) -> None:
     """Raises a `ValueError` where no file can be written, before there is anything to lose."""
     if not out.parent.is_dir():
         raise ValueError(f"--out {out} is in a folder that does not exist.")
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ValueError(f"--out {out} cannot be written: it is a folder, or in one that is not yours.")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; it must be a file.")
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out {out} is in a folder that you may not write to.")
 
 
 def load(run: Path) -> tuple[Learner, TrainState]:

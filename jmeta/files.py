@@ -1,4 +1,4 @@
-"""Files and their JSON: written whole or not at all, by one process at a time, and readable by any program."""
+"""Files and their JSON: written whole or not at all, by one run at a time, and readable by any program."""
 
 import contextlib
 import json
@@ -52,7 +52,7 @@ def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process trains in {folder}; wait until it ends, or choose another folder.") from None
+        raise ValueError(f"another run trains in {folder}; wait until it ends, or choose another folder.") from None
     try:
         yield
     finally:

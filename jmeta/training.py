@@ -262,7 +262,8 @@ def fit(
 
     A run is resumed by calling `fit` again with the same arguments. Killed at
     any moment and resumed, it ends with the parameters of a run that was not.
-    SIGINT and SIGTERM end it after the current dispatch, with a checkpoint.
+    SIGINT and SIGTERM end it after the current dispatch, with a checkpoint. So does
+    a validation that fails, out of memory say, and is not made up for on resuming.
 
     Args:
         learner: what is trained.
@@ -296,13 +297,14 @@ def fit(
     Raises:
         ValueError: for numbers out of range, devices that cannot share tasks,
             `save_every` not a multiple of `log_every`, a `key` or `batch_size` in
-            `config` that is not this run's, another run in `out` or another process
-            that trains there, or `validation` of other ways than the learner's outputs.
+            `config` that is not this run's, another run in `out`, finished or under
+            way, or `validation` of other ways than the learner's outputs.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
             `nonfinite="raise"`, at the first task that is not finite, when the
             state before it is saved. It names the step and the last good
-            checkpoint; the metrics before it are written.
+            checkpoint, which is one that a finite step has followed; the metrics
+            before it are written.
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
@@ -337,16 +339,16 @@ def fit(
             # Up to the next line of metrics, wherever the run was stopped before.
             before = state
             state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
+            last_finite = _last_finite(metrics, done, before=last_finite)
             good = _good_steps(metrics, is_finite, nonfinite)
             is_diverged = good < len(metrics["loss"])
             metrics = {name: values[:good] for name, values in metrics.items()}
-            last_finite = _last_finite(metrics, done, before=last_finite)
             done += good
             if is_diverged:
                 reporter.write(done, metrics, None, seconds)
                 if folder is not None and nonfinite == "raise" and (saved or 0) < done:
                     checkpoints.save(folder, dispatch(before, good)[0], config=config)
-                raise FloatingPointError(_diverged(min(done, last_finite) + 1, folder))
+                raise FloatingPointError(_diverged(min(done, last_finite) + 1, last_finite, folder))
             is_due = done % save_every == 0 or done == steps
             report = None
             with contextlib.ExitStack() as at_last:
@@ -491,13 +493,14 @@ def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> i
     return done + int(found[-1]) + 1 if len(found) else before
 
 
-def _diverged(step: int, folder: Path | None) -> str:
-    """What is told of a run whose steps from this one on have no finite task, or leave parameters that are not."""
+def _diverged(step: int, last_finite: int, folder: Path | None) -> str:
+    """What is told of a run that is not finite at a step, and had no finite task after `last_finite`."""
     saved = [] if folder is None else sorted(checkpoints.saved_steps(folder))
-    good = max((at for at in saved if at < step), default=None)
-    kept = "no checkpoint was saved before it" if good is None else f"the last good checkpoint is {folder}/{good}"
-    if saved and saved[-1] >= step:
-        kept += f", and what was saved after it, as {folder}/{saved[-1]}, is of no use"
+    # A step may have a finite loss and ruin the parameters: only a finite step after it shows a checkpoint to be good.
+    good = max((at for at in saved if at < last_finite), default=None)
+    kept = "no checkpoint is known to be good" if good is None else f"the last good checkpoint is {folder}/{good}"
+    if saved and saved[-1] != good:
+        kept += f": no finite meta-step has followed {folder}/{saved[-1]}"
     return f"tasks' losses or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."
 
 

@@ -150,6 +150,11 @@ def test_a_metric_learner_is_evaluated_at_other_ways(protonet_folder, tmp_path):
     assert (report["ways"], report["shots"]) == (7, 2)
 
 
+def test_a_run_of_other_ways_is_told_of_the_inputs_alone(protonet_folder, capsys):
+    assert cli.main(["evaluate", str(protonet_folder), "--data", "sinusoid"]) == 2
+    assert "was trained on inputs of shape (28, 28, 1), but sinusoid has" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_a_run_is_evaluated_on_other_data_of_its_shape(protonet_folder, omniglot_files, capsys):
     arguments = f"evaluate {protonet_folder} --data omniglot --data-dir {omniglot_files / 'tfds'} --episodes 5"
@@ -200,7 +205,8 @@ MISTAKES = {
     "train --seed 99999999999999999999 --out {new}": "it must be a whole number of 64 bits",
     "evaluate {run} --seed 99999999999999999999": "it must be a whole number of 64 bits",
     "evaluate {run} --ways 3": "--ways 3 was given, but sinusoid has no classes",
-    "evaluate {run} --out {run}": "it is a folder",
+    "evaluate {run} --ways 5": "--ways 5 was given, but sinusoid has no classes",
+    "evaluate {run} --out {run}": "is a folder; it must be a file",
     "demo --out {new}/demo.png": "its folder does not exist",
     "demo --out demo.xyz": "it must end in one of",
     "train --resume {new}": "there is no run in {new}",
@@ -277,7 +283,7 @@ def test_a_training_that_a_signal_stops_ends_with_a_code_of_its_own(tmp_path):
 def test_a_folder_with_metrics_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     assert cli.main([*SINUSOID, "--out", str(tmp_path)]) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    assert "holds metrics.jsonl of something else than jmeta train" in capsys.readouterr().err
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 

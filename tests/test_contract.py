@@ -260,6 +260,12 @@ def test_examples_of_numpy_in_double_precision_are_taken_in_that_of_jax(subject)
     assert [shape.dtype for shape in shapes] == [jnp.float32, jnp.float32]
 
 
+def test_labels_in_place_of_one_hot_targets_are_refused_by_init(subject):
+    support = subject.task.support._replace(targets=subject.task.support.targets.argmax(-1))
+    with pytest.raises(ValueError, match=r"task.support.targets have shape \(.*,\); they must be \[K, N\] one-hot"):
+        jax.eval_shape(subject.case.learner.init, jax.random.key(0), subject.task._replace(support=support))
+
+
 def test_outputs_have_a_row_per_query_and_a_column_per_class(subject):
     outputs = subject.predictions(subject.params, subject.task.support, subject.task.query)
     assert outputs.shape == (len(subject.task.query.mask), WAYS)

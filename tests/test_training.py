@@ -401,34 +401,34 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
     assert signal.getsignal(number) is before
 
 
+def poisoned(key):
+    task = SAMPLE(key)
+    return task._replace(query=task.query._replace(targets=task.query.targets * jnp.nan))
+
+
 def test_a_loss_that_turns_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path):
-    fitted(tmp_path, steps=20)
-
-    def poisoned(key):
-        task = SAMPLE(key)
-        return task._replace(query=task.query._replace(targets=task.query.targets * jnp.nan))
-
-    with pytest.raises(
-        FloatingPointError, match=rf"meta-step 21; the last good checkpoint is {tmp_path}/checkpoints/20"
-    ):
-        jmeta.fit(
-            LEARNER, OPTIMIZER, poisoned, key=jax.random.key(0), steps=40, batch_size=2, out=tmp_path, save_every=20
-        )
-    assert checkpoints.latest_step(tmp_path / "checkpoints") == 20
+    fitted(tmp_path, steps=40)
+    options = {"key": jax.random.key(0), "batch_size": 2, "out": tmp_path, "save_every": 20}
+    good, last = (tmp_path / "checkpoints" / str(step) for step in (20, 40))
+    told = f"meta-step 41; the last good checkpoint is {good}: no finite meta-step has followed {last}"
+    with pytest.raises(FloatingPointError, match=told):
+        jmeta.fit(LEARNER, OPTIMIZER, poisoned, steps=60, **options)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 40
 
 
 def test_parameters_that_turn_infinite_are_not_saved(tmp_path):
     options = {"key": jax.random.key(0), "steps": 4, "batch_size": 2, "out": tmp_path, "log_every": 1, "save_every": 1}
-    with pytest.raises(FloatingPointError, match="meta-step 1; no checkpoint was saved before it"):
+    with pytest.raises(FloatingPointError, match=r"meta-step 1; no checkpoint is known to be good\."):
         jmeta.fit(LEARNER, optax.sgd(np.inf), SAMPLE, **options)
     assert checkpoints.latest_step(tmp_path / "checkpoints") is None
 
 
-def test_a_checkpoint_after_the_last_finite_step_is_not_called_good(tmp_path):
-    options = {"key": jax.random.key(0), "steps": 40, "batch_size": 2, "out": tmp_path, "save_every": 10}
-    told = rf"meta-step 2; no checkpoint was saved before it, and .* {tmp_path}/checkpoints/10, is of no use"
-    with pytest.raises(FloatingPointError, match=told):
-        jmeta.fit(LEARNER, optax.sgd(1e30), SAMPLE, **options)
+@pytest.mark.parametrize("save_every", [1, 10])
+def test_a_checkpoint_that_no_finite_step_has_followed_is_not_called_good(tmp_path, save_every):
+    options = {"key": jax.random.key(0), "batch_size": 2, "log_every": save_every, "save_every": save_every}
+    told = rf"meta-step 2; no checkpoint is known to be good: .* has followed {tmp_path}/checkpoints/{save_every}"
+    with pytest.raises(FloatingPointError, match=told):  # the first step ruins finite parameters
+        jmeta.fit(LEARNER, optax.sgd(1e30), SAMPLE, steps=40, out=tmp_path, **options)
 
 
 def test_a_validation_of_other_ways_is_refused_before_anything_is_trained(tmp_path):
@@ -480,7 +480,7 @@ def test_a_run_of_no_steps_has_a_checkpoint_too(tmp_path):
 
 
 def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
-    told = pytest.raises(ValueError, match=f"another process trains in {tmp_path}")
+    told = pytest.raises(ValueError, match=f"another run trains in {tmp_path}")
     with ThreadPoolExecutor(1) as other, sole_writer(tmp_path), told:
         other.submit(fitted, tmp_path).result()
     fitted(tmp_path, steps=20)

@@ -97,6 +97,7 @@ def descent(
         return (at, None) if moves is None else part(at, moves)
 
     def init(key, task):
+        check_targets("task.support", task.support)
         params, state = model.init(key, task.support.inputs)
         moving, fixed = begin(params, state, task.support, train=False, key=None)
         if moves is not None:

@@ -79,12 +79,14 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
     Returns:
         A `Learner` whose parameters are `HeadParams`, and whose `adapt` gives
         `Fitted`; its state is the encoder's. Its `init` raises a `ValueError` for
-        an encoder whose features are not vectors, and for outputs of a wrong width;
+        labels in place of one-hot targets, for an encoder whose features are not
+        vectors, and for outputs of a wrong width;
         its `adapt` and `loss`, for targets or features of other widths than a head keeps.
     """
 
     @jax.jit  # so that features are not computed where a head uses their shapes alone
     def init(key, task):
+        check_targets("task.support", task.support)
         encoder_key, head_key = jax.random.split(key)
         params, state = encoder.init(encoder_key, task)
         features = encoder.support(params, state, task.support.inputs, mask=task.support.mask)

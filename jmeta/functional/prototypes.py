@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 
+from jmeta.functional.precision import to_solve
 from jmeta.types import Array
 
 # Cosines lie between -1 and 1: as logits they must be sharpened. The initial
@@ -50,13 +51,15 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
 
     Of a class with n examples it is w S_class + (1 - w) S_all + I with
     w = n / (n + 1), so that it can be inverted whatever the number of examples
-    (Bateni et al., 2020, equation 2, with beta = 1).
+    (Bateni et al., 2020, equation 2, with beta = 1). Means and inverses are at least
+    in single precision, whatever the features are in.
 
     Args:
         features: [K, D].
         targets: [K, N] one-hot.
         mask: [K].
     """
+    (features, targets, mask), _ = to_solve(features, targets, mask)
     points = prototypes(features, targets, mask)
     weights = (targets * mask[:, None]).T  # [N, K]
     everything = _covariances(features, prototypes(features, jnp.ones_like(targets[:, :1]), mask), mask[None])

@@ -118,6 +118,7 @@ def mamlpp(
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (inner_steps, *jnp.shape(leaf))), tree)
 
     def init(key, task):
+        check_targets("task.support", task.support)
         params, state = model.init(key, task.support.inputs)
         scales, moving = part(params, norms)
         if not jax.tree.leaves(moving):

@@ -24,9 +24,9 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
         scale: of the outputs, where its learning starts; a margin is of size one,
             where the logits of a sure answer are far larger.
         solver_steps: of the method, at least 1. 100 give the weights of an encoder's 64
-            features to 1e-2 of the largest, or better, at 5-way 1-shot to 20-way
-            5-shot. Features far from zero beside how they differ need more: at a mean
-            of 1 and a deviation of 0.1, 6e-2 after 100 and 7e-7 after 1000.
+            features to 2e-6 of the largest, or better, at 5-way 1-shot to 20-way 5-shot
+            and 5-way 20-shot; to 1e-3 where features have a mean of 1 beside a deviation
+            of a tenth.
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and

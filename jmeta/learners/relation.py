@@ -90,6 +90,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
 
     @jax.jit  # so that features are not computed where the comparator uses their shapes alone
     def init(key, task):
+        check_targets("task.support", task.support)
         encoder_key, comparator_key = jax.random.split(key)
         params, state = encoder.init(encoder_key, task)
         features = encoder.support(params, state, task.support.inputs, mask=task.support.mask)

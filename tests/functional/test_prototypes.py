@@ -50,6 +50,15 @@ def test_mahalanobis_distances_equal_numpy_s_for_classes_of_three_two_and_one(x6
         np.testing.assert_allclose(found[:, index], expected, atol=1e-12)
 
 
+def test_mahalanobis_distances_of_half_precision_are_found_in_single():
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.bfloat16)
+    targets, mask = jnp.eye(2)[np.arange(8) % 2], jnp.ones(8)
+    distances = squared_mahalanobis_distances(features, gaussians(features, targets, mask))
+    single = features.astype(jnp.float32)
+    expected = squared_mahalanobis_distances(single, gaussians(single, targets, mask))
+    np.testing.assert_array_equal(distances, expected)
+
+
 def test_mahalanobis_distances_have_the_derivatives_that_differences_have(x64):
     features, queries = np.random.default_rng(0).normal(size=(2, 4, 3))
 
