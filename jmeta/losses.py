@@ -28,6 +28,8 @@ def classification(loss_fn: Callable) -> Callable:
         ... def hinge(outputs, targets, mask):
         ...     margins = 1 - (2 * targets - 1) * outputs
         ...     return masked_mean(jnp.maximum(margins, 0).sum(-1), mask)
+        >>> is_classification(hinge)
+        True
     """
 
     @functools.wraps(loss_fn)

@@ -6,7 +6,9 @@ Shape letters, used in every docstring of the library:
     N  ways: classes in a task
     K  support examples: ways x shots
     Q  query examples
-    D  features
+    D  features, or dimensions of a target of regression
+
+Where a file needs more: B images of height H, width W and C channels, L tokens, P pairs of examples.
 """
 
 import inspect

@@ -15,7 +15,7 @@ from jmeta.types import Array, Examples, Task
 def episodes(
     table: ClassTable, *, ways: int | tuple[int, int], shots: int | tuple[int, int], queries: int
 ) -> Callable[[Array], Task]:
-    """A sampler of N-way K-shot classification tasks.
+    """A sampler of classification tasks of so many ways and shots.
 
     Classes are drawn without replacement and in random order, so that labels
     carry no meaning from one episode to the next; examples likewise, so that
@@ -84,7 +84,7 @@ def _rows_of_class(spec, table, key, index):
 
 
 def _examples(table, rows, mask):
-    """The examples at `rows` [N, K], of which those outside `mask` [N, K] are zeroed."""
+    """The examples at `rows`, [N, shots] or [N, queries], of which those outside `mask`, likewise, are zeroed."""
     targets = jnp.repeat(jnp.eye(len(rows)), rows.shape[1], axis=0)
     mask = mask.reshape(-1)
     inputs = _as_float(table.inputs[rows.reshape(-1)])

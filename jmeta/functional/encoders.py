@@ -14,7 +14,7 @@ class Encoder(NamedTuple):
     Attributes:
         init: `(key, task) -> (params, state)`.
         support: `(params, state, inputs [K, ...], *, mask=None, key=None) -> features [K, ...]`.
-        query: the same for queries.
+        query: `(params, state, inputs [Q, ...], *, mask=None) -> features [Q, ...]`.
         both: `(params, state, task, *, key=None) -> (support features, query
             features, state)`, in training.
     """
@@ -58,8 +58,8 @@ def separate_encoders(query_model: Model, support_model: Model) -> Encoder:
         params, states = zip(*(model.init(key, examples.inputs) for key, model, examples in parts), strict=True)
         return params, states
 
-    def query(params, state, inputs, *, mask=None, key=None):
-        return apply_model(query_model, params[0], state[0], inputs, mask=mask, key=key)[0]
+    def query(params, state, inputs, *, mask=None):
+        return apply_model(query_model, params[0], state[0], inputs, mask=mask)[0]
 
     def support(params, state, inputs, *, mask=None, key=None):
         return apply_model(support_model, params[1], state[1], inputs, mask=mask, key=key)[0]

@@ -80,20 +80,24 @@ def descent(
             (of that in which they come, without a key); None for all in each step.
         options: how the meta-gradient is taken.
 
+    Returns:
+        A `Descent`, whose `init` raises a `ValueError` for labels in place of one-hot
+        targets, and if `moves` chooses no parameter or all.
+
     Raises:
-        ValueError: for options that no inner loop can do, or minibatches under
-            `"implicit"`.
+        ValueError: for options that no inner loop can do, minibatches of fewer than
+            one example, or under `"implicit"`.
     """
     check_options(**options)
     if inner_batch is not None:
         check_counts(least=1, inner_batch=inner_batch)
     if inner_batch is not None and options.get("meta_gradient") == "implicit":
         raise ValueError(f"inner_batch is {inner_batch}; an implicit meta-gradient needs None, all examples each step.")
-    start = start or (lambda params, state, examples, **context: params)
+    start = start or (lambda params, state, examples, **mode: params)
 
-    def begin(params, state, examples, **context):
+    def begin(params, state, examples, **mode):
         """Where the parameters that move start, and the others."""
-        at = start(params, state, examples, **context)
+        at = start(params, state, examples, **mode)
         return (at, None) if moves is None else part(at, moves)
 
     def init(key, task):
@@ -110,7 +114,7 @@ def descent(
         present = objective.present(examples)
         moving, fixed = begin(params.model, state, examples, train=train, key=start_key)
 
-        def set_loss(moving, data):
+        def loss_on(moving, data):
             rows, key = data
             some = examples if rows is None else minibatch(examples, rows)
             whole = moving if moves is None else join(moving, fixed)
@@ -120,7 +124,7 @@ def descent(
         rows = None if inner_batch is None else minibatches(examples.mask, steps, inner_batch, order_key)
         keys = None if step_key is None else jax.random.split(step_key, steps)
         fast = inner_loop(
-            set_loss, moving, rule=rule, steps=steps, rule_params=params.rule, data=(rows, keys), **options
+            loss_on, moving, rule=rule, steps=steps, rule_params=params.rule, data=(rows, keys), **options
         )
         return FastWeights(fast, present)
 
@@ -132,11 +136,11 @@ def descent(
     return Descent(init, run, outputs)
 
 
-def fast_weight_learner(descent: Descent, objective: Objective, *, inner_steps: int, test_steps: int | None) -> Learner:
+def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: int, test_steps: int | None) -> Learner:
     """The learner that descends on the support set and is judged on the query set.
 
     Args:
-        descent: the model and its inner loop.
+        inner: the model and its inner loop.
         objective: the loss of the outer loop.
         inner_steps: in `loss`, that is in meta-training.
         test_steps: in `adapt`; None for as many.
@@ -153,23 +157,21 @@ def fast_weight_learner(descent: Descent, objective: Objective, *, inner_steps: 
     check_counts(inner_steps=inner_steps, test_steps=test_steps)
 
     def init(key, task):
-        params, state = descent.init(key, task)
+        params, state = inner.init(key, task)
         jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
         return params, state
 
     def adapt(params, state, support, *, key=None):
-        return descent.run(params, state, support, steps=test_steps, key=key)
+        return inner.run(params, state, support, steps=test_steps, key=key)
 
     def predict(params, state, adapted, inputs, *, mask=None):
-        return descent.outputs(params, state, adapted, inputs, mask=mask)[0]
+        return inner.outputs(params, state, adapted, inputs, mask=mask)[0]
 
     def loss(params, state, task, *, key=None):
         support_key, query_key = (None, None) if key is None else jax.random.split(key)
-        adapted = descent.run(params, state, task.support, steps=inner_steps, train=True, key=support_key)
+        adapted = inner.run(params, state, task.support, steps=inner_steps, train=True, key=support_key)
         query = task.query
-        outputs, state = descent.outputs(
-            params, state, adapted, query.inputs, mask=query.mask, train=True, key=query_key
-        )
+        outputs, state = inner.outputs(params, state, adapted, query.inputs, mask=query.mask, train=True, key=query_key)
         labelled = (outputs, query.targets, query.mask)
         return objective.loss(*labelled), (state, objective.metrics(*labelled))
 

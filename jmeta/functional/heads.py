@@ -63,8 +63,8 @@ def plain_head(init: Callable, fit: Callable, score: Callable) -> Head:
     """
     return Head(
         lambda key, support: init(key, support.inputs),
-        lambda params, support, **context: fit(params, support),
-        lambda params, fitted, features, **context: score(params, fitted, features),
+        lambda params, support, **mode: fit(params, support),
+        lambda params, fitted, features, **mode: score(params, fitted, features),
     )
 
 
@@ -78,10 +78,13 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
 
     Returns:
         A `Learner` whose parameters are `HeadParams`, and whose `adapt` gives
-        `Fitted`; its state is the encoder's. Its `init` raises a `ValueError` for
-        labels in place of one-hot targets, for an encoder whose features are not
-        vectors, and for outputs of a wrong width;
-        its `adapt` and `loss`, for targets or features of other widths than a head keeps.
+        `Fitted`; its state is the encoder's.
+
+    Raises:
+        ValueError: from `init`, for labels in place of one-hot targets, features that
+            are not vectors or differ in width between support and query, and outputs
+            of a wrong width; from `adapt` and `loss`, for targets or features of other
+            widths than a head keeps.
     """
 
     @jax.jit  # so that features are not computed where a head uses their shapes alone
@@ -104,14 +107,14 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
         return params, state
 
-    def fit(params, features, support, **context):
+    def fit(params, features, support, **mode):
         check_targets("support", support)
         encoded = support._replace(inputs=features)
         _check_widths(head, params.head, encoded)
-        return Fitted(head.fit(params.head, encoded, **context), objective.present(support))
+        return Fitted(head.fit(params.head, encoded, **mode), objective.present(support))
 
-    def score(params, adapted, features, **context):
-        return exclude_absent(head.score(params.head, adapted.head, features, **context), adapted.present)
+    def score(params, adapted, features, **mode):
+        return exclude_absent(head.score(params.head, adapted.head, features, **mode), adapted.present)
 
     def adapt(params, state, support, *, key=None):
         encoder_key, fit_key = (None, None) if key is None else jax.random.split(key)
@@ -142,8 +145,8 @@ def _check_widths(head, params, support):
         )
 
 
-def numbers(**start: float) -> Callable:
-    """The `init` of a plain head of which a few numbers, by their names, are meta-learned from these on."""
+def learned_scalars(**start: float) -> Callable:
+    """The `init` of a plain head of which these scalars, by their names, are meta-learned from these values on."""
     return lambda key, features: {name: jnp.asarray(value, features.dtype) for name, value in start.items()}
 
 

@@ -94,7 +94,8 @@ def inner_loop(
         The fast parameters, of the structure of `params`.
 
     Raises:
-        ValueError: for what `check_options` refuses; for a rule that has no
+        ValueError: for what `check_options` refuses; for data whose leading axis is
+            not [steps]; for a rule that has no
             derivative at a gradient of zero (Adam with `eps_root=0`) where one is
             taken; under `"implicit"` for a rule with parameters of its own, on
             which the minimum does not depend.

@@ -76,7 +76,9 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
 
 def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
     """The derivative of the sum of a first update where all elements of each gradient but one are zero."""
-    # Of a single number it is zero only where no leaf has more of them: a rule for whole leaves is not refused for it.
+    # One element of each gradient is not zero, for a rule that divides by the length of a whole gradient has no slope
+    # where all of it is zero, and is not refused for that. Of gradients of a single number that element is the whole:
+    # they are zero only if there is no larger one, where zeros would otherwise not be tried at all.
     has_more = any(jnp.size(leaf) > 1 for leaf in jax.tree.leaves(params))
 
     def zeros_but_one(leaf):

@@ -36,8 +36,10 @@ def prompted(sequence: Callable) -> Head:
 
     Returns:
         A `Head` that is fitted to the encoded support set itself, padding first;
-        given a key, in a random order. Its `init` raises a `ValueError` if the
-        sequence model normalises by statistics of a batch.
+        given a key, in a random order.
+
+    Raises:
+        ValueError: from `init`, if the sequence model normalises by statistics of a batch.
     """
 
     def init(key, support):

@@ -53,12 +53,13 @@ def transfer_learner(
     Returns:
         A `Learner`; its parameters are `HeadParams`, with the head of all training
         classes, and `adapt` gives `Fitted`, with that of the task. Its metrics are
-        of all training classes. Its `init` and `loss` raise a `ValueError` for a task
-        without `class_ids`, or with one that is not below `classes`; under `jit`,
-        where ids have no values, the loss is NaN then.
+        of all training classes.
 
     Raises:
-        ValueError: for fewer than 2 classes, or a negative number of steps.
+        ValueError: for fewer than 2 classes, or a negative number of steps; from
+            `init` and `loss`, for a task without `class_ids`, or with one that is not
+            below `classes`. Under `jit` they cannot be checked, and the loss of such a
+            task is NaN.
     """
     check_counts(least=2, classes=classes)
     check_counts(steps=steps)

@@ -27,8 +27,8 @@ def anil(
     """MAML whose inner loop moves the last layer only.
 
     Raghu et al., 2020, "Rapid Learning or Feature Reuse? Towards Understanding
-    the Effectiveness of MAML". Rate and steps are those of MAML on 5-way
-    Omniglot, with which the paper compares.
+    the Effectiveness of MAML". Rate and steps are those of
+    `maml`, for 5-way Omniglot; the paper has 20-way Omniglot and 5-way miniImageNet.
 
     Args:
         model: any network; its output width is the number of ways.

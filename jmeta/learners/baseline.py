@@ -36,7 +36,8 @@ def baseline(
     Raises:
         ValueError: for fewer than 2 classes or a negative number of steps; from
             `init` and `loss`, for a task without `class_ids` or with one that is not
-            below `classes`. Under `jit`, where ids have no values, the loss is NaN then.
+            below `classes`. Under `jit` they cannot
+            be checked, and the loss of such a task is NaN.
 
     Example:
         >>> import jax, numpy as np

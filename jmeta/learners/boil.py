@@ -46,6 +46,15 @@ def boil(
 
     Raises:
         ValueError: as for `maml`; from `init`, if `head` chooses no parameter or all.
+
+    Example:
+        >>> import jax
+        >>> from jmeta import data, models
+        >>> learner = boil(models.mlp(outputs=5))
+        >>> task = data.glyphs()(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.adapt(params, state, task.support).params["head"]  # does not move
+        {'bias': None, 'kernel': None}
     """
     objective = losses.objective(loss_fn)
     inner = descent(

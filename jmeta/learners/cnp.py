@@ -15,12 +15,12 @@ from jmeta.types import apply_model, Array, Learner, Model, Objective
 # The least standard deviation that is predicted, as in the paper's code.
 LEAST_DEVIATION = 0.1
 
-# The paper's networks on curves.
+# The networks of the authors' notebook, on curves; the paper's text has three layers here and five in the decoder.
 SUMMARY = models.mlp(hidden=(128, 128, 128), outputs=128)
 
 
 def decoder_mlp(outputs: int) -> Model:
-    """The decoder of the paper's code."""
+    """The decoder of the authors' notebook."""
     return models.mlp(hidden=(128, 128), outputs=outputs)
 
 
@@ -49,10 +49,10 @@ def cnp(
     """Decodes each query beside the mean of what a network makes of the support examples.
 
     Garnelo et al., 2018, "Conditional Neural Processes". For regression the
-    prediction is a Gaussian: `predict` gives its mean, `gaussian_cnp` the whole;
-    for classification each class has a mean of its own, and the decoder sees
-    them one after another. The losses are those of the query set alone, where the
-    paper adds the support set to it.
+    prediction is a Gaussian: `predict` gives its mean; the learner that gives the
+    whole is `gaussian_cnp`, of `jmeta.learners.cnp`. For classification each class has
+    a mean of its own, and the decoder sees all of them side by side. The losses are
+    those of the query set alone, where the paper adds the support set to it.
 
     Args:
         model: an encoder to features [K, D]; on curves the paper has none, which is
@@ -68,11 +68,11 @@ def cnp(
     Returns:
         A `Learner` for the number of ways of the task it is initialised with and
         any number of shots; `adapt` gives `Fitted`, a `Representation`. For regression its
-        metrics have the `"squared_error"`. Its `init` raises a `ValueError` if a
-        network besides the encoder normalises by statistics of a batch.
+        metrics have the `"squared_error"`.
 
     Raises:
-        ValueError: for another loss.
+        ValueError: for another loss; from `init`, if a network besides the encoder
+            normalises by statistics of a batch.
 
     Example:
         >>> from jmeta import data
@@ -105,9 +105,24 @@ def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[i
     target; the deviation is at least 0.1, as in the paper's code.
 
     Args:
-        model: as for `cnp`, like the others.
-        summary: see there.
-        decoder: see there.
+        model: as for `cnp`.
+        summary: as for `cnp`.
+        decoder: as for `cnp`.
+
+    Returns:
+        A `Learner` for tasks of regression; `adapt` gives `Fitted`, a `Representation`.
+
+    Raises:
+        ValueError: from `init`, as for `cnp`.
+
+    Example:
+        >>> from jmeta import data
+        >>> learner = gaussian_cnp(models.mlp(hidden=(), outputs=None))
+        >>> task = data.sinusoid(shots=5, queries=3)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> adapted = learner.adapt(params, state, task.support)
+        >>> learner.predict(params, state, adapted, task.query.inputs).deviation.shape
+        (3, 1)
     """
 
     def one_group(support):

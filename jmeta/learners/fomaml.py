@@ -39,6 +39,16 @@ def fomaml(
     Raises:
         ValueError: for numbers out of range; from `init`, if the model's output
             width is not the number of ways.
+
+    Example:
+        >>> import jax
+        >>> from jmeta import data, models
+        >>> learner = fomaml(models.mlp(), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+        >>> task = data.sinusoid(shots=10, queries=10)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> gradient, _ = jax.grad(learner.loss, has_aux=True)(params, state, task)  # through no inner gradient
+        >>> gradient.model["head"]["bias"].shape
+        (1,)
     """
     objective = losses.objective(loss_fn)
     inner = descent(model, objective, rule=inner_optimizer, inner_batch=inner_batch, meta_gradient="first_order")

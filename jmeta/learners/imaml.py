@@ -32,9 +32,10 @@ def imaml(
     The loss of a network is not convex: undamped, the system that conjugate
     gradient solves is not positive there, and its answer points anywhere. The
     authors' code solves 2 + H / (lambda + 10) where the paper has 1 + H / lambda,
-    with H the Hessian of the support loss; the default damping gives half their
-    system, and so twice their meta-gradient. With `damping=0` it is the same as
-    `maml` with `meta_gradient="implicit"`.
+    with H the Hessian of the support loss; at lambda = 2 the default damping, 22, gives
+    half their system (lambda + 22 = 2 (lambda + 10)), and so twice their meta-gradient.
+    It is `maml` with `meta_gradient="implicit"` and this optimizer, number of steps,
+    `proximal`, `cg_steps` and `damping`.
 
     The meta-gradient does not see the path to the minimum, and nothing in it keeps
     the inner loop from diverging in long training: docs/decisions/0011-imaml.md.
@@ -56,6 +57,15 @@ def imaml(
     Raises:
         ValueError: for numbers out of range; from `init`, if the model's output
             width is not the number of ways.
+
+    Example:
+        >>> import jax
+        >>> from jmeta import data, models
+        >>> learner = imaml(models.mlp(outputs=5), inner_steps=2)
+        >>> task = data.glyphs()(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.adapt(params, state, task.support).params["head"]["bias"].shape
+        (5,)
     """
     objective = losses.objective(loss_fn)
     inner = descent(

@@ -32,8 +32,10 @@ def in_context(
 
     Returns:
         A `Learner` for the number of ways of the task it is initialised with and
-        any number of shots; `adapt` gives `Fitted`, the encoded support set. Its `init` raises a
-        `ValueError` if the sequence model normalises by statistics of a batch.
+        any number of shots; `adapt` gives `Fitted`, the encoded support set.
+
+    Raises:
+        ValueError: from `init`, if the sequence model normalises by statistics of a batch.
 
     Example:
         >>> import functools, jax

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jmeta import losses
 from jmeta.checks import check_counts, check_positive
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import head_learner, numbers, plain_head
+from jmeta.functional.heads import head_learner, learned_scalars, plain_head
 from jmeta.functional.logistic import logistic_regression
 from jmeta.types import Learner, Model
 
@@ -15,10 +15,11 @@ from jmeta.types import Learner, Model
 def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 10, cg_steps: int = 50) -> Learner:
     """Regularised logistic regression on the features of each task, differentiated at its optimum.
 
-    What ANIL (Raghu et al., 2020) tends to as its inner steps grow: the loss is
-    convex in the head, and with a regulariser has one minimum wherever the steps
-    start, so that nothing of a head need be meta-learned and any number of ways
-    will do. The meta-gradient is the implicit one of that minimum (Rajeswaran et
+    ANIL (Raghu et al., 2020) takes a few steps on a head; this takes a head to its
+    optimum. Without a regulariser a support set that can be separated has none;
+    with it the loss, convex in the head, has one wherever the steps start, so that
+    nothing of a head need be meta-learned and any number of ways will do. Unlike
+    ANIL's, the head has no bias. The meta-gradient is the implicit one of that minimum (Rajeswaran et
     al., 2019; Lee et al., 2019, for convex heads). Bertinetto et al., 2019, solve
     the binary case by Newton's method and differentiate through its steps. The
     cross-entropy is averaged over the support set, so that a regularisation means
@@ -26,10 +27,10 @@ def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
-        regularisation: lambda of lambda / 2 |weights|^2, where learning starts;
-            there is no bias.
+        regularisation: lambda of lambda / 2 |weights|^2, where learning starts.
         newton_steps: of Newton's method, at least 1. The default is for features of
-            order one; of a deviation of 60, 10 leave 7e-2 of the weights, 15 nothing.
+            order one; of a standard deviation of 60, weights are 7e-2 of their size off
+            after 10 and right after 15.
         cg_steps: most steps of conjugate gradient in each of those and in the
             derivative, at least 1.
 
@@ -60,5 +61,5 @@ def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 
     def score(params, weights, features):
         return features @ weights
 
-    head = plain_head(numbers(log_regularisation=math.log(regularisation)), fit, score)
+    head = plain_head(learned_scalars(log_regularisation=math.log(regularisation)), fit, score)
     return head_learner(shared_encoder(model), head, losses.objective(losses.cross_entropy))

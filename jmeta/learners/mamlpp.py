@@ -105,7 +105,15 @@ def mamlpp(
 
     Raises:
         ValueError: for numbers out of range or an unknown mode; from `init`, if
-            the model's output width is not the number of ways.
+            the model's output width is not the number of ways, or `norms` chooses
+            every parameter.
+
+    Example:
+        >>> from jmeta import data, models
+        >>> learner = mamlpp(models.mlp(outputs=5, norm="layer"), inner_steps=3)
+        >>> params, state = learner.init(jax.random.key(1), data.glyphs()(jax.random.key(0)))
+        >>> params.rates["head"]["bias"].shape  # a rate for each step
+        (3,)
     """
     check_options(differentiation=differentiation, checkpoint=checkpoint)
     check_counts(least=1, inner_steps=inner_steps)

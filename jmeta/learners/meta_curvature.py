@@ -30,7 +30,8 @@ def meta_curvature(
     Park & Oliva, 2019, "Meta-Curvature", in the form the paper calls MC2. A
     kernel [H, W, C, F] has a matrix [H W, H W] over its window, [C, C] over
     inputs and [F, F] over outputs; a dense kernel one for each of its two axes;
-    a vector one factor for each element. All start at the identity.
+    a vector one factor for each element. All start at the identity. Rate and
+    number of steps are ours.
 
     Args:
         model: any network; its output width is the number of ways.
@@ -49,6 +50,13 @@ def meta_curvature(
         ValueError: for numbers out of range or an unknown mode; from `init`, if
             the model's output width is not the number of ways, or for an implicit
             meta-gradient, of which the matrices have none.
+
+    Example:
+        >>> from jmeta import data, models
+        >>> learner = meta_curvature(models.mlp(outputs=5))
+        >>> params, state = learner.init(jax.random.key(1), data.glyphs()(jax.random.key(0)))
+        >>> [len(matrices) for matrices in params.rule if isinstance(matrices, list)]  # one for each axis
+        [2, 2, 2]
     """
     objective = losses.objective(loss_fn)
     inner = descent(model, objective, rule=curvature(inner_rate), inner_batch=inner_batch, **options)

@@ -3,7 +3,7 @@
 from jmeta import losses
 from jmeta.checks import check_counts, check_positive
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import head_learner, numbers, plain_head
+from jmeta.functional.heads import head_learner, learned_scalars, plain_head
 from jmeta.functional.svm import crammer_singer
 from jmeta.types import Learner, Model
 
@@ -13,9 +13,9 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
 
     Lee et al., 2019, "Meta-Learning with Differentiable Convex Optimization": the
     machine of Crammer & Singer, 2001, without a bias, and outputs with a learned
-    scale, which in the paper starts at 1. The quadratic program is solved in its dual by so many
-    steps of the alternating direction method of multipliers, through which the
-    meta-gradient goes, where the paper takes an interior-point method and its
+    scale, which in the paper starts at 1. The quadratic program is solved in its dual by
+    `solver_steps` steps of the alternating direction method of multipliers, through
+    which the meta-gradient goes, where the paper takes an interior-point method and its
     optimality conditions. Labels of the query set are not smoothed.
 
     Args:
@@ -54,5 +54,5 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
     def score(params, weights, features):
         return params["scale"] * (features @ weights)
 
-    head = plain_head(numbers(scale=scale), fit, score)
+    head = plain_head(learned_scalars(scale=scale), fit, score)
     return head_learner(shared_encoder(model), head, losses.objective(losses.cross_entropy))

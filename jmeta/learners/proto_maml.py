@@ -44,7 +44,10 @@ def proto_maml(
     to Learn from Few Examples". The squared distance to a prototype c is linear
     in the features but for a term that all classes share: weights 2c, bias
     -|c|^2. The meta-gradient flows through that start. Inner gradients are
-    constants, as in the paper, unless `meta_gradient="second_order"`.
+    constants, as in the paper, unless `meta_gradient="second_order"`. Ten steps are
+    those of the authors' configuration for ImageNet; the rate is ours, for networks
+    that are not trained beforehand, where theirs is 1e-4, and tests take as many
+    steps as training, where theirs take five more.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).

@@ -1,10 +1,8 @@
 """Prototypical networks (Snell et al., 2017), by three distances."""
 
-import jax.numpy as jnp
-
 from jmeta import losses
 from jmeta.functional.encoders import separate_encoders, shared_encoder
-from jmeta.functional.heads import head_learner, plain_head
+from jmeta.functional.heads import head_learner, learned_scalars, plain_head
 from jmeta.functional.prototypes import (
     COSINE_SCALE,
     cosine_similarities,
@@ -41,7 +39,8 @@ def protonet(model: Model, *, distance: str = "euclidean", support_encoder: Mode
         `adapt` gives `Fitted`, with prototypes [N, D] for a head, or `Gaussians`.
 
     Raises:
-        ValueError: for an unknown `distance`; from `init`, if features are not [K, D].
+        ValueError: for an unknown `distance`; from `init`, if features are not [K, D],
+            or those of support and query not of one width.
 
     Example:
         >>> import jax
@@ -69,9 +68,9 @@ def _means(params, support):
 DISTANCES = {
     "euclidean": plain_head(_nothing, _means, lambda params, points, queries: -squared_distances(queries, points)),
     "cosine": plain_head(
-        lambda key, features: jnp.full((), COSINE_SCALE, features.dtype),
+        learned_scalars(scale=COSINE_SCALE),
         _means,
-        lambda scale, points, queries: scale * cosine_similarities(queries, points),
+        lambda params, points, queries: params["scale"] * cosine_similarities(queries, points),
     ),
     "mahalanobis": plain_head(
         _nothing,

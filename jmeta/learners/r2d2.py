@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jmeta import losses
 from jmeta.checks import check_positive
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import head_learner, numbers, plain_head
+from jmeta.functional.heads import head_learner, learned_scalars, plain_head
 from jmeta.functional.ridge import ridge_regression
 from jmeta.types import Learner, Model
 
@@ -58,7 +58,7 @@ def r2d2(
     def score(params, weights, features):
         return params["scale"] * (_with_constant(features) @ weights) + params["bias"]
 
-    start = numbers(log_regularisation=math.log(regularisation), scale=scale, bias=0.0)
+    start = learned_scalars(log_regularisation=math.log(regularisation), scale=scale, bias=0.0)
     return head_learner(shared_encoder(model), plain_head(start, fit, score), losses.objective(loss_fn))
 
 

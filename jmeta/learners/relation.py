@@ -128,8 +128,9 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
 def one_against_rest(outputs: Array, targets: Array, mask: Array) -> Array:
     """Squared error of the outputs' sigmoid against one-hot targets, the mean over real examples and their classes.
 
-    Absent classes have outputs of zero and add nothing, so that a task padded to more ways has the same loss.
+    Outputs of absent classes are very negative: their sigmoid is zero and adds nothing, so that a task padded to more
+    ways has the same loss. Classes are counted by the targets given.
     """
-    present = ((targets * mask[:, None]).sum(0) > 0).sum()
-    share = targets.shape[1] / jnp.maximum(present, 1)
+    labelled_classes = ((targets * mask[:, None]).sum(0) > 0).sum()
+    share = targets.shape[1] / jnp.maximum(labelled_classes, 1)
     return share * losses.squared_error(jax.nn.sigmoid(outputs), targets, mask)

@@ -52,7 +52,10 @@ def reptile(
     Example:
         >>> from jmeta import data, models
         >>> learner = reptile(models.mlp(outputs=5), inner_optimizer=optax.sgd(0.1), inner_steps=1, inner_batch=None)
-        >>> params, state = learner.init(jax.random.key(1), data.glyphs()(jax.random.key(0)))
+        >>> task = data.glyphs()(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.adapt(params, state, task.support).params["head"]["bias"].shape
+        (5,)
     """
     objective = losses.objective(loss_fn)
     inner = descent(model, objective, rule=inner_optimizer, inner_batch=inner_batch, meta_gradient="first_order")

@@ -36,8 +36,9 @@ def siamese(model: Model) -> Learner:
     cross-entropy on pairs. The pairs are those of a support and a query example
     of a task; pairs of one class and pairs of two weigh as much, as in the paper,
     which draws half of each. A pair is alike with a log-odds of 5 at no distance at
-    first, and -5 where all features are one apart. The paper's regularisation and
-    augmentation are left to the optimizer and the sampler.
+    first, and -5 where all features are one apart. We depart from the paper in that
+    start, in the bias, and in an encoder whose last layer need not be a sigmoid; its
+    regularisation and augmentation are left to the optimizer and the sampler.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).

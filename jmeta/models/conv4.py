@@ -31,6 +31,13 @@ def conv4(
     Raises:
         ValueError: for an unknown `norm`, a width below 1 or a context below 0; from `init` and `apply`,
             for inputs that are not images.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = conv4(width=8)
+        >>> params, state = model.init(jax.random.key(0), jnp.zeros((2, 28, 28, 1)))
+        >>> model.apply(params, state, jnp.zeros((2, 28, 28, 1)))[0].shape
+        (2, 8)
     """
     check_norm(norm)
     check_widths(outputs=outputs, width=width)

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_counts
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import lstm_cell
 from jmeta.types import Array, Model
 
 
@@ -24,7 +23,7 @@ def attention_lstm(*, steps: int = 5) -> Model:
     """Reads a support set with an LSTM for each query, in several steps of attention.
 
     Args:
-        steps: of reading.
+        steps: of reading; the default is ours.
 
     Returns:
         A `Model` from `(queries [Q, D], support [K, D], mask [K])` to [Q, D].
@@ -45,7 +44,7 @@ class BidirectionalLSTM(nn.Module):
         mask = jnp.ones(len(x), x.dtype) if mask is None else mask
         order = jnp.argsort(mask == 0, stable=True)  # padding last, where a length can leave it out
         both = nn.Bidirectional(
-            nn.RNN(lstm_cell(x.shape[-1])), nn.RNN(lstm_cell(x.shape[-1])), merge_fn=lambda one, other: one + other
+            nn.RNN(_lstm_cell(x.shape[-1])), nn.RNN(_lstm_cell(x.shape[-1])), merge_fn=lambda one, other: one + other
         )
         context = both(x[order][None], seq_lengths=(mask > 0).sum()[None])[0]
         return x + jnp.where(mask[:, None] > 0, context[jnp.argsort(order)], 0)
@@ -60,7 +59,7 @@ class AttentionLSTM(nn.Module):
     def __call__(self, inputs: tuple[Array, Array, Array]) -> Array:
         """Queries [Q, D] in the context of a support set."""
         queries, support, mask = inputs
-        cell = lstm_cell(queries.shape[-1])
+        cell = _lstm_cell(queries.shape[-1])
         hidden, memory = jnp.zeros_like(queries), jnp.zeros_like(queries)
         for _ in range(self.steps):
             weights = jax.nn.softmax(jnp.where(mask[None] > 0, hidden @ support.T, -jnp.inf))
@@ -68,3 +67,8 @@ class AttentionLSTM(nn.Module):
             (memory, hidden), _ = cell((memory, hidden), jnp.concatenate([queries, read], -1))
             hidden += queries
         return hidden
+
+
+def _lstm_cell(features: int) -> nn.LSTMCell:
+    """Flax's LSTM cell, with parameters in double precision where JAX is."""
+    return nn.LSTMCell(features, param_dtype=jnp.result_type(float))

@@ -1,4 +1,4 @@
-"""Flax layers: convolution by `jmeta.functional`, and the five normalisation policies."""
+"""Flax layers: convolution and products by `jmeta.functional`, the five normalisation policies, modulation."""
 
 import functools
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from jmeta.types import Array
 BY_CHANNEL = ("batch", "running")  # policies that take away a bias before them
 NORMS = (*BY_CHANNEL, "group", "layer", "none")
 GROUPS, LEAST_IN_GROUP = 32, 8
-MOMENTUM = 0.9  # share of the old running statistics that each update keeps
-EPSILON = 1e-5  # added to the variance
+MOMENTUM = 0.9  # share of the old running statistics that each update keeps; PyTorch's default, there called 0.1
+EPSILON = 1e-5  # added to the variance; PyTorch's default
 
 
 def check_norm(norm: str) -> None:
@@ -30,7 +30,7 @@ def check_norm(norm: str) -> None:
 
 
 def check_widths(**widths: Any) -> None:
-    """Raises a `ValueError` for widths, by their name, one of which is below 1; None is none."""
+    """Raises a `ValueError` that names a width, or widths, below 1; None stands for no layer."""
     for name, given in widths.items():
         if not all(is_count(width, least=1) for width in jax.tree.leaves(given)):
             raise ValueError(f"{name} is {given}; a layer's width must be a whole number, at least 1.")
@@ -40,11 +40,6 @@ def check_images(x: Array) -> None:
     """Raises a `ValueError` unless `x` is images [K, H, W, C]."""
     if x.ndim != 4:
         raise ValueError(f"inputs have shape {x.shape}; a convolutional network needs images [K, H, W, C].")
-
-
-def lstm_cell(features: int) -> nn.LSTMCell:
-    """Flax's LSTM cell, with parameters in double precision where JAX is."""
-    return nn.LSTMCell(features, param_dtype=jnp.result_type(float))
 
 
 class Conv(nn.Module):
@@ -169,38 +164,11 @@ def _groups(channels: int) -> int:
     return max(groups for groups in sizes if groups == 1 or channels // groups >= LEAST_IN_GROUP)
 
 
-def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, real: Array, **options: Any) -> Array:
-    """Attention of the tokens of a prompt among themselves, and of each query to the prompt and itself.
-
-    Args:
-        query: [K + Q, heads, D], those of the prompt first.
-        key: [K + Q, heads, D].
-        value: [K + Q, heads, D].
-        seen: [K, K], which tokens of the prompt a token of it (row) may see.
-        real: [K], which of them are seen at all; every token sees itself.
-        options: of `nn.dot_product_attention`.
-
-    Returns:
-        [K + Q, heads, D]. No number of a query reaches another.
-    """
-    length = len(real)
-    prompt_keys, prompt_values = key[:length], value[:length]
-    seen = seen & real[None] | jnp.eye(length, dtype=bool)
-    of_prompt = nn.dot_product_attention(query[:length], prompt_keys, prompt_values, mask=seen[None], **options)
-    mask = jnp.concatenate([real, jnp.ones(1, bool)])[None, None]
-
-    def of_query(query, key, value):
-        keys, values = (jnp.concatenate(pair) for pair in ((prompt_keys, key[None]), (prompt_values, value[None])))
-        return nn.dot_product_attention(query[None], keys, values, mask=mask, **options)[0]
-
-    return jnp.concatenate([of_prompt, jax.vmap(of_query)(query[length:], key[length:], value[length:])])
-
-
 class Modulate(nn.Module):
     """Scales and shifts channels by a linear function of a context (FiLM; Perez et al., 2018).
 
-    The context is a parameter `context` [size], for a learner that adapts it; at
-    zero the scale is near one and the shift near zero.
+    The context is a parameter `context` [size], for a learner that adapts it. At
+    zero, and at first, it leaves the channels as they are.
 
     Attributes:
         size: numbers in the context.

@@ -41,8 +41,10 @@ def mann(
     the paper's softmax of bare cosines is nearly uniform over 128 slots. A label
     comes one token after its example: so a head writes the key of the token
     before, by which that example will be found, and adds what it makes of this
-    one; in the paper it writes the key of this one. Target and features of a
-    token are embedded apart, or a few numbers would be lost among hundreds.
+    one; in the paper it writes the key of this one. How much goes where a head last
+    read is decided for each token, where the paper learns one number, and as many
+    slots are wiped as there are heads, where the paper wipes one. Target and features
+    of a token are embedded apart, or a few numbers would be lost among hundreds.
     Memory starts at zero.
 
     Args:

@@ -26,6 +26,13 @@ def mlp(*, hidden: Sequence[int] = (40, 40), outputs: int | None = 1, norm: str 
 
     Raises:
         ValueError: for an unknown `norm`, a width below 1 or a context below 0.
+
+    Example:
+        >>> import jax
+        >>> model = mlp(outputs=3)
+        >>> params, state = model.init(jax.random.key(0), jnp.zeros((2, 5)))
+        >>> model.apply(params, state, jnp.zeros((2, 5)))[0].shape
+        (2, 3)
     """
     check_norm(norm)
     hidden = tuple(hidden)

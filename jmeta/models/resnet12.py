@@ -14,9 +14,10 @@ leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
 
 
 def resnet12(*, outputs: int | None = None, widths: Sequence[int] = (64, 160, 320, 640), norm: str = "batch") -> Model:
-    """Four residual blocks of three convolutions each, as in MetaOptNet (Lee et al., 2019).
+    """Four residual blocks of three convolutions each (MetaOptNet; Lee et al., 2019).
 
-    The last feature map is averaged over its pixels. DropBlock is left out.
+    We depart from the paper in that the last feature map is averaged over its
+    pixels, where the paper's is flattened, and in that there is no DropBlock.
 
     Args:
         outputs: width of the linear output layer; None makes an encoder.
@@ -29,6 +30,13 @@ def resnet12(*, outputs: int | None = None, widths: Sequence[int] = (64, 160, 32
     Raises:
         ValueError: for an unknown `norm` or a width below 1; from `init` and `apply`,
             for inputs that are not images.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = resnet12(widths=(4, 4, 8, 8))
+        >>> params, state = model.init(jax.random.key(0), jnp.zeros((2, 16, 16, 3)))
+        >>> model.apply(params, state, jnp.zeros((2, 16, 16, 3)))[0].shape
+        (2, 8)
     """
     check_norm(norm)
     widths = tuple(widths)

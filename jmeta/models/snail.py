@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_counts
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_widths, Dense, prompt_attention
+from jmeta.models.layers import check_widths, Dense
+from jmeta.models.prompt_attention import prompt_attention
 from jmeta.types import Array, Model
 
 # (keys, values) of each attention, as in the paper.
@@ -26,7 +27,7 @@ def snail(
     the number of convolutions from the length of its sequences; here it is
     `length` whatever the sequences are, so that one network reads any number of
     shots: what is further back, attention alone sees. Dilations are 1, 2, 4, ...,
-    with which a stack sees exactly as far back as it is meant to.
+    with which a stack sees every token of its span, where the paper has 2, 4, 8, ....
 
     Args:
         outputs: width of the linear output layer.

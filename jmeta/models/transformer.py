@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_counts
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import check_widths, Dense, prompt_attention
+from jmeta.models.layers import check_widths, Dense
+from jmeta.models.prompt_attention import prompt_attention
 from jmeta.types import Array, Model
 
 

@@ -34,10 +34,10 @@ def test_with_the_identity_for_an_encoder_it_is_nearest_centroid(task):
 def test_the_scale_of_cosines_is_learned_from_ten_on(task):
     learner = learners.protonet(IDENTITY, distance="cosine")
     params, _ = learner.init(jax.random.key(0), task)
-    assert params.head == 10
-    doubled = outputs(learner, params._replace(head=jnp.asarray(20.0)), task)
+    assert params.head == {"scale": 10}
+    doubled = outputs(learner, params._replace(head={"scale": jnp.asarray(20.0)}), task)
     np.testing.assert_allclose(doubled, 2 * outputs(learner, params, task), atol=1e-13)
-    assert jax.grad(lambda params: learner.loss(params, (), task)[0])(params).head != 0
+    assert jax.grad(lambda params: learner.loss(params, (), task)[0])(params).head["scale"] != 0
 
 
 def described(key):

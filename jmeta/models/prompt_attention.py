@@ -1,0 +1,36 @@
+"""Attention to a prompt, by the tokens of it and by queries that do not see each other."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jmeta.types import Array
+
+
+def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, real: Array, **options: Any) -> Array:
+    """Attention of the tokens of a prompt among themselves, and of each query to the prompt and itself.
+
+    Args:
+        query: [K + Q, heads, D], those of the prompt first.
+        key: [K + Q, heads, D].
+        value: [K + Q, heads, D].
+        seen: [K, K], which tokens of the prompt a token of it (row) may see.
+        real: [K], which of them are seen at all; every token sees itself.
+        options: of `nn.dot_product_attention`.
+
+    Returns:
+        [K + Q, heads, D]. No number of a query reaches another.
+    """
+    length = len(real)
+    prompt_keys, prompt_values = key[:length], value[:length]
+    seen = seen & real[None] | jnp.eye(length, dtype=bool)
+    of_prompt = nn.dot_product_attention(query[:length], prompt_keys, prompt_values, mask=seen[None], **options)
+    mask = jnp.concatenate([real, jnp.ones(1, bool)])[None, None]
+
+    def of_query(query, key, value):
+        keys, values = (jnp.concatenate(pair) for pair in ((prompt_keys, key[None]), (prompt_values, value[None])))
+        return nn.dot_product_attention(query[None], keys, values, mask=mask, **options)[0]
+
+    return jnp.concatenate([of_prompt, jax.vmap(of_query)(query[length:], key[length:], value[length:])])
