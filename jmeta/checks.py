@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jmeta.types import Examples
+from jmeta.types import Array, Examples
 
 
 def check_positive(**numbers: float) -> None:
@@ -26,10 +28,30 @@ def is_count(value: Any, least: int = 0) -> bool:
     return isinstance(value, int | np.integer) and bool(value >= least)
 
 
-def check_targets(name: str, examples: Examples) -> None:
-    """Raises a `ValueError` for targets without an axis of classes or dimensions, as labels are."""
-    if examples.targets.ndim < 2:
+def check_examples(name: str, examples: Examples) -> None:
+    """Raises a `ValueError` for labels in place of targets, and for arrays that are not of so many examples each."""
+    inputs, targets, mask = map(np.shape, examples)
+    if len(targets) == 1:
         raise ValueError(
-            f"{name}.targets have shape {examples.targets.shape}; they must be [K, N] one-hot, as "
+            f"{name}.targets have shape {targets}; they must be [K, N] one-hot, as "
             "jax.nn.one_hot(labels, ways) makes them, or [K, D] for regression."
         )
+    if not (len(targets) == 2 and inputs[:1] == targets[:1] == mask):
+        raise ValueError(
+            f"{name} has inputs of shape {inputs}, targets of {targets} and a mask of {mask}; of one task they must be "
+            "[K, ...], [K, N] and [K]."
+        )
+
+
+def as_key(key: Any) -> Array:
+    """The key as a typed one, `jax.random.key`, which a checkpoint restores; raw ones are wrapped.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    if dtype != jnp.uint32:
+        raise ValueError(f"key is {key!r}; it must be a PRNG key, as jax.random.key(0) makes it.")
+    return jax.random.wrap_key_data(key)

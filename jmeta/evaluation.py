@@ -13,7 +13,7 @@ from jax.extend.core import jaxpr_as_fun, subjaxprs
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jmeta import losses
-from jmeta.checks import check_counts
+from jmeta.checks import as_key, check_counts
 from jmeta.files import to_json
 from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, TrainState
 
@@ -103,9 +103,9 @@ def evaluate(
 
     Raises:
         ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, devices
-            that cannot share episodes, a learner whose outputs are not as wide as
-            the targets, or an episode with queries of a class that has no support
-            example.
+            that cannot share episodes, what is no key or no state of training, a
+            learner whose outputs are not as wide as the targets, or an episode with
+            queries of a class that has no support example.
 
     Example:
         >>> import optax, jmeta
@@ -119,7 +119,9 @@ def evaluate(
     check_counts(least=2, episodes=episodes)
     if tasks_per_chunk is not None:
         check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
-    devices = as_devices(devices)
+    devices, key = as_devices(devices), as_key(key)
+    if not isinstance(state, TrainState):
+        raise ValueError(f"state is of {type(state).__name__}; it must be a TrainState, as init_state and fit give it.")
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
     number = _number(devices)
     each = math.ceil(episodes / number)

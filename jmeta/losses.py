@@ -155,7 +155,15 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
-    """The mean of `values` [K] where `mask` [K] is 1; zero if it is nowhere."""
+    """The mean of `values` [K] where `mask` [K] is 1; zero if it is nowhere.
+
+    Raises:
+        ValueError: if they differ in shape.
+    """
+    if jnp.shape(values) != jnp.shape(mask):
+        raise ValueError(
+            f"the mask has shape {jnp.shape(mask)} and what it masks {jnp.shape(values)}; they must be the same."
+        )
     number = mask.sum(dtype=jnp.promote_types(jnp.result_type(mask), jnp.float32))  # half precision would count to 256
     return jnp.where(mask > 0, values, 0).sum() / jnp.maximum(number, 1)
 

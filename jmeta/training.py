@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 from jmeta import checkpoints
-from jmeta.checks import check_counts, check_targets, is_count
+from jmeta.checks import as_key, check_counts, check_examples, is_count
 from jmeta.evaluation import (
     as_argument,
     as_devices,
@@ -77,7 +77,7 @@ def init_state(
     """
     _check_task(task)
     devices = as_devices(devices)
-    init_key, key = jax.random.split(_typed(key))
+    init_key, key = jax.random.split(as_key(key))
     # A function that runs once is not worth optimising: XLA's LLVM takes a quarter of the time at this level, for the
     # same numbers to rounding (benchmarks/README.md). JAX takes options of the outermost jit alone.
     is_outermost = jax.default_backend() == "cpu" and not isinstance(init_key, jax.core.Tracer)
@@ -97,9 +97,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Task], tuple[TrainState, dict[str, Array]]]:
     """One meta-step: the mean loss over tasks, its meta-gradient, one optimizer update.
 
-    An inner loop may diverge on one task of many. A task whose loss, or the
-    length of whose meta-gradient, is not finite never reaches the parameters, and
-    one on its way there, of a huge meta-gradient, is bounded.
+    An inner loop may diverge on one task of many. A task whose loss, state or
+    length of the meta-gradient is not finite never reaches the parameters, and one
+    on its way there, of a huge meta-gradient, is bounded.
 
     Args:
         learner: what is trained.
@@ -129,7 +129,9 @@ def make_train_step(
 
     Raises:
         ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
-            that is not positive, or devices that cannot share tasks.
+            that is not positive, or devices that cannot share tasks; from the step, for
+            what is no batch of tasks, and for a loss that gives back another state than
+            it was given, by shapes and dtypes.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -152,14 +154,17 @@ def make_train_step(
         """What one task adds to the sums, zeros if it is not finite: gradient [P], state, metrics and itself."""
         params, state = shared
         differentiate = jax.value_and_grad(task_loss, has_aux=True)
-        (loss, (state, metrics)), gradient = differentiate(params, state, task, key=key)
+        (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
+        _check_state(state, after)
+        state = after
         # As one vector it is measured, scaled and added up in three operations, not in three for each parameter.
-        gradient, _ = ravel_pytree(gradient)
+        gradient = _at_least_single(ravel_pytree(gradient)[0])
         length = jnp.linalg.norm(gradient)
         gradient *= jnp.minimum(1, max_task_norm / length)
         is_finite = _all_finite((loss, length, state)) & is_counted
         measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
-        parts = gradient, state, measured, jnp.ones((), jnp.float32)  # half precision would count to 256
+        parts = gradient, state, measured, jnp.ones((), jnp.float32)
+        parts = jax.tree.map(_at_least_single, parts)
         return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if _is_summed(leaf) else leaf, parts)
 
     def total_of_chunk(shared, batch):
@@ -178,16 +183,17 @@ def make_train_step(
 
     def train_step(train_state, tasks):
         params, state, opt_state, key, step = train_state
-        number = len(jax.tree.leaves(tasks)[0])
+        number = _number_of_tasks(tasks)
         keys = jax.random.split(key, number + 1)
         batch, is_counted = filled_up((tasks, keys[1:]), 1 if devices is None else len(devices))
         gradient, new_state, metrics, finite = total((params, state), (*batch, is_counted))
+        flat, unravel = ravel_pytree(params)
         gradient, new_state = jax.tree.map(
-            lambda leaf: (leaf / jnp.maximum(finite, 1)).astype(leaf.dtype) if _is_summed(leaf) else leaf,
+            lambda leaf, like: (leaf / jnp.maximum(finite, 1)).astype(like.dtype) if _is_summed(leaf) else leaf,
             (gradient, new_state),
+            (gradient, state),
         )
-        _, unravel = ravel_pytree(params)
-        updates, opt_state = optimizer.update(unravel(gradient), opt_state, params)
+        updates, opt_state = optimizer.update(unravel(gradient.astype(flat.dtype)), opt_state, params)
         after = TrainState(optax.apply_updates(params, updates), new_state, opt_state, keys[0], step + 1)
         if nonfinite == "raise":
             is_taken, before = finite == number, train_state
@@ -204,6 +210,11 @@ def make_train_step(
 def _is_summed(leaf: Array) -> bool:
     """Whether tasks add up; integers, a count in a model's state say, are the same in all of them."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _at_least_single(leaf: Array) -> Array:
+    """The numbers in a precision that can be added up: half would count to 256, and measure up to that length."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if _is_summed(leaf) else leaf
 
 
 def _all_finite(tree: PyTree) -> Array:
@@ -308,10 +319,10 @@ def fit(
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
-    config = _config(config or {}, key=jax.random.key_data(_typed(key)).tolist(), batch_size=int(batch_size))
+    config = _config(config or {}, key=jax.random.key_data(as_key(key)).tolist(), batch_size=int(batch_size))
     devices = as_devices(devices)
     step_devices = None if devices is None else devices[:batch_size]
-    init_key, validation_key = jax.random.split(_typed(key))
+    init_key, validation_key = jax.random.split(as_key(key))
     sampler = on_each_device(as_argument(sample), step_devices)
     if validation is not None:
         validation = on_each_device(as_argument(validation), devices)
@@ -501,7 +512,7 @@ def _diverged(step: int, last_finite: int, folder: Path | None) -> str:
     kept = "no checkpoint is known to be good" if good is None else f"the last good checkpoint is {folder}/{good}"
     if saved and saved[-1] != good:
         kept += f": no finite meta-step has followed {folder}/{saved[-1]}"
-    return f"tasks' losses or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."
+    return f"tasks' losses, states or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."
 
 
 def check_policy(nonfinite: str, max_task_norm: float) -> None:
@@ -551,15 +562,30 @@ def _sum_over_devices(sums: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _typed(key: Array) -> Array:
-    """The key as a typed one, `jax.random.key`, which a checkpoint restores; raw ones are wrapped."""
-    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+def _number_of_tasks(tasks: Task) -> int:
+    """How many tasks a batch has."""
+    shape = jnp.shape(tasks.query.mask)
+    if len(shape) != 2 or not shape[0]:
+        raise ValueError(
+            f"tasks.query.mask has shape {shape}; a step takes a batch of tasks, every array with one axis more: here "
+            "[T, Q], with T at least 1."
+        )
+    return shape[0]
+
+
+def _check_state(before: PyTree, after: PyTree) -> None:
+    """Raises a `ValueError` if a learner's loss gives back another state than it was given."""
+    given, found = (
+        jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", of) for of in (before, after)
+    )
+    if given != found:
+        raise ValueError(f"the learner's loss was given a state of {given} and gave back one of {found}.")
 
 
 def _check_task(task: Task) -> None:
     """Raises a `ValueError` for labels as targets, or if a class has queries and no support example."""
     for name in ("support", "query"):
-        check_targets(f"task.{name}", getattr(task, name))
+        check_examples(f"task.{name}", getattr(task, name))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
         return
     targets = [_real_targets(part) for part in (task.support, task.query)]

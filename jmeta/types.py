@@ -27,7 +27,8 @@ class Examples(NamedTuple):
     """One labelled set.
 
     Attributes:
-        inputs: [K, ...], an image [K, H, W, C], an embedding [K, D], ...
+        inputs: [K, ...], an image [K, H, W, C], an embedding [K, D], ...; of unsigned
+            bytes, uint8, learners divide them by 255.
         targets: [K, N] one-hot for classification, [K, D] real for regression.
         mask: [K], 1 for a real example and 0 for padding.
     """
@@ -148,6 +149,11 @@ def take_rows(examples: Examples, rows: Array) -> Examples:
     return Examples(*(jnp.asarray(leaf)[rows] for leaf in examples))
 
 
+def as_float(inputs: Array) -> Array:
+    """Images of unsigned bytes as numbers from 0 to 1; all else as it is."""
+    return inputs.astype(float) / 255 if inputs.dtype == jnp.uint8 else inputs
+
+
 def takes_mask(function: Callable) -> bool:
     """Whether a `Model.apply` or `Learner.predict` asks to be told which rows are padding."""
     return "mask" in inspect.signature(function).parameters
@@ -163,8 +169,9 @@ def apply_model(
     train: bool = False,
     key: Array | None = None,
 ) -> tuple[Array, PyTree]:
-    """`model.apply`, with inputs and mask as JAX's arrays, and the mask only if the model takes one."""
+    """`model.apply`, with JAX's arrays, bytes as numbers from 0 to 1, and the mask only if the model takes one."""
     # NumPy's may have a precision that JAX is told not to use.
     inputs, mask = jax.tree.map(jnp.asarray, (inputs, mask))
+    inputs = jax.tree.map(as_float, inputs)
     extra = {"mask": mask} if takes_mask(model.apply) else {}
     return model.apply(params, state, inputs, train=train, key=key, **extra)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jmeta
 from jmeta import checkpoints, data, learners, losses, models
@@ -359,6 +361,27 @@ def test_the_meta_gradient_is_finite_and_not_zero(subject):
     assert optax.tree.norm(gradient) > 1e-6
 
 
+@pytest.mark.long  # the compilation of two functions on two devices
+def test_inside_shard_map_each_task_is_adapted_by_itself(subject):
+    """There, what a task's own gradient is taken in is the same on all devices, and the task is not."""
+    tasks = jax.vmap(lambda key: classification_task(key, subject.case.shape))(jax.random.split(jax.random.key(5), 4))
+    learner, state = subject.case.learner, subject.state
+
+    def outputs(params, tasks):
+        return jax.vmap(lambda task: predictions_of(learner, state)(params, task.support, task.query))(tasks)
+
+    def loss(params, tasks):
+        return jax.vmap(lambda task: learner.loss(params, state, task)[0])(tasks).mean()
+
+    def on_devices(function, specs):
+        mesh = jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Auto,))
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(P(), P("tasks")), out_specs=specs))
+
+    close(on_devices(outputs, P("tasks"))(subject.params, tasks), outputs(subject.params, tasks), atol=1e-9)
+    mean = on_devices(jax.grad(lambda params, tasks: jax.lax.pmean(loss(params, tasks), "tasks")), P())
+    close(mean(subject.params, tasks), jax.jit(jax.grad(loss))(subject.params, tasks), atol=1e-9)
+
+
 @pytest.mark.long  # the compilation of two meta-steps
 def test_a_meta_step_divided_over_devices_is_the_same(subject):
     batch = jax.vmap(lambda key: classification_task(key, subject.case.shape))(jax.random.split(jax.random.key(5), 3))
@@ -441,3 +464,16 @@ def test_a_model_that_asks_for_the_mask_is_told_it_and_another_is_not():
     mask = jnp.ones(2)
     assert apply_model(Model(None, told), {}, (), jnp.zeros(2), mask=mask)[0] is mask
     assert apply_model(Model(None, untold), {}, (), jnp.zeros(2), mask=mask)[0].sum() == 0
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_bytes_are_to_adapt_and_predict_what_episodes_make_of_them(name):
+    images = np.random.default_rng(0).integers(0, 256, (6, 5, 5, 1), np.uint8)
+    sample = data.episodes(data.class_table(images, [0, 0, 0, 1, 1, 1]), ways=2, shots=1, queries=2)
+    learner = getattr(learners, name)(models.mlp(hidden=(8,), outputs=2 if name == "maml" else None))
+    task = sample(jax.random.key(0))
+    params, state = learner.init(jax.random.key(1), task)
+    raw = task.support._replace(inputs=jnp.round(255 * task.support.inputs).astype(jnp.uint8))
+    expected = learner.predict(params, state, learner.adapt(params, state, task.support), images / np.float32(255))
+    found = learner.predict(params, state, learner.adapt(params, state, raw), images)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

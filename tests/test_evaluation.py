@@ -225,3 +225,8 @@ def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
 def test_refuses_an_evaluation_that_cannot_be(name, value):
     with pytest.raises(ValueError, match=re.escape(f"{name} is {value}")):
         evaluated(IDENTITY, data.episodes(TABLE, ways=3, shots=1, queries=3), **{name: value})
+
+
+def test_parameters_alone_are_refused_for_a_state():
+    with pytest.raises(ValueError, match="state is of dict; it must be a TrainState"):
+        jmeta.evaluate(None, {}, None, key=jax.random.key(0))

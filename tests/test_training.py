@@ -176,6 +176,71 @@ def test_labels_are_refused_for_targets(part):
         jmeta.init_state(learner, OPTIMIZER, jax.random.key(0), task._replace(**{part: labelled}))
 
 
+def test_a_batch_is_refused_for_a_task_and_a_task_for_a_batch():
+    with pytest.raises(ValueError, match=r"task.support has inputs of shape \(3, 5, 1\).*; of one task they must be"):
+        jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), batch(3))
+    for tasks in (SAMPLE(jax.random.key(1)), jax.tree.map(lambda leaf: leaf[:0], batch())):
+        with pytest.raises(ValueError, match=r"tasks.query.mask has shape .*; a step takes a batch of tasks"):
+            compiled_step()(begin(), tasks)
+
+
+def test_a_mask_with_an_axis_too_many_is_refused():
+    task = SAMPLE(jax.random.key(1))
+    wrong = task._replace(query=task.query._replace(mask=jnp.ones_like(task.query.targets)))
+    with pytest.raises(ValueError, match=r"task.query has .* and a mask of \(5, 1\); of one task they must be"):
+        jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), wrong)
+    with pytest.raises(ValueError, match=r"the mask has shape \(5, 1\) and what it masks \(5,\)"):
+        LEARNER.loss(*LEARNER.init(jax.random.key(0), task), wrong)
+
+
+@pytest.mark.parametrize("key", [0, None, jnp.zeros(2)])
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(ValueError, match=r"key is .*; it must be a PRNG key"):
+        jmeta.init_state(LEARNER, OPTIMIZER, key, SAMPLE(jax.random.key(1)))
+    with pytest.raises(ValueError, match=r"key is .*; it must be a PRNG key"):
+        jmeta.evaluate(LEARNER, begin(), SAMPLE, key=key, episodes=2)
+
+
+def test_a_loss_that_gives_back_another_state_is_refused():
+    subject = LEARNER._replace(
+        init=lambda key, task: (jnp.zeros(()), {"mean": jnp.zeros(8)}),
+        loss=lambda params, state, task, *, key=None: (params**2, ({"mean": jnp.zeros(1)}, {})),
+    )
+    told = r"was given a state of {'mean': 'float32\[8\]'} and gave back one of {'mean': 'float32\[1\]'}"
+    with pytest.raises(ValueError, match=told):
+        jax.eval_shape(jmeta.make_train_step(subject, OPTIMIZER), begin(subject), batch(2))
+
+
+def constant(dtype, gradient):
+    """A learner whose meta-gradient is the same on each task, and whose loss is 1."""
+
+    def loss(params, state, task, *, key=None):
+        slope = jnp.asarray(gradient, dtype)
+        return (params @ slope - jax.lax.stop_gradient(params @ slope) + 1).astype(dtype), (state, {})
+
+    return LEARNER._replace(init=lambda key, task: (jnp.zeros(len(gradient), dtype), ()), loss=loss)
+
+
+@pytest.mark.parametrize("chunk", [1, 600])
+def test_half_precision_is_added_up_in_single(chunk):
+    subject, optimizer = constant(jnp.bfloat16, [1.0, 2.0, 3.0]), optax.sgd(1.0)
+    state = jmeta.init_state(subject, optimizer, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    step = jax.jit(jmeta.make_train_step(subject, optimizer, tasks_per_chunk=chunk))
+    state, metrics = step(state, batch(600))
+    assert state.params.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(state.params.astype(float), [-1.0, -2.0, -3.0])
+    assert metrics["loss"] == 1
+    np.testing.assert_allclose(metrics["gradient_norm"], 14**0.5, rtol=1e-6)
+
+
+def test_a_gradient_whose_square_half_precision_does_not_hold_is_scaled_down():
+    subject, optimizer = constant(jnp.float16, [300.0, 400.0]), optax.sgd(1.0)
+    state = jmeta.init_state(subject, optimizer, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    state, metrics = jax.jit(jmeta.make_train_step(subject, optimizer, max_task_norm=100.0))(state, batch(2))
+    assert metrics["nonfinite_tasks"] == 0
+    np.testing.assert_allclose(state.params.astype(float), [-60.0, -80.0], rtol=1e-3)
+
+
 def test_a_loop_is_the_steps_one_after_another():
     step = jmeta.make_train_step(LEARNER, OPTIMIZER)
     looped, metrics = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=4, steps=3))(begin())

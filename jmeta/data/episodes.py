@@ -9,7 +9,7 @@ from jax import lax
 
 from jmeta.checks import check_counts, is_count
 from jmeta.data.table import ClassTable
-from jmeta.types import Array, Examples, Task
+from jmeta.types import Array, as_float, Examples, Task
 
 
 def episodes(
@@ -87,17 +87,13 @@ def _examples(table, rows, mask):
     """The examples at `rows`, [N, shots] or [N, queries], of which those outside `mask`, likewise, are zeroed."""
     targets = jnp.repeat(jnp.eye(len(rows)), rows.shape[1], axis=0)
     mask = mask.reshape(-1)
-    inputs = _as_float(table.inputs[rows.reshape(-1)])
+    inputs = as_float(table.inputs[rows.reshape(-1)])
     shape = (-1,) + (1,) * (inputs.ndim - 1)
     return Examples(
         jnp.where(mask.reshape(shape), inputs, jnp.zeros((), inputs.dtype)),
         targets * mask[:, None],
         mask.astype(targets.dtype),
     )
-
-
-def _as_float(inputs):
-    return inputs.astype(float) / 255 if inputs.dtype == jnp.uint8 else inputs
 
 
 def _without_replacement(key, size, bound, number):

@@ -42,12 +42,13 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
     """Makes a `ClassTable` of plain arrays.
 
     Args:
-        inputs: [M, ...] examples of any shape: images, embeddings, tokens.
+        inputs: [M, ...] examples of any shape: images, embeddings, tokens. Of unsigned
+            bytes, uint8, they are divided by 255; tokens should be of another type.
         labels: [M] the class of each, anything that can be sorted.
 
     Raises:
-        ValueError: if the two differ in length, there are none, or `inputs` has a NaN or
-            infinity, or whole numbers too large, in the precision of JAX.
+        ValueError: if the two differ in length, there are none, or `inputs` are no
+            numbers, or have a NaN or infinity, or whole numbers too large, in the precision of JAX.
 
     Example:
         >>> class_table(np.zeros((6, 4), np.float32), ["cat", "dog", "cat", "cow", "dog", "cow"])
@@ -60,6 +61,8 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
         raise ValueError(f"inputs has {len(inputs)} examples and labels {len(labels)}; there must be one label each.")
     if not len(inputs):
         raise ValueError("inputs is empty; a table needs at least one example.")
+    if not (jnp.issubdtype(inputs.dtype, np.number) or inputs.dtype == bool):
+        raise ValueError(f"inputs are of {inputs.dtype}; they must be numbers.")
     inputs = _in_jax(inputs)
     if jnp.issubdtype(inputs.dtype, jnp.inexact) and not np.isfinite(inputs).all():
         bad = int(np.argmin(np.isfinite(inputs).reshape(len(inputs), -1).all(1)))

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import Primitive, primitives
 from jax.interpreters import batching, mlir
 from jax.sharding import PartitionSpec
 
+from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
 
@@ -41,7 +41,13 @@ def bilinear_primitive(
         static: names of the parameters.
     """
     primitive = Primitive(name)
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
+    compiled = jax.jit(primitive.bind, static_argnames=static)
+
+    def run(a, b, **params):
+        with jax.disable_jit(False):  # or it would bind, and so call, itself without end
+            return compiled(a, b, **params)
+
+    primitive.def_impl(run)
     _TERMS[primitive] = terms
 
     def result(a, b, **params):
@@ -95,11 +101,7 @@ def alike(a: Array, b: Array) -> tuple[Array, Array]:
     a sum over devices, of which JAX knows by the type of what the primitive is given.
     """
     dtype = jnp.result_type(a, b)
-    varying = [jax.typeof(operand).manual_axis_type.varying for operand in (a, b)]
-    return tuple(
-        lax.pcast(operand.astype(dtype), tuple((varying[0] | varying[1]) - own), to="varying")
-        for operand, own in zip((a, b), varying, strict=True)
-    )
+    return vary_over((a.astype(dtype), b.astype(dtype)), varying((a, b)))
 
 
 def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b_out: int) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import check_counts, check_targets
+from jmeta.checks import check_counts, check_examples
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.inner_loop import check_options, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
@@ -101,7 +101,7 @@ def descent(
         return (at, None) if moves is None else part(at, moves)
 
     def init(key, task):
-        check_targets("task.support", task.support)
+        check_examples("task.support", task.support)
         params, state = model.init(key, task.support.inputs)
         moving, fixed = begin(params, state, task.support, train=False, key=None)
         if moves is not None:
@@ -109,7 +109,7 @@ def descent(
         return MetaParams(params, as_rule(rule).init(moving)), state
 
     def run(params, state, examples, *, steps, train=False, key=None):
-        check_targets("support", examples)
+        check_examples("support", examples)
         start_key, order_key, step_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         present = objective.present(examples)
         moving, fixed = begin(params.model, state, examples, train=train, key=start_key)

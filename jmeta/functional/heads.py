@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import check_targets
+from jmeta.checks import check_examples
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import Encoder
 from jmeta.types import Array, Learner, normalisations, Objective, PyTree
@@ -89,7 +89,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
 
     @jax.jit  # so that features are not computed where a head uses their shapes alone
     def init(key, task):
-        check_targets("task.support", task.support)
+        check_examples("task.support", task.support)
         encoder_key, head_key = jax.random.split(key)
         params, state = encoder.init(encoder_key, task)
         features = encoder.support(params, state, task.support.inputs, mask=task.support.mask)
@@ -108,7 +108,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         return params, state
 
     def fit(params, features, support, **mode):
-        check_targets("support", support)
+        check_examples("support", support)
         encoded = support._replace(inputs=features)
         _check_widths(head, params.head, encoded)
         return Fitted(head.fit(params.head, encoded, **mode), objective.present(support))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import get_args, Literal, TypedDict
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 
@@ -12,6 +13,7 @@ from jmeta.checks import check_counts
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
 from jmeta.functional.mixed import mixed_gradient, products_saveable
+from jmeta.functional.varying import vary_over, varying
 from jmeta.types import PyTree
 
 MetaGradient = Literal["second_order", "first_order", "implicit", "truncated"]
@@ -95,7 +97,7 @@ def inner_loop(
 
     Raises:
         ValueError: for what `check_options` refuses; for data whose leading axis is
-            not [steps]; for a rule that has no
+            not [steps]; for parameters that have no gradient, as integers; for a rule that has no
             derivative at a gradient of zero (Adam with `eps_root=0`) where one is
             taken; under `"implicit"` for a rule with parameters of its own, on
             which the minimum does not depend.
@@ -116,17 +118,27 @@ def inner_loop(
         damping=damping,
     )
     for leaf in jax.tree.leaves(data):
-        if len(leaf) != steps:
-            raise ValueError(f"data has a leading axis of {len(leaf)}; it must be that of the steps, {steps}.")
+        if jnp.shape(leaf)[:1] != (steps,):
+            raise ValueError(
+                f"data has an array of shape {jnp.shape(leaf)}; its first axis must be the steps, {steps}."
+            )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} is of {jnp.result_type(leaf)}, which has no gradient; keep it out "
+                "of what the inner loop moves, in the model's state or by `part`."
+            )
     if steps == 0:
         return params
+    axes = _varying(objective, params, data)
+    params = vary_over(params, axes)
     if meta_gradient == "implicit":
         if jax.tree.leaves(rule_params):
             raise ValueError("the minimum does not depend on the rule's parameters; take a rule without, as optax.sgd.")
 
         def minimise(objective, start, data):
             step = descent_step(constant_gradient(proximal_objective(objective, start, proximal)), rule)
-            return scan_steps(step, _begin(rule, (), start), data, steps)[0]
+            return scan_steps(step, vary_over(_begin(rule, (), start), axes), data, steps)[0]
 
         return implicit_minimum(
             objective, params, minimise=minimise, data=data, proximal=proximal, cg_steps=cg_steps, damping=damping
@@ -137,7 +149,7 @@ def inner_loop(
     early, late = (
         jax.tree.map(take, data) for take in (lambda leaf: leaf[: steps - exact], lambda leaf: leaf[steps - exact :])
     )
-    carry = _begin(rule, rule_params, params)
+    carry = vary_over(_begin(rule, rule_params, params), axes)
     carry = scan_steps(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
     if exact:
         check_at_zero(rule, params)
@@ -193,7 +205,7 @@ def check_options(
 
     Raises:
         ValueError: for an unknown mode, a negative number, or an implicit
-            meta-gradient without a proximal term.
+            meta-gradient without a proximal term, or with one that is traced.
     """
     modes = {
         "meta_gradient": (meta_gradient, get_args(MetaGradient)),
@@ -207,8 +219,19 @@ def check_options(
     for name, weight in {"proximal": proximal, "damping": damping}.items():
         if not weight >= 0:
             raise ValueError(f"{name} is {weight}; it must be 0 or more.")
+    if meta_gradient == "implicit" and isinstance(proximal, jax.core.Tracer):
+        raise ValueError("proximal is traced; an implicit meta-gradient takes a number, and has no derivative in it.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
+
+
+def _varying(objective, params, data):
+    """The axes of a mesh over which the objective varies, or JAX would sum its gradient over them."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return frozenset()
+    first = jax.tree.map(lambda leaf: leaf[0], data)
+    (value,) = jax.make_jaxpr(objective)(params, first).out_avals
+    return value.manual_axis_type.varying | varying(params)
 
 
 def _begin(rule, rule_params, params):

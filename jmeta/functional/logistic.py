@@ -7,6 +7,7 @@ from jax.scipy.sparse.linalg import cg
 
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
+from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
 # Lengths tried for a Newton step, the first that does not lead uphill being taken; zero never does.
@@ -55,7 +56,7 @@ def logistic_regression(
     def minimise(loss, start, data):
         return _newton(proximal_objective(loss, start, 1.0), start, data, steps=steps, cg_steps=cg_steps)
 
-    start = jnp.zeros((x.shape[1], y.shape[1]), scaled.dtype)
+    start = vary_over(jnp.zeros((x.shape[1], y.shape[1]), scaled.dtype), varying((scaled, y)))
     found = implicit_minimum(loss, start, minimise=minimise, data=None, proximal=1.0, cg_steps=cg_steps)
     return found / scale
 

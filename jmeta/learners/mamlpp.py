@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jmeta import losses
-from jmeta.checks import check_counts, check_positive, check_targets
+from jmeta.checks import check_counts, check_examples, check_positive
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.fast_weights import FastWeights
 from jmeta.functional.inner_loop import (
@@ -21,6 +21,7 @@ from jmeta.functional.inner_loop import (
 )
 from jmeta.functional.inner_rule import InnerRule
 from jmeta.functional.partition import join, part
+from jmeta.functional.varying import vary_over, varying
 from jmeta.types import apply_model, Array, Learner, Model, PyTree
 
 # What the weight of an intermediate step does not fall below while losses are annealed, times the
@@ -126,7 +127,7 @@ def mamlpp(
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (inner_steps, *jnp.shape(leaf))), tree)
 
     def init(key, task):
-        check_targets("task.support", task.support)
+        check_examples("task.support", task.support)
         params, state = model.init(key, task.support.inputs)
         scales, moving = part(params, norms)
         if not jax.tree.leaves(moving):
@@ -160,15 +161,17 @@ def mamlpp(
 
         return descent_step(gradient, rule, rates)
 
+    def begin(params, support):
+        return vary_over((params.model, rule.start(params.rates, params.model)), varying(support))
+
     def adapt(params, state, support, *, key=None):
-        check_targets("support", support)
+        check_examples("support", support)
         present = objective.present(support)
         at = jnp.minimum(jnp.arange(test_steps), inner_steps - 1)
         steps = jax.tree.map(lambda leaf: leaf[at], (params.norms, state.model))
         keys = None if key is None else jax.random.split(key, test_steps)
         step = step_on(support, present, params.rates, train=False)
-        carry = params.model, rule.start(params.rates, params.model)
-        fast, _ = scan_steps(step, carry, (steps, keys), test_steps)
+        fast, _ = scan_steps(step, begin(params, support), (steps, keys), test_steps)
         return FastWeights(fast, present)
 
     def predict(params, state, adapted, inputs, *, mask=None):
@@ -178,7 +181,7 @@ def mamlpp(
         return exclude_absent(outputs, adapted.present)
 
     def loss(params, state, task, *, key=None):
-        check_targets("task.support", task.support)
+        check_examples("task.support", task.support)
         present = objective.present(task.support)
         weights = step_weights(state.meta_step, inner_steps, multi_step_until)
         keys = None if key is None else jax.random.split(key, (inner_steps, 2))
@@ -199,9 +202,10 @@ def mamlpp(
 
         if checkpoint:
             one = jax.checkpoint(one, prevent_cse=False)
-        carry = params.model, rule.start(params.rates, params.model)
         steps = (params.norms, state.model)
-        _, (values, metrics, states) = lax.scan(one, carry, (steps, weights, keys), length=inner_steps)
+        _, (values, metrics, states) = lax.scan(
+            one, begin(params, task.support), (steps, weights, keys), length=inner_steps
+        )
         last = jax.tree.map(lambda leaf: leaf[-1], metrics)
         return values.sum(), (MamlppState(states, state.meta_step + 1), last)
 

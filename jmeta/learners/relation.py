@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses, models
-from jmeta.checks import check_targets
+from jmeta.checks import check_examples
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.prototypes import prototypes
@@ -72,7 +72,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
     encoder, objective = shared_encoder(model), losses.objective(one_against_rest)
 
     def summarise(features, support):
-        check_targets("support", support)
+        check_examples("support", support)
         points = prototypes(features.reshape(len(features), -1), support.targets, support.mask)
         return ClassFeatures(points.reshape(-1, *features.shape[1:]), objective.present(support))
 
@@ -90,7 +90,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
 
     @jax.jit  # so that features are not computed where the comparator uses their shapes alone
     def init(key, task):
-        check_targets("task.support", task.support)
+        check_examples("task.support", task.support)
         encoder_key, comparator_key = jax.random.split(key)
         params, state = encoder.init(encoder_key, task)
         features = encoder.support(params, state, task.support.inputs, mask=task.support.mask)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.checks import check_counts
+from jmeta.functional.varying import vary_over, varying
 from jmeta.models.adapters import from_linen
 from jmeta.types import Array, Model
 
@@ -46,7 +47,9 @@ class BidirectionalLSTM(nn.Module):
         both = nn.Bidirectional(
             nn.RNN(_lstm_cell(x.shape[-1])), nn.RNN(_lstm_cell(x.shape[-1])), merge_fn=lambda one, other: one + other
         )
-        context = both(x[order][None], seq_lengths=(mask > 0).sum()[None])[0]
+        zeros = vary_over(jnp.zeros((1, x.shape[-1]), jnp.result_type(float)), varying(x))
+        start = (zeros, zeros), (zeros, zeros)
+        context = both(x[order][None], initial_carry=start, seq_lengths=(mask > 0).sum()[None])[0]
         return x + jnp.where(mask[:, None] > 0, context[jnp.argsort(order)], 0)
 
 

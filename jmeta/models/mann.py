@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_counts
 from jmeta.functional.memory import access, empty_memory, Memory
+from jmeta.functional.varying import vary_over, varying
 from jmeta.models.layers import check_widths, Dense
 from jmeta.types import Array, Model, PyTree
 
@@ -74,7 +75,8 @@ def mann(
 
     @jax.jit  # or each operation of the network would be compiled, and run, by itself
     def init(key, tokens):
-        return module.init(key, empty(), tokens, jnp.ones(len(tokens)))["params"], None
+        carry = vary_over(empty(), varying(tokens))
+        return module.init(key, carry, tokens, jnp.ones(len(tokens)))["params"], None
 
     def empty():
         zeros = jnp.zeros(controller)
@@ -82,7 +84,8 @@ def mann(
 
     def apply(params, carry, tokens, *, train=False, key=None, mask=None):
         mask = jnp.ones(len(tokens)) if mask is None else mask
-        carry, values = module.apply({"params": params}, empty() if carry is None else carry, tokens, mask)
+        carry = vary_over(empty() if carry is None else carry, varying((params, tokens)))
+        carry, values = module.apply({"params": params}, carry, tokens, mask)
         return values, carry
 
     return Model(init, apply)

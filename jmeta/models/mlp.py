@@ -1,5 +1,6 @@
 """The multi-layer perceptron of few-shot regression."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -52,7 +53,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Features or outputs of inputs [K, ...]."""
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(len(x), math.prod(x.shape[1:]))
         if self.context:
             context = self.param("context", nn.initializers.zeros, (self.context,))
             x = jnp.concatenate([x, jnp.broadcast_to(context, (x.shape[0], self.context))], axis=1)

@@ -1,5 +1,7 @@
 """The two networks of relation networks (Sung et al., 2018)."""
 
+import math
+
 import flax.linen as nn
 
 from jmeta.models.adapters import from_linen
@@ -90,5 +92,5 @@ class RelationModule(nn.Module):
         """Scores of pairs [P, ...]."""
         for _ in range(2 if x.ndim == 4 else 0):
             x = Block(self.width, self.norm, pool=min(x.shape[1:3]) > 1)(x, train=train, mask=mask)
-        x = nn.relu(Dense(self.hidden)(x.reshape(len(x), -1)))
+        x = nn.relu(Dense(self.hidden)(x.reshape(len(x), math.prod(x.shape[1:]))))
         return Dense(1)(x)

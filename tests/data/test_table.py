@@ -30,3 +30,8 @@ def test_examples_are_grouped_by_class_in_their_order():
 def test_refuses_arrays_that_are_no_table(inputs, labels, message):
     with pytest.raises(ValueError, match=message):
         data.class_table(inputs, labels)
+
+
+def test_inputs_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="inputs are of <U1; they must be numbers"):
+        data.class_table(np.array(["a", "b"]), [0, 1])

@@ -46,6 +46,15 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_runs_without_jit_too(name):
+    operation, *shapes = OPERATIONS[name]
+    operands = [jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate(shapes)]
+    with jax.disable_jit():
+        found = operation(*operands)
+    np.testing.assert_allclose(found, operation(*operands), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_the_gradient_of_a_matrix_that_devices_share_is_the_sum_over_their_examples(x64, name):
     operation, *shapes = OPERATIONS[name]
     x, w = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate(shapes))

@@ -210,7 +210,7 @@ def test_a_rule_may_start_from_numbers_of_the_shapes_of_the_parameters():
         ({"last_steps": -2}, "last_steps is -2"),
         ({"last_steps": 1.5}, "last_steps is 1.5"),
         ({"checkpoint": "yes"}, "checkpoint is 'yes'"),
-        ({"data": np.zeros(3)}, "data has a leading axis of 3"),
+        ({"data": np.zeros(3)}, r"data has an array of shape \(3,\)"),
         ({"cg_steps": -1}, "cg_steps is -1"),
         ({"proximal": float("nan")}, "proximal is nan"),
         ({"damping": -1.0}, "damping is -1.0"),
@@ -221,3 +221,19 @@ def test_a_rule_may_start_from_numbers_of_the_shapes_of_the_parameters():
 def test_refuses_what_no_loop_can_do(options, message):
     with pytest.raises(ValueError, match=message):
         inner_loop(lambda w, _: w**2, 1.0, **{"rule": optax.sgd(0.1), "steps": 1} | options)
+
+
+def test_parameters_without_a_gradient_are_refused_by_their_path():
+    params = {"weights": jnp.ones(2), "count": jnp.int32(3)}
+    with pytest.raises(ValueError, match=r"params\['count'\] is of int32, which has no gradient"):
+        inner_loop(lambda params, _: params["weights"].sum(), params, rule=optax.sgd(0.1), steps=2)
+
+
+def test_the_derivative_of_an_implicit_minimum_in_its_proximal_weight_is_refused():
+    def found(weight):
+        return inner_loop(
+            lambda w, _: w**2, 1.0, rule=optax.sgd(0.1), steps=2, meta_gradient="implicit", proximal=weight
+        )
+
+    with pytest.raises(ValueError, match="proximal is traced"):
+        jax.grad(found)(0.5)

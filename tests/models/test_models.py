@@ -275,3 +275,10 @@ def test_an_nnx_module_is_a_pure_function():
     tested, unchanged = model.apply(params, after, inputs)
     assert unchanged is after
     np.testing.assert_array_equal(tested, model.apply(params, after, inputs)[0])
+
+
+@pytest.mark.parametrize("model", [models.mlp(outputs=2), models.conv4(outputs=2, width=4, norm="running")])
+def test_no_examples_have_no_outputs(model):
+    images = jnp.zeros((1, 16, 16, 1))
+    params, state = model.init(jax.random.key(0), images)
+    assert model.apply(params, state, images[:0])[0].shape == (0, 2)
