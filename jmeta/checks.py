@@ -31,12 +31,12 @@ def is_count(value: Any, least: int = 0) -> bool:
 def check_examples(name: str, examples: Examples) -> None:
     """Raises a `ValueError` for labels in place of targets, and for arrays that are not of so many examples each."""
     inputs, targets, mask = map(np.shape, examples)
-    if len(targets) == 1:
+    if len(targets) < 2:
         raise ValueError(
             f"{name}.targets have shape {targets}; they must be [K, N] one-hot, as "
             "jax.nn.one_hot(labels, ways) makes them, or [K, D] for regression."
         )
-    if not (len(targets) == 2 and inputs[:1] == targets[:1] == mask):
+    if not inputs[:1] == targets[:1] == mask:
         raise ValueError(
             f"{name} has inputs of shape {inputs}, targets of {targets} and a mask of {mask}; of one task they must be "
             "[K, ...], [K, N] and [K]."
@@ -49,9 +49,11 @@ def as_key(key: Any) -> Array:
     Raises:
         ValueError: for anything else.
     """
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return key
-    if dtype != jnp.uint32:
-        raise ValueError(f"key is {key!r}; it must be a PRNG key, as jax.random.key(0) makes it.")
-    return jax.random.wrap_key_data(key)
+    try:
+        is_typed = jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)
+        typed = key if is_typed else jax.random.wrap_key_data(key)
+    except TypeError:
+        typed = None
+    if typed is None or jnp.shape(typed) != ():
+        raise ValueError(f"key is {key!r}; it must be one PRNG key, as jax.random.key(0) makes it.")
+    return typed

@@ -162,7 +162,8 @@ def make_train_step(
         length = jnp.linalg.norm(gradient)
         gradient *= jnp.minimum(1, max_task_norm / length)
         is_finite = _all_finite((loss, length, state)) & is_counted
-        measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
+        number = jnp.promote_types(loss.dtype, jnp.float32)
+        measured = jax.tree.map(lambda value: jnp.asarray(value, number), {**metrics, "loss": loss})
         parts = gradient, state, measured, jnp.ones((), jnp.float32)
         parts = jax.tree.map(_at_least_single, parts)
         return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if _is_summed(leaf) else leaf, parts)
@@ -575,11 +576,19 @@ def _number_of_tasks(tasks: Task) -> int:
 
 def _check_state(before: PyTree, after: PyTree) -> None:
     """Raises a `ValueError` if a learner's loss gives back another state than it was given."""
-    given, found = (
-        jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", of) for of in (before, after)
-    )
-    if given != found:
-        raise ValueError(f"the learner's loss was given a state of {given} and gave back one of {found}.")
+    given, found = (dict(_by_path(of)) for of in (before, after))
+    for name in sorted(given.keys() | found.keys()):
+        if given.get(name) != found.get(name):
+            raise ValueError(
+                f"the learner's loss was given a state whose {name or 'array'} is {given.get(name, 'absent')}, "
+                f"and gave back one where it is {found.get(name, 'absent')}."
+            )
+
+
+def _by_path(state: PyTree) -> Iterator[tuple[str, str]]:
+    """The dtype and shape of each leaf, by its path."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield jax.tree_util.keystr(path), f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
 
 
 def _check_task(task: Task) -> None:

@@ -28,7 +28,8 @@ class Examples(NamedTuple):
 
     Attributes:
         inputs: [K, ...], an image [K, H, W, C], an embedding [K, D], ...; of unsigned
-            bytes, uint8, learners divide them by 255.
+            bytes, uint8, learners divide them by 255, so that tokens, and what a model
+            scales by itself, should be of another type.
         targets: [K, N] one-hot for classification, [K, D] real for regression.
         mask: [K], 1 for a real example and 0 for padding.
     """
@@ -141,7 +142,8 @@ def normalisations(state: PyTree) -> tuple[str, ...]:
 
 def together(task: Task) -> Examples:
     """Support and query as one set, the support examples first."""
-    return Examples(*(jnp.concatenate(pair) for pair in zip(task.support, task.query, strict=True)))
+    parts = (part._replace(inputs=as_float(jnp.asarray(part.inputs))) for part in (task.support, task.query))
+    return Examples(*(jnp.concatenate(pair) for pair in zip(*parts, strict=True)))
 
 
 def take_rows(examples: Examples, rows: Array) -> Examples:
@@ -159,6 +161,11 @@ def takes_mask(function: Callable) -> bool:
     return "mask" in inspect.signature(function).parameters
 
 
+def init_model(model: Model, key: Array, inputs: Array) -> tuple[PyTree, PyTree]:
+    """`model.init`, with the inputs that `apply_model` would give it."""
+    return model.init(key, as_float(jnp.asarray(inputs)))
+
+
 def apply_model(
     model: Model,
     params: PyTree,
@@ -172,6 +179,6 @@ def apply_model(
     """`model.apply`, with JAX's arrays, bytes as numbers from 0 to 1, and the mask only if the model takes one."""
     # NumPy's may have a precision that JAX is told not to use.
     inputs, mask = jax.tree.map(jnp.asarray, (inputs, mask))
-    inputs = jax.tree.map(as_float, inputs)
+    inputs = as_float(inputs) if isinstance(inputs, Array) else inputs
     extra = {"mask": mask} if takes_mask(model.apply) else {}
     return model.apply(params, state, inputs, train=train, key=key, **extra)

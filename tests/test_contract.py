@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -477,3 +478,36 @@ def test_bytes_are_to_adapt_and_predict_what_episodes_make_of_them(name):
     expected = learner.predict(params, state, learner.adapt(params, state, task.support), images / np.float32(255))
     found = learner.predict(params, state, learner.adapt(params, state, raw), images)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Dropping(nn.Module):
+    """A network that draws at random."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=False)(nn.relu(nn.Dense(8)(x))))
+
+
+@pytest.mark.parametrize("name", ["maml", "mamlpp", "metaoptnet"])
+def test_inside_shard_map_what_varies_may_be_the_key_or_the_inputs_alone(name):
+    if name == "metaoptnet":
+        learner, task = learners.metaoptnet(models.mlp(hidden=(8,), outputs=None), solver_steps=3), classification_task
+        task, varied = classification_task(jax.random.key(1), (5,)), jnp.arange(1.0, 3.0)
+    else:
+        options = {"inner_steps": 2, "loss_fn": losses.squared_error}
+        learner = getattr(learners, name)(models.from_linen(Dropping()), **options)
+        task, varied = data.sinusoid(shots=4, queries=4)(jax.random.key(1)), jax.random.split(jax.random.key(2), 2)
+    params, state = learner.init(jax.random.key(0), task)
+
+    def outputs(params, varied):
+        def one(value):
+            is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+            support = task.support if is_key else task.support._replace(inputs=value * task.support.inputs)
+            adapted = learner.adapt(params, state, support, key=value if is_key else None)
+            return jax.tree.leaves(adapted)
+
+        return jax.vmap(one)(varied)
+
+    mesh = jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Auto,))
+    apart = jax.jit(jax.shard_map(outputs, mesh=mesh, in_specs=(P(), P("tasks")), out_specs=P("tasks")))
+    chex.assert_trees_all_close(apart(params, varied), jax.jit(outputs)(params, varied), rtol=1e-5)

@@ -193,11 +193,13 @@ def test_a_mask_with_an_axis_too_many_is_refused():
         LEARNER.loss(*LEARNER.init(jax.random.key(0), task), wrong)
 
 
-@pytest.mark.parametrize("key", [0, None, jnp.zeros(2)])
+@pytest.mark.parametrize(
+    "key", [0, None, jnp.zeros(2), np.zeros(3, np.uint32), np.uint32(0), jax.random.split(jax.random.key(0))]
+)
 def test_what_is_no_key_is_refused(key):
-    with pytest.raises(ValueError, match=r"key is .*; it must be a PRNG key"):
+    with pytest.raises(ValueError, match=r"key is [\s\S]*; it must be one PRNG key"):
         jmeta.init_state(LEARNER, OPTIMIZER, key, SAMPLE(jax.random.key(1)))
-    with pytest.raises(ValueError, match=r"key is .*; it must be a PRNG key"):
+    with pytest.raises(ValueError, match=r"key is [\s\S]*; it must be one PRNG key"):
         jmeta.evaluate(LEARNER, begin(), SAMPLE, key=key, episodes=2)
 
 
@@ -206,9 +208,33 @@ def test_a_loss_that_gives_back_another_state_is_refused():
         init=lambda key, task: (jnp.zeros(()), {"mean": jnp.zeros(8)}),
         loss=lambda params, state, task, *, key=None: (params**2, ({"mean": jnp.zeros(1)}, {})),
     )
-    told = r"was given a state of {'mean': 'float32\[8\]'} and gave back one of {'mean': 'float32\[1\]'}"
+    told = r"given a state whose \['mean'\] is float32\[8\], and gave back one where it is float32\[1\]"
     with pytest.raises(ValueError, match=told):
         jax.eval_shape(jmeta.make_train_step(subject, OPTIMIZER), begin(subject), batch(2))
+
+
+@jax.tree_util.register_pytree_node_class
+class Counted:
+    """A state of a class that does not say what is equal."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def tree_flatten(self):
+        return (self.count,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_a_state_may_be_of_any_class():
+    subject = LEARNER._replace(
+        init=lambda key, task: (jnp.zeros(()), Counted(jnp.zeros(()))),
+        loss=lambda params, state, task, *, key=None: (params**2, (Counted(state.count + 1), {})),
+    )
+    state, _ = jax.jit(jmeta.make_train_step(subject, OPTIMIZER))(begin(subject), batch(2))
+    assert state.state.count == 1
 
 
 def constant(dtype, gradient):
@@ -216,7 +242,8 @@ def constant(dtype, gradient):
 
     def loss(params, state, task, *, key=None):
         slope = jnp.asarray(gradient, dtype)
-        return (params @ slope - jax.lax.stop_gradient(params @ slope) + 1).astype(dtype), (state, {})
+        loss = (params @ slope - jax.lax.stop_gradient(params @ slope) + 1).astype(dtype)
+        return loss, (state, {"third": jnp.float32(1 / 3)})
 
     return LEARNER._replace(init=lambda key, task: (jnp.zeros(len(gradient), dtype), ()), loss=loss)
 
@@ -230,6 +257,7 @@ def test_half_precision_is_added_up_in_single(chunk):
     assert state.params.dtype == jnp.bfloat16
     np.testing.assert_array_equal(state.params.astype(float), [-1.0, -2.0, -3.0])
     assert metrics["loss"] == 1
+    np.testing.assert_allclose(metrics["third"], 1 / 3, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], 14**0.5, rtol=1e-6)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from jmeta.types import apply_model, Model, together
+from jmeta.types import apply_model, init_model, Model, together
 
 
 class Encoder(NamedTuple):
@@ -33,7 +33,7 @@ def shared_encoder(model: Model) -> Encoder:
     """
 
     def init(key, task):
-        return model.init(key, task.support.inputs)
+        return init_model(model, key, task.support.inputs)
 
     def encode(params, state, inputs, *, mask=None, key=None):
         return apply_model(model, params, state, inputs, mask=mask, key=key)[0]
@@ -55,7 +55,7 @@ def separate_encoders(query_model: Model, support_model: Model) -> Encoder:
 
     def init(key, task):
         parts = zip(jax.random.split(key), (query_model, support_model), (task.query, task.support), strict=True)
-        params, states = zip(*(model.init(key, examples.inputs) for key, model, examples in parts), strict=True)
+        params, states = zip(*(init_model(model, key, examples.inputs) for key, model, examples in parts), strict=True)
         return params, states
 
     def query(params, state, inputs, *, mask=None):

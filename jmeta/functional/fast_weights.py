@@ -12,7 +12,7 @@ from jmeta.functional.inner_loop import check_options, inner_loop, MetaGradientO
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
 from jmeta.functional.orders import ranks
 from jmeta.functional.partition import check_parts, join, part
-from jmeta.types import apply_model, Array, Examples, Learner, Model, Objective, PyTree, take_rows
+from jmeta.types import apply_model, Array, Examples, init_model, Learner, Model, Objective, PyTree, take_rows
 
 
 class MetaParams(NamedTuple):
@@ -102,7 +102,7 @@ def descent(
 
     def init(key, task):
         check_examples("task.support", task.support)
-        params, state = model.init(key, task.support.inputs)
+        params, state = init_model(model, key, task.support.inputs)
         moving, fixed = begin(params, state, task.support, train=False, key=None)
         if moves is not None:
             check_parts(moving, fixed)

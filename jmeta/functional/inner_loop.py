@@ -216,11 +216,11 @@ def check_options(
         if mode not in known:
             raise ValueError(f"{name} is {mode!r}; it must be one of {known}.")
     check_counts(last_steps=last_steps, cg_steps=cg_steps)
+    if meta_gradient == "implicit" and isinstance(proximal, jax.core.Tracer):
+        raise ValueError("proximal is traced; an implicit meta-gradient takes a number, and has no derivative in it.")
     for name, weight in {"proximal": proximal, "damping": damping}.items():
         if not weight >= 0:
             raise ValueError(f"{name} is {weight}; it must be 0 or more.")
-    if meta_gradient == "implicit" and isinstance(proximal, jax.core.Tracer):
-        raise ValueError("proximal is traced; an implicit meta-gradient takes a number, and has no derivative in it.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
 

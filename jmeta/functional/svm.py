@@ -6,6 +6,7 @@ from jax import lax
 from optax.projections import projection_simplex
 
 from jmeta.functional.precision import to_solve
+from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
 RELAXATION = 1.7  # between the 1.5 and 1.8 of Boyd et al., 2011, section 3.4.3
@@ -59,7 +60,7 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
         feasible = _nearest_feasible(free + multipliers, y, present, cost)
         return (feasible, multipliers + free - feasible), None
 
-    zeros = jnp.zeros_like(y)
+    zeros = vary_over(jnp.zeros_like(y), varying((x, y, mask)))
     (feasible, _), _ = lax.scan(step, (zeros, zeros), length=steps)
     return (x.T @ feasible).astype(dtype)
 

@@ -22,7 +22,7 @@ from jmeta.functional.inner_loop import (
 from jmeta.functional.inner_rule import InnerRule
 from jmeta.functional.partition import join, part
 from jmeta.functional.varying import vary_over, varying
-from jmeta.types import apply_model, Array, Learner, Model, PyTree
+from jmeta.types import apply_model, Array, init_model, Learner, Model, PyTree
 
 # What the weight of an intermediate step does not fall below while losses are annealed, times the
 # number of steps; from the authors' code.
@@ -128,7 +128,7 @@ def mamlpp(
 
     def init(key, task):
         check_examples("task.support", task.support)
-        params, state = model.init(key, task.support.inputs)
+        params, state = init_model(model, key, task.support.inputs)
         scales, moving = part(params, norms)
         if not jax.tree.leaves(moving):
             raise ValueError(
@@ -161,8 +161,9 @@ def mamlpp(
 
         return descent_step(gradient, rule, rates)
 
-    def begin(params, support):
-        return vary_over((params.model, rule.start(params.rates, params.model)), varying(support))
+    def begin(params, *others):
+        """The first carry, varying over devices where anything does that its steps depend on."""
+        return vary_over((params.model, rule.start(params.rates, params.model)), varying((params, others)))
 
     def adapt(params, state, support, *, key=None):
         check_examples("support", support)
@@ -171,7 +172,7 @@ def mamlpp(
         steps = jax.tree.map(lambda leaf: leaf[at], (params.norms, state.model))
         keys = None if key is None else jax.random.split(key, test_steps)
         step = step_on(support, present, params.rates, train=False)
-        fast, _ = scan_steps(step, begin(params, support), (steps, keys), test_steps)
+        fast, _ = scan_steps(step, begin(params, state, support, keys), (steps, keys), test_steps)
         return FastWeights(fast, present)
 
     def predict(params, state, adapted, inputs, *, mask=None):
@@ -204,7 +205,7 @@ def mamlpp(
             one = jax.checkpoint(one, prevent_cse=False)
         steps = (params.norms, state.model)
         _, (values, metrics, states) = lax.scan(
-            one, begin(params, task.support), (steps, weights, keys), length=inner_steps
+            one, begin(params, state, task.support, keys), (steps, weights, keys), length=inner_steps
         )
         last = jax.tree.map(lambda leaf: leaf[-1], metrics)
         return values.sum(), (MamlppState(states, state.meta_step + 1), last)

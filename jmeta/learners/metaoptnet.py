@@ -26,7 +26,7 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
         solver_steps: of the method, at least 1. 100 give the weights of an encoder's 64
             features to 2e-6 of the largest, or better, at 5-way 1-shot to 20-way 5-shot
             and 5-way 20-shot; to 1e-3 where features have a mean of 1 beside a deviation
-            of a tenth.
+            of a tenth. Below a hundredth of their mean more steps are needed.
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and

@@ -75,7 +75,7 @@ def mann(
 
     @jax.jit  # or each operation of the network would be compiled, and run, by itself
     def init(key, tokens):
-        carry = vary_over(empty(), varying(tokens))
+        carry = vary_over(empty(), varying((key, tokens)))
         return module.init(key, carry, tokens, jnp.ones(len(tokens)))["params"], None
 
     def empty():
@@ -84,7 +84,7 @@ def mann(
 
     def apply(params, carry, tokens, *, train=False, key=None, mask=None):
         mask = jnp.ones(len(tokens)) if mask is None else mask
-        carry = vary_over(empty() if carry is None else carry, varying((params, tokens)))
+        carry = vary_over(empty() if carry is None else carry, varying((params, tokens, mask)))
         carry, values = module.apply({"params": params}, carry, tokens, mask)
         return values, carry
 

@@ -235,5 +235,6 @@ def test_the_derivative_of_an_implicit_minimum_in_its_proximal_weight_is_refused
             lambda w, _: w**2, 1.0, rule=optax.sgd(0.1), steps=2, meta_gradient="implicit", proximal=weight
         )
 
-    with pytest.raises(ValueError, match="proximal is traced"):
-        jax.grad(found)(0.5)
+    for function in (jax.grad(found), jax.jit(found), jax.jit(jax.grad(found))):
+        with pytest.raises(ValueError, match="proximal is traced"):
+            function(0.5)
