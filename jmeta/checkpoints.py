@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jmeta.types import TrainState
+from jmeta.types import by_path, first_difference, TrainState
 
 KEEP = 2  # the last checkpoint, and one to go back to
 
@@ -52,7 +52,7 @@ def restore(directory: str | os.PathLike, like: TrainState) -> TrainState:
         step = _newest(manager, directory)
         saved = _read(manager, directory, step, state=ocp.args.StandardRestore())
     _check_alike(directory, saved, _flat(like))
-    leaves = [_as(leaf, saved[name]) for name, leaf in _by_path(like).items()]
+    leaves = [_as(leaf, saved[name]) for name, leaf in by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -133,15 +133,10 @@ def _read(manager, directory, step, **item):
 
 
 def _flat(state: TrainState) -> dict[str, np.ndarray]:
-    """The numbers of all leaves by their paths."""
+    """The numbers of all leaves by their paths: of any learner's or optimizer's tree, with no class to unpickle."""
     return {
-        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for name, leaf in _by_path(state).items()
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for name, leaf in by_path(state).items()
     }
-
-
-def _by_path(state):
-    """The leaves by their paths: any learner's or optimizer's tree, and no class of theirs to unpickle."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def _is_key(leaf):
@@ -155,11 +150,9 @@ def _as(leaf, numbers):
 
 
 def _check_alike(directory, saved, expected):
-    shapes = [{name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in of.items()} for of in (saved, expected)]
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        found, wanted = (of.get(name, "absent") for of in shapes)
-        if found != wanted:
-            raise ValueError(
-                f"the checkpoint in {directory} is of another learner, model or optimizer: "
-                f"its {name} is {found}, where {wanted} is expected."
-            )
+    if difference := first_difference(saved, expected):
+        name, found, wanted = difference
+        raise ValueError(
+            f"the checkpoint in {directory} is of another learner, model or optimizer: "
+            f"its {name} is {found}, where {wanted} is expected."
+        )

@@ -123,7 +123,7 @@ def evaluate(
     if not isinstance(state, TrainState):
         raise ValueError(f"state is of {type(state).__name__}; it must be a TrainState, as init_state and fit give it.")
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
-    number = _number(devices)
+    number = device_count(devices)
     each = math.ceil(episodes / number)
     chunk = number * min(tasks_per_chunk or _episodes_at_once(learner, arguments, each), each)
     # The last chunk is filled up with the first episodes, so that one compiled function does for all.
@@ -151,10 +151,11 @@ def check_episodes(
     The arguments are those of `evaluate`, which finds there how many episodes it vmaps at a time.
     """
     arguments = as_argument(sample), state.params, state.state
-    _episodes_at_once(learner, arguments, math.ceil(episodes / _number(devices)))
+    _episodes_at_once(learner, arguments, math.ceil(episodes / device_count(devices)))
 
 
-def _number(devices: tuple[jax.Device, ...] | None) -> int:
+def device_count(devices: tuple[jax.Device, ...] | None) -> int:
+    """How many devices share tasks."""
     return 1 if devices is None else len(devices)
 
 

@@ -26,6 +26,7 @@ from jmeta.evaluation import (
     as_devices,
     check_episodes,
     default_chunk,
+    device_count,
     evaluate,
     filled_up,
     map_tasks,
@@ -36,7 +37,7 @@ from jmeta.evaluation import (
 )
 from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog
-from jmeta.types import Array, Examples, Learner, PyTree, Task, TrainState
+from jmeta.types import Array, by_path, Examples, first_difference, Learner, PyTree, Task, TrainState
 
 # What a train step does with tasks whose loss or meta-gradient is not finite.
 Nonfinite = Literal["skip", "raise"]
@@ -156,16 +157,14 @@ def make_train_step(
         differentiate = jax.value_and_grad(task_loss, has_aux=True)
         (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
         _check_state(state, after)
-        state = after
+        loss, state = jax.tree.map(_at_least_single, (loss, after))
         # As one vector it is measured, scaled and added up in three operations, not in three for each parameter.
         gradient = _at_least_single(ravel_pytree(gradient)[0])
         length = jnp.linalg.norm(gradient)
         gradient *= jnp.minimum(1, max_task_norm / length)
         is_finite = _all_finite((loss, length, state)) & is_counted
-        number = jnp.promote_types(loss.dtype, jnp.float32)
-        measured = jax.tree.map(lambda value: jnp.asarray(value, number), {**metrics, "loss": loss})
+        measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
         parts = gradient, state, measured, jnp.ones((), jnp.float32)
-        parts = jax.tree.map(_at_least_single, parts)
         return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if _is_summed(leaf) else leaf, parts)
 
     def total_of_chunk(shared, batch):
@@ -186,7 +185,7 @@ def make_train_step(
         params, state, opt_state, key, step = train_state
         number = _number_of_tasks(tasks)
         keys = jax.random.split(key, number + 1)
-        batch, is_counted = filled_up((tasks, keys[1:]), 1 if devices is None else len(devices))
+        batch, is_counted = filled_up((tasks, keys[1:]), device_count(devices))
         gradient, new_state, metrics, finite = total((params, state), (*batch, is_counted))
         flat, unravel = ravel_pytree(params)
         gradient, new_state = jax.tree.map(
@@ -320,10 +319,11 @@ def fit(
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
-    config = _config(config or {}, key=jax.random.key_data(as_key(key)).tolist(), batch_size=int(batch_size))
+    key = as_key(key)
+    config = _config(config or {}, key=jax.random.key_data(key).tolist(), batch_size=int(batch_size))
     devices = as_devices(devices)
     step_devices = None if devices is None else devices[:batch_size]
-    init_key, validation_key = jax.random.split(as_key(key))
+    init_key, validation_key = jax.random.split(key)
     sampler = on_each_device(as_argument(sample), step_devices)
     if validation is not None:
         validation = on_each_device(as_argument(validation), devices)
@@ -576,19 +576,12 @@ def _number_of_tasks(tasks: Task) -> int:
 
 def _check_state(before: PyTree, after: PyTree) -> None:
     """Raises a `ValueError` if a learner's loss gives back another state than it was given."""
-    given, found = (dict(_by_path(of)) for of in (before, after))
-    for name in sorted(given.keys() | found.keys()):
-        if given.get(name) != found.get(name):
-            raise ValueError(
-                f"the learner's loss was given a state whose {name or 'array'} is {given.get(name, 'absent')}, "
-                f"and gave back one where it is {found.get(name, 'absent')}."
-            )
-
-
-def _by_path(state: PyTree) -> Iterator[tuple[str, str]]:
-    """The dtype and shape of each leaf, by its path."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        yield jax.tree_util.keystr(path), f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+    if difference := first_difference(by_path(before), by_path(after)):
+        name, given, found = difference
+        raise ValueError(
+            f"the learner's loss was given a state whose {name or 'array'} is {given}, and gave back one where it is "
+            f"{found}."
+        )
 
 
 def _check_task(task: Task) -> None:

@@ -142,7 +142,7 @@ def normalisations(state: PyTree) -> tuple[str, ...]:
 
 def together(task: Task) -> Examples:
     """Support and query as one set, the support examples first."""
-    parts = (part._replace(inputs=as_float(jnp.asarray(part.inputs))) for part in (task.support, task.query))
+    parts = (part._replace(inputs=as_float(part.inputs)) for part in (task.support, task.query))
     return Examples(*(jnp.concatenate(pair) for pair in zip(*parts, strict=True)))
 
 
@@ -151,8 +151,29 @@ def take_rows(examples: Examples, rows: Array) -> Examples:
     return Examples(*(jnp.asarray(leaf)[rows] for leaf in examples))
 
 
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """The leaves by their paths."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first path at which the leaves differ in dtype or shape, and what is there in each; None if none does."""
+    kinds = [{name: _kind(leaf) for name, leaf in leaves.items()} for leaves in (found, expected)]
+    for name in sorted(found.keys() | expected.keys()):
+        one, other = (of.get(name, "absent") for of in kinds)
+        if one != other:
+            return name, one, other
+    return None
+
+
+def _kind(leaf):
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)  # NumPy's double is not JAX's single
+    return f"{dtype}{list(jnp.shape(leaf))}"
+
+
 def as_float(inputs: Array) -> Array:
-    """Images of unsigned bytes as numbers from 0 to 1; all else as it is."""
+    """Images of unsigned bytes as numbers from 0 to 1, all else as it is; arrays of JAX's."""
+    inputs = jnp.asarray(inputs)
     return inputs.astype(float) / 255 if inputs.dtype == jnp.uint8 else inputs
 
 
@@ -163,7 +184,7 @@ def takes_mask(function: Callable) -> bool:
 
 def init_model(model: Model, key: Array, inputs: Array) -> tuple[PyTree, PyTree]:
     """`model.init`, with the inputs that `apply_model` would give it."""
-    return model.init(key, as_float(jnp.asarray(inputs)))
+    return model.init(key, as_float(inputs))
 
 
 def apply_model(

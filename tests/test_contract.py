@@ -478,6 +478,10 @@ def test_bytes_are_to_adapt_and_predict_what_episodes_make_of_them(name):
     expected = learner.predict(params, state, learner.adapt(params, state, task.support), images / np.float32(255))
     found = learner.predict(params, state, learner.adapt(params, state, raw), images)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    trained = task._replace(support=raw)  # the query set as it was: the two may differ
+    loss = learner.loss(params, state, task)[0]
+    np.testing.assert_allclose(learner.loss(params, state, trained)[0], loss, rtol=1e-5)
+    chex.assert_trees_all_equal(learner.init(jax.random.key(1), trained), (params, state))
 
 
 class Dropping(nn.Module):
@@ -491,7 +495,7 @@ class Dropping(nn.Module):
 @pytest.mark.parametrize("name", ["maml", "mamlpp", "metaoptnet"])
 def test_inside_shard_map_what_varies_may_be_the_key_or_the_inputs_alone(name):
     if name == "metaoptnet":
-        learner, task = learners.metaoptnet(models.mlp(hidden=(8,), outputs=None), solver_steps=3), classification_task
+        learner = learners.metaoptnet(models.mlp(hidden=(8,), outputs=None), solver_steps=3)
         task, varied = classification_task(jax.random.key(1), (5,)), jnp.arange(1.0, 3.0)
     else:
         options = {"inner_steps": 2, "loss_fn": losses.squared_error}

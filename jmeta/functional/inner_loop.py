@@ -138,7 +138,7 @@ def inner_loop(
 
         def minimise(objective, start, data):
             step = descent_step(constant_gradient(proximal_objective(objective, start, proximal)), rule)
-            return scan_steps(step, vary_over(_begin(rule, (), start), axes), data, steps)[0]
+            return scan_steps(step, start_descent(rule, (), start, axes), data, steps)[0]
 
         return implicit_minimum(
             objective, params, minimise=minimise, data=data, proximal=proximal, cg_steps=cg_steps, damping=damping
@@ -149,7 +149,7 @@ def inner_loop(
     early, late = (
         jax.tree.map(take, data) for take in (lambda leaf: leaf[: steps - exact], lambda leaf: leaf[steps - exact :])
     )
-    carry = vary_over(_begin(rule, rule_params, params), axes)
+    carry = start_descent(rule, rule_params, params, axes)
     carry = scan_steps(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
     if exact:
         check_at_zero(rule, params)
@@ -234,8 +234,9 @@ def _varying(objective, params, data):
     return value.manual_axis_type.varying | varying(params)
 
 
-def _begin(rule, rule_params, params):
-    return params, as_rule(rule).start(rule_params, params)
+def start_descent(rule: InnerOptimizer, rule_params: PyTree, params: PyTree, axes: frozenset[str]) -> PyTree:
+    """What `descent_step` carries, before the first step: parameters and the rule's memory, varying over these axes."""
+    return vary_over((params, as_rule(rule).start(rule_params, params)), axes)
 
 
 def scan_steps(step: Callable, carry: PyTree, data: PyTree, steps: int) -> PyTree:

@@ -18,10 +18,11 @@ from jmeta.functional.inner_loop import (
     Differentiation,
     exact_gradient,
     scan_steps,
+    start_descent,
 )
 from jmeta.functional.inner_rule import InnerRule
 from jmeta.functional.partition import join, part
-from jmeta.functional.varying import vary_over, varying
+from jmeta.functional.varying import varying
 from jmeta.types import apply_model, Array, init_model, Learner, Model, PyTree
 
 # What the weight of an intermediate step does not fall below while losses are annealed, times the
@@ -163,7 +164,7 @@ def mamlpp(
 
     def begin(params, *others):
         """The first carry, varying over devices where anything does that its steps depend on."""
-        return vary_over((params.model, rule.start(params.rates, params.model)), varying((params, others)))
+        return start_descent(rule, params.rates, params.model, varying((params, others)))
 
     def adapt(params, state, support, *, key=None):
         check_examples("support", support)
