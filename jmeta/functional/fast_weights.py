@@ -14,6 +14,10 @@ from jmeta.functional.orders import ranks
 from jmeta.functional.partition import check_parts, join, part
 from jmeta.types import apply_model, Array, Examples, init_model, Learner, Model, Objective, PyTree, take_rows
 
+# So few steps of so small a network are differentiated without a loop, into whose stacks XLA's CPU copies what each of
+# them stores: docs/decisions/0005-differentiation.md. Convolutions take longer to compile than they gain.
+UNROLLED_STEPS, UNROLLED_SIZE = 5, 2**15
+
 
 class MetaParams(NamedTuple):
     """What gradient-based learners meta-learn.
@@ -124,7 +128,14 @@ def descent(
         rows = None if inner_batch is None else minibatches(examples.mask, steps, inner_batch, order_key)
         keys = None if step_key is None else jax.random.split(step_key, steps)
         fast = inner_loop(
-            loss_on, moving, rule=rule, steps=steps, rule_params=params.rule, data=(rows, keys), **options
+            loss_on,
+            moving,
+            rule=rule,
+            steps=steps,
+            rule_params=params.rule,
+            data=(rows, keys),
+            unroll=_steps_at_once(moving, steps, **options) if train and moves is None else 1,
+            **options,
         )
         return FastWeights(fast, present)
 
@@ -134,6 +145,14 @@ def descent(
         return exclude_absent(values, adapted.present), state
 
     return Descent(init, run, outputs)
+
+
+def _steps_at_once(params, steps, *, meta_gradient="second_order", checkpoint=False, **_):
+    """How many steps are in one iteration of the loop: all, where they are few and exact and the network is small."""
+    leaves = jax.tree.leaves(params)
+    is_small = sum(map(jnp.size, leaves)) <= UNROLLED_SIZE and all(jnp.ndim(leaf) <= 2 for leaf in leaves)
+    is_exact = meta_gradient == "second_order" and not checkpoint
+    return steps if is_exact and is_small and 1 <= steps <= UNROLLED_STEPS else 1
 
 
 def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: int, test_steps: int | None) -> Learner:

@@ -1,5 +1,6 @@
 """The inner loop: descent on a support set, and the ways to differentiate through it."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import get_args, Literal, TypedDict
@@ -61,6 +62,7 @@ def inner_loop(
     steps: int,
     rule_params: PyTree = (),
     data: PyTree = None,
+    unroll: int = 1,
     meta_gradient: MetaGradient = "second_order",
     differentiation: Differentiation = "mixed",
     checkpoint: bool = False,
@@ -83,6 +85,8 @@ def inner_loop(
         rule_params: the rule's meta-learned parameters, from `rule.init`.
         data: what each step sees, a tree with a leading axis [steps] (indices of
             minibatches, keys); None if there is no such thing.
+        unroll: how many steps are in one iteration of the compiled loop, as of
+            `lax.scan`; of a small network more can be faster, and compile longer.
         meta_gradient: see `MetaGradientOptions`, as for the arguments below.
         differentiation: of exact steps, `"mixed"` or `"reverse"`.
         checkpoint: whether memory comes before time; it grows with the root of the
@@ -108,6 +112,7 @@ def inner_loop(
         2.0
     """
     check_counts(steps=steps)
+    check_counts(least=1, unroll=unroll)
     check_options(
         meta_gradient=meta_gradient,
         differentiation=differentiation,
@@ -130,6 +135,7 @@ def inner_loop(
             )
     if steps == 0:
         return params
+    scan = functools.partial(scan_steps, unroll=unroll)
     axes = _varying(objective, params, data)
     params = vary_over(params, axes)
     if meta_gradient == "implicit":
@@ -138,7 +144,7 @@ def inner_loop(
 
         def minimise(objective, start, data):
             step = descent_step(constant_gradient(proximal_objective(objective, start, proximal)), rule)
-            return scan_steps(step, start_descent(rule, (), start, axes), data, steps)[0]
+            return scan(step, start_descent(rule, (), start, axes), data, steps)[0]
 
         return implicit_minimum(
             objective, params, minimise=minimise, data=data, proximal=proximal, cg_steps=cg_steps, damping=damping
@@ -150,12 +156,12 @@ def inner_loop(
         jax.tree.map(take, data) for take in (lambda leaf: leaf[: steps - exact], lambda leaf: leaf[steps - exact :])
     )
     carry = start_descent(rule, rule_params, params, axes)
-    carry = scan_steps(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
+    carry = scan(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
     if exact:
         check_at_zero(rule, params)
         gradient = exact_gradient(objective, differentiation=differentiation, checkpoint=checkpoint)
         step = descent_step(gradient, rule, rule_params)
-        carry = (_scan_in_segments if checkpoint else scan_steps)(step, carry, late, exact)
+        carry = (_in_segments(scan) if checkpoint else scan)(step, carry, late, exact)
     return carry[0]
 
 
@@ -239,18 +245,22 @@ def start_descent(rule: InnerOptimizer, rule_params: PyTree, params: PyTree, axe
     return vary_over((params, as_rule(rule).start(rule_params, params)), axes)
 
 
-def scan_steps(step: Callable, carry: PyTree, data: PyTree, steps: int) -> PyTree:
+def scan_steps(step: Callable, carry: PyTree, data: PyTree, steps: int, *, unroll: int = 1) -> PyTree:
     """Where so many inner steps end, `step` being that of `descent_step` and `data` having a leading axis [steps]."""
     if steps == 0:
         return carry
-    return lax.scan(lambda carry, data: (step(carry, data), None), carry, data, length=steps)[0]
+    return lax.scan(lambda carry, data: (step(carry, data), None), carry, data, length=steps, unroll=unroll)[0]
 
 
-def _scan_in_segments(step, carry, data, steps):
+def _in_segments(scan):
     """The scan, of which the backward pass stores every so-many-th step and computes those between again."""
-    length = math.isqrt(steps)
-    whole = steps - steps % length
-    segment = jax.checkpoint(lambda carry, data: scan_steps(step, carry, data, length), prevent_cse=False)
-    segments = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:]), data)
-    carry = scan_steps(segment, carry, segments, whole // length)
-    return scan_steps(step, carry, jax.tree.map(lambda leaf: leaf[whole:], data), steps - whole)
+
+    def scan_in_segments(step, carry, data, steps):
+        length = math.isqrt(steps)
+        whole = steps - steps % length
+        segment = jax.checkpoint(lambda carry, data: scan(step, carry, data, length), prevent_cse=False)
+        segments = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:]), data)
+        carry = scan_steps(segment, carry, segments, whole // length)
+        return scan(step, carry, jax.tree.map(lambda leaf: leaf[whole:], data), steps - whole)
+
+    return scan_in_segments

@@ -52,6 +52,7 @@ MODES = [
     {"differentiation": differentiation, "checkpoint": checkpoint}
     for differentiation, checkpoint in itertools.product(("reverse", "mixed"), (False, True))
 ]
+MODES += [{"unroll": STEPS}, {"unroll": 2, "checkpoint": True}]
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,7 @@ def test_a_rule_may_start_from_numbers_of_the_shapes_of_the_parameters():
     ("options", "message"),
     [
         ({"steps": -1}, "steps is -1"),
+        ({"unroll": 0}, "unroll is 0"),
         ({"meta_gradient": "third_order"}, "meta_gradient is 'third_order'"),
         ({"differentiation": "forward"}, "differentiation is 'forward'"),
         ({"last_steps": -2}, "last_steps is -2"),
