@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from jmeta.types import Array, Examples, Objective
+from jmeta.types import Array, at_least_single, Examples, Objective
 
 # The 97.5 % quantile of the standard normal distribution.
 Z95 = 1.959963984540054
@@ -133,7 +133,7 @@ def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:
         mask: [K].
     """
     correct = (outputs.argmax(-1) == targets.argmax(-1)) & ~jnp.isnan(outputs).any(-1)
-    return masked_mean(correct.astype(jnp.promote_types(jnp.result_type(outputs), jnp.float32)), mask)
+    return masked_mean(correct.astype(at_least_single(jnp.result_type(outputs))), mask)
 
 
 def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int = 15) -> Array:
@@ -164,7 +164,7 @@ def masked_mean(values: Array, mask: Array) -> Array:
         raise ValueError(
             f"the mask has shape {jnp.shape(mask)} and what it masks {jnp.shape(values)}; they must be the same."
         )
-    number = mask.sum(dtype=jnp.promote_types(jnp.result_type(mask), jnp.float32))  # half precision would count to 256
+    number = mask.sum(dtype=at_least_single(jnp.result_type(mask)))
     return jnp.where(mask > 0, values, 0).sum() / jnp.maximum(number, 1)
 
 

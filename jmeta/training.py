@@ -37,7 +37,7 @@ from jmeta.evaluation import (
 )
 from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog
-from jmeta.types import Array, by_path, Examples, first_difference, Learner, PyTree, Task, TrainState
+from jmeta.types import Array, at_least_single, by_path, Examples, first_difference, Learner, PyTree, Task, TrainState
 
 # What a train step does with tasks whose loss or meta-gradient is not finite.
 Nonfinite = Literal["skip", "raise"]
@@ -157,9 +157,9 @@ def make_train_step(
         differentiate = jax.value_and_grad(task_loss, has_aux=True)
         (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
         _check_state(state, after)
-        loss, state = jax.tree.map(_at_least_single, (loss, after))
+        loss, state = jax.tree.map(_to_add_up, (loss, after))
         # As one vector it is measured, scaled and added up in three operations, not in three for each parameter.
-        gradient = _at_least_single(ravel_pytree(gradient)[0])
+        gradient = _to_add_up(ravel_pytree(gradient)[0])
         length = jnp.linalg.norm(gradient)
         gradient *= jnp.minimum(1, max_task_norm / length)
         is_finite = _all_finite((loss, length, state)) & is_counted
@@ -212,9 +212,9 @@ def _is_summed(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _at_least_single(leaf: Array) -> Array:
-    """The numbers in a precision that can be added up: half would count to 256, and measure up to that length."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if _is_summed(leaf) else leaf
+def _to_add_up(leaf: Array) -> Array:
+    """The numbers in a precision that can be added up."""
+    return leaf.astype(at_least_single(leaf.dtype)) if _is_summed(leaf) else leaf
 
 
 def _all_finite(tree: PyTree) -> Array:

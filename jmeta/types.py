@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 Array = jax.Array
 PyTree = Any
@@ -175,6 +176,11 @@ def as_float(inputs: Array) -> Array:
     """Images of unsigned bytes as numbers from 0 to 1, all else as it is; arrays of JAX's."""
     inputs = jnp.asarray(inputs)
     return inputs.astype(float) / 255 if inputs.dtype == jnp.uint8 else inputs
+
+
+def at_least_single(dtype: DTypeLike) -> DTypeLike:
+    """The precision to add up numbers of a dtype in: half would count to 256, and measure up to that length."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def takes_mask(function: Callable) -> bool:

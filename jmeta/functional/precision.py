@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jmeta.types import Array
+from jmeta.types import Array, at_least_single
 
 
 def to_solve(*arrays: Array) -> tuple[list[Array], DTypeLike]:
@@ -20,4 +20,4 @@ def to_solve(*arrays: Array) -> tuple[list[Array], DTypeLike]:
         float32 float32 bfloat16
     """
     dtype = jnp.result_type(*arrays, float)
-    return [jnp.asarray(array, jnp.promote_types(dtype, jnp.float32)) for array in arrays], dtype
+    return [jnp.asarray(array, at_least_single(dtype)) for array in arrays], dtype

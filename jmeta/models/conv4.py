@@ -7,7 +7,7 @@ import flax.linen as nn
 from jmeta.checks import check_counts
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import BY_CHANNEL, check_images, check_norm, check_widths, Conv, Dense, Modulate, Normalise
+from jmeta.models.layers import check_images, check_norm, check_widths, conv_norm, Dense, Modulate
 from jmeta.types import Array, Model
 
 
@@ -61,12 +61,10 @@ class Conv4(nn.Module):
         """Features or outputs of images [K, H, W, C]."""
         check_images(x)
         for block in range(4):
-            conv = Conv(self.width, stride=2 if self.strided else 1, use_bias=self.norm not in BY_CHANNEL)
-            x, moments_of = conv(x), conv.moments(x)
             is_pooled = not self.strided and min(x.shape[1:3]) >= 2
             is_modulated = self.context > 0 and block == 2
-            normalise = Normalise(self.norm, pool=is_pooled and not is_modulated)
-            x = normalise(x, train=train, mask=mask, moments_of=moments_of)
+            stride, pool = 2 if self.strided else 1, is_pooled and not is_modulated
+            x = conv_norm(x, self.width, norm=self.norm, train=train, mask=mask, pool=pool, stride=stride)
             if is_modulated:  # which may turn the order of pixels round, so that the block is pooled after it
                 x = Modulate(self.context)(x)
                 x = max_pool(x) if is_pooled else x

@@ -164,6 +164,25 @@ def _groups(channels: int) -> int:
     return max(groups for groups in sizes if groups == 1 or channels // groups >= LEAST_IN_GROUP)
 
 
+def conv_norm(
+    x: Array, features: int, *, norm: str, train: bool, mask: Array | None, pool: bool = False, **options: Any
+) -> Array:
+    """Convolution and normalisation, children of the module in whose call it stands.
+
+    Args:
+        x: images [K, H, W, C].
+        features: output channels.
+        norm: the policy of `Normalise`, as are the next three; by channel the convolution has no bias.
+        train: whether this is training.
+        mask: [K] or None.
+        pool: whether to halve by pooling.
+        options: `size` and `stride` of `Conv`.
+    """
+    conv = Conv(features, use_bias=norm not in BY_CHANNEL, **options)
+    y = conv(x)
+    return Normalise(norm, pool=pool)(y, train=train, mask=mask, moments_of=conv.moments(x))
+
+
 class Modulate(nn.Module):
     """Scales and shifts channels by a linear function of a context (FiLM; Perez et al., 2018).
 

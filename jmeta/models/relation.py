@@ -5,7 +5,7 @@ import math
 import flax.linen as nn
 
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import BY_CHANNEL, check_images, check_norm, check_widths, Conv, Dense, Normalise
+from jmeta.models.layers import check_images, check_norm, check_widths, conv_norm, Dense
 from jmeta.types import Array, Model
 
 
@@ -60,9 +60,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         """Maps of [K, H, W, C]."""
-        conv = Conv(self.width, use_bias=self.norm not in BY_CHANNEL)
-        normalise = Normalise(self.norm, pool=self.pool)
-        return nn.relu(normalise(conv(x), train=train, mask=mask, moments_of=conv.moments(x)))
+        return nn.relu(conv_norm(x, self.width, norm=self.norm, train=train, mask=mask, pool=self.pool))
 
 
 class RelationEncoder(nn.Module):

@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from jmeta.functional.pooling import max_pool
 from jmeta.models.adapters import from_linen
-from jmeta.models.layers import BY_CHANNEL, check_images, check_norm, check_widths, Conv, Dense, Normalise
+from jmeta.models.layers import check_images, check_norm, check_widths, conv_norm, Dense
 from jmeta.types import Array, Model
 
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
@@ -61,12 +61,9 @@ class ResNet12(nn.Module):
         return x if self.outputs is None else Dense(self.outputs, name="head")(x)
 
     def _block(self, x, width, train, mask):
-        def conv_norm(y, size):
-            conv = Conv(width, size=size, use_bias=self.norm not in BY_CHANNEL)
-            return Normalise(self.norm)(conv(y), train=train, mask=mask, moments_of=conv.moments(y))
-
-        y = leaky_relu(conv_norm(x, 3))
-        y = leaky_relu(conv_norm(y, 3))
-        y = conv_norm(y, 3) + conv_norm(x, 1)
+        layer = functools.partial(conv_norm, features=width, norm=self.norm, train=train, mask=mask)
+        y = leaky_relu(layer(x))
+        y = leaky_relu(layer(y))
+        y = layer(y) + layer(x, size=1)
         # Leaky ReLU is monotone, so that it may follow the pooling.
         return leaky_relu(max_pool(y) if min(y.shape[1:3]) >= 2 else y)
