@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import get_args, Literal, TypedDict
+from typing import Any, get_args, Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ Differentiation = Literal["mixed", "reverse"]
 
 class MetaGradientOptions(TypedDict, total=False):
     """How the meta-gradient is taken: keywords of `inner_loop`, and of the learners on it.
+
+    `last_steps`, `cg_steps` and `damping` are refused where they would do nothing.
 
     Attributes:
         meta_gradient: `"second_order"`, exact, through the whole loop (default);
@@ -54,6 +56,19 @@ class MetaGradientOptions(TypedDict, total=False):
     damping: float
 
 
+DEFAULTS = MetaGradientOptions(
+    meta_gradient="second_order",
+    differentiation="mixed",
+    checkpoint=False,
+    last_steps=1,
+    proximal=0.0,
+    cg_steps=5,
+    damping=0.0,
+)
+# Options that say how far one way to take the meta-gradient goes, and nothing of the others.
+OF_ONE_MODE = {"last_steps": "truncated", "cg_steps": "implicit", "damping": "implicit"}
+
+
 def inner_loop(
     objective: Callable,
     params: PyTree,
@@ -63,13 +78,7 @@ def inner_loop(
     rule_params: PyTree = (),
     data: PyTree = None,
     unroll: int = 1,
-    meta_gradient: MetaGradient = "second_order",
-    differentiation: Differentiation = "mixed",
-    checkpoint: bool = False,
-    last_steps: int = 1,
-    proximal: float = 0.0,
-    cg_steps: int = 5,
-    damping: float = 0.0,
+    **options: Unpack[MetaGradientOptions],
 ) -> PyTree:
     """Takes `steps` steps on `objective` from `params`.
 
@@ -87,14 +96,7 @@ def inner_loop(
             minibatches, keys); None if there is no such thing.
         unroll: how many steps are in one iteration of the compiled loop, as of
             `lax.scan`; of a small network more can be faster, and compile longer.
-        meta_gradient: see `MetaGradientOptions`, as for the arguments below.
-        differentiation: of exact steps, `"mixed"` or `"reverse"`.
-        checkpoint: whether memory comes before time; it grows with the root of the
-            number of exact steps.
-        last_steps: how many steps are exact under `"truncated"`.
-        proximal: weight of the proximal term.
-        cg_steps: most steps of conjugate gradient under `"implicit"`.
-        damping: added to `proximal` in the implicit meta-gradient alone.
+        options: how the meta-gradient is taken, see `MetaGradientOptions`.
 
     Returns:
         The fast parameters, of the structure of `params`.
@@ -113,15 +115,9 @@ def inner_loop(
     """
     check_counts(steps=steps)
     check_counts(least=1, unroll=unroll)
-    check_options(
-        meta_gradient=meta_gradient,
-        differentiation=differentiation,
-        checkpoint=checkpoint,
-        last_steps=last_steps,
-        proximal=proximal,
-        cg_steps=cg_steps,
-        damping=damping,
-    )
+    check_options(**options)
+    chosen: dict[str, Any] = {**DEFAULTS, **options}
+    meta_gradient, proximal = chosen["meta_gradient"], chosen["proximal"]
     for leaf in jax.tree.leaves(data):
         if jnp.shape(leaf)[:1] != (steps,):
             raise ValueError(
@@ -146,12 +142,11 @@ def inner_loop(
             step = descent_step(constant_gradient(proximal_objective(objective, start, proximal)), rule)
             return scan(step, start_descent(rule, (), start, axes), data, steps)[0]
 
-        return implicit_minimum(
-            objective, params, minimise=minimise, data=data, proximal=proximal, cg_steps=cg_steps, damping=damping
-        )
+        solver = {name: chosen[name] for name in ("proximal", "cg_steps", "damping")}
+        return implicit_minimum(objective, params, minimise=minimise, data=data, **solver)
     if proximal:
         objective = proximal_objective(objective, params, proximal)
-    exact = {"second_order": steps, "first_order": 0, "truncated": min(last_steps, steps)}[meta_gradient]
+    exact = {"second_order": steps, "first_order": 0, "truncated": min(chosen["last_steps"], steps)}[meta_gradient]
     early, late = (
         jax.tree.map(take, data) for take in (lambda leaf: leaf[: steps - exact], lambda leaf: leaf[steps - exact :])
     )
@@ -159,7 +154,8 @@ def inner_loop(
     carry = scan(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
     if exact:
         check_at_zero(rule, params)
-        gradient = exact_gradient(objective, differentiation=differentiation, checkpoint=checkpoint)
+        checkpoint = chosen["checkpoint"]
+        gradient = exact_gradient(objective, differentiation=chosen["differentiation"], checkpoint=checkpoint)
         step = descent_step(gradient, rule, rule_params)
         carry = (_in_segments(scan) if checkpoint else scan)(step, carry, late, exact)
     return carry[0]
@@ -197,38 +193,40 @@ def exact_gradient(objective: Callable, *, differentiation: Differentiation, che
     return mixed_gradient(objective, policy=stored)
 
 
-def check_options(
-    *,
-    meta_gradient: str = "second_order",
-    differentiation: str = "mixed",
-    checkpoint: bool = False,
-    last_steps: int = 1,
-    proximal: float = 0.0,
-    cg_steps: int = 5,
-    damping: float = 0.0,
-) -> None:
-    """Refuses what no inner loop can do; the arguments are those of `MetaGradientOptions`.
+def check_options(**options: Unpack[MetaGradientOptions]) -> None:
+    """Refuses what no inner loop can do, and an option that would do nothing.
 
     Raises:
-        ValueError: for an unknown mode, a negative number, or an implicit
-            meta-gradient without a proximal term, or with one that is traced.
+        ValueError: for an unknown mode, a negative number, an option of another mode, or an
+            implicit meta-gradient without a proximal term, or with one that is traced.
+        TypeError: for an unknown option.
     """
+    if unknown := options.keys() - DEFAULTS.keys():
+        raise TypeError(f"{min(unknown)} is no option of an inner loop; there are {', '.join(DEFAULTS)}.")
+    chosen: dict[str, Any] = {**DEFAULTS, **options}
     modes = {
-        "meta_gradient": (meta_gradient, get_args(MetaGradient)),
-        "differentiation": (differentiation, get_args(Differentiation)),
-        "checkpoint": (checkpoint, (False, True)),
+        "meta_gradient": get_args(MetaGradient),
+        "differentiation": get_args(Differentiation),
+        "checkpoint": (False, True),
     }
-    for name, (mode, known) in modes.items():
-        if mode not in known:
-            raise ValueError(f"{name} is {mode!r}; it must be one of {known}.")
-    check_counts(last_steps=last_steps, cg_steps=cg_steps)
+    for name, known in modes.items():
+        if chosen[name] not in known:
+            raise ValueError(f"{name} is {chosen[name]!r}; it must be one of {known}.")
+    check_counts(last_steps=chosen["last_steps"], cg_steps=chosen["cg_steps"])
+    meta_gradient, proximal = chosen["meta_gradient"], chosen["proximal"]
     if meta_gradient == "implicit" and isinstance(proximal, jax.core.Tracer):
         raise ValueError("proximal is traced; an implicit meta-gradient takes a number, and has no derivative in it.")
-    for name, weight in {"proximal": proximal, "damping": damping}.items():
-        if not weight >= 0:
-            raise ValueError(f"{name} is {weight}; it must be 0 or more.")
+    for name in ("proximal", "damping"):
+        if not chosen[name] >= 0:
+            raise ValueError(f"{name} is {chosen[name]}; it must be 0 or more.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
+    for name in options.keys() & OF_ONE_MODE.keys():
+        if meta_gradient != OF_ONE_MODE[name]:
+            raise ValueError(
+                f"{name} is {chosen[name]}, but meta_gradient is {meta_gradient!r}, which has no use for it; it is for "
+                f"{OF_ONE_MODE[name]!r}."
+            )
 
 
 def _varying(objective, params, data):

@@ -14,9 +14,11 @@ RNG = np.random.default_rng(1)
 X, Y, START = RNG.normal(size=(8, 4)), RNG.normal(size=8), RNG.normal(size=4)
 WEIGHT = 0.7
 HESSIAN = 2 * X.T @ X / 8
+IMPLICIT = {"meta_gradient": "implicit", "cg_steps": 10}
+UNROLLED = {"meta_gradient": "second_order"}
 
 
-def adapted(start, y=Y, *, steps=300, cg_steps=10, **options):
+def adapted(start, y=Y, *, steps=300, mode=IMPLICIT, **options):
     """The minimum of |Xw - y|^2 / K + WEIGHT / 2 |w - start|^2."""
     return inner_loop(
         lambda w, _: jnp.square(X @ w - y).mean(),
@@ -24,8 +26,7 @@ def adapted(start, y=Y, *, steps=300, cg_steps=10, **options):
         rule=optax.sgd(0.1),
         steps=steps,
         proximal=WEIGHT,
-        cg_steps=cg_steps,
-        **{"meta_gradient": "implicit"} | options,
+        **mode | options,
     )
 
 
@@ -43,8 +44,7 @@ def test_the_jacobian_in_data_that_the_objective_closes_over_equals_the_closed_f
 def test_the_unrolled_jacobian_converges_to_it_as_steps_grow(x64):
     limit = jax.jacrev(adapted)(START)
     errors = [
-        np.abs(jax.jacrev(partial(adapted, steps=steps, meta_gradient="second_order"))(START) - limit).max()
-        for steps in (10, 40, 400)
+        np.abs(jax.jacrev(partial(adapted, steps=steps, mode=UNROLLED))(START) - limit).max() for steps in (10, 40, 400)
     ]
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
     assert errors[2] < 1e-10
@@ -67,18 +67,16 @@ def test_damping_is_added_to_the_weight_in_the_meta_gradient_alone(x64):
 def test_it_can_be_differentiated_once_more_under_vmap(x64):
     """On a quartic, whose Hessian is not constant; unrolling is the reference."""
 
-    def slope(scale, meta_gradient):
+    def slope(scale, mode):
         def minimum(start):
-            loop = partial(inner_loop, rule=optax.sgd(0.05), steps=400, proximal=WEIGHT, cg_steps=10)
+            loop = partial(inner_loop, rule=optax.sgd(0.05), steps=400, proximal=WEIGHT, **mode)
             objective = lambda w, _: jnp.mean((X @ w - scale * Y) ** 4) / 50  # noqa: E731
-            return loop(objective, start, meta_gradient=meta_gradient).sum()
+            return loop(objective, start).sum()
 
         return jnp.square(jax.grad(minimum)(START)).sum()
 
     scales = jnp.array([0.5, 1.0])
-    found, expected = (
-        jax.jit(jax.vmap(jax.grad(partial(slope, meta_gradient=mode))))(scales) for mode in ("implicit", "second_order")
-    )
+    found, expected = (jax.jit(jax.vmap(jax.grad(partial(slope, mode=mode))))(scales) for mode in (IMPLICIT, UNROLLED))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert (abs(expected) > 1e-3).all()
 
@@ -97,5 +95,5 @@ def test_the_proximal_term_holds_in_every_mode(x64, steps):
     expected = START
     for _ in range(steps):
         expected = expected - 0.1 * (2 * X.T @ (X @ expected - Y) / 8 + WEIGHT * (expected - START))
-    for mode in ("second_order", "first_order", "truncated", "implicit"):
-        np.testing.assert_allclose(adapted(START, steps=steps, meta_gradient=mode), expected, atol=1e-13)
+    for mode in (UNROLLED, {"meta_gradient": "first_order"}, {"meta_gradient": "truncated"}, IMPLICIT):
+        np.testing.assert_allclose(adapted(START, steps=steps, mode=mode), expected, atol=1e-13)

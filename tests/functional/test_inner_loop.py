@@ -217,12 +217,19 @@ def test_a_rule_may_start_from_numbers_of_the_shapes_of_the_parameters():
         ({"proximal": float("nan")}, "proximal is nan"),
         ({"damping": -1.0}, "damping is -1.0"),
         ({"meta_gradient": "implicit"}, "proximal is 0.0"),
+        ({"last_steps": 2}, "last_steps is 2, but meta_gradient is 'second_order', .* 'truncated'"),
+        ({"meta_gradient": "truncated", "damping": 1.0}, "damping is 1.0, .* it is for 'implicit'"),
         ({"meta_gradient": "implicit", "proximal": 1.0, "rule_params": 0.1}, "does not depend on the rule's"),
     ],
 )
 def test_refuses_what_no_loop_can_do(options, message):
     with pytest.raises(ValueError, match=message):
         inner_loop(lambda w, _: w**2, 1.0, **{"rule": optax.sgd(0.1), "steps": 1} | options)
+
+
+def test_an_unknown_option_is_refused_by_its_name():
+    with pytest.raises(TypeError, match="steps_last is no option of an inner loop; there are meta_gradient, "):
+        inner_loop(lambda w, _: w**2, 1.0, rule=optax.sgd(0.1), steps=1, steps_last=2)
 
 
 def test_parameters_without_a_gradient_are_refused_by_their_path():
