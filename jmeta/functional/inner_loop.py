@@ -118,17 +118,7 @@ def inner_loop(
     check_options(**options)
     chosen: dict[str, Any] = {**DEFAULTS, **options}
     meta_gradient, proximal = chosen["meta_gradient"], chosen["proximal"]
-    for leaf in jax.tree.leaves(data):
-        if jnp.shape(leaf)[:1] != (steps,):
-            raise ValueError(
-                f"data has an array of shape {jnp.shape(leaf)}; its first axis must be the steps, {steps}."
-            )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise ValueError(
-                f"params{jax.tree_util.keystr(path)} is of {jnp.result_type(leaf)}, which has no gradient; keep it out "
-                "of what the inner loop moves, in the model's state or by `part`."
-            )
+    _check_arrays(params, data, steps)
     if steps == 0:
         return params
     scan = functools.partial(scan_steps, unroll=unroll)
@@ -221,11 +211,25 @@ def check_options(**options: Unpack[MetaGradientOptions]) -> None:
             raise ValueError(f"{name} is {chosen[name]}; it must be 0 or more.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
-    for name in options.keys() & OF_ONE_MODE.keys():
-        if meta_gradient != OF_ONE_MODE[name]:
+    for name, mode in OF_ONE_MODE.items():
+        if name in options and meta_gradient != mode:
             raise ValueError(
                 f"{name} is {chosen[name]}, but meta_gradient is {meta_gradient!r}, which has no use for it; it is for "
-                f"{OF_ONE_MODE[name]!r}."
+                f"{mode!r}."
+            )
+
+
+def _check_arrays(params, data, steps):
+    for leaf in jax.tree.leaves(data):
+        if jnp.shape(leaf)[:1] != (steps,):
+            raise ValueError(
+                f"data has an array of shape {jnp.shape(leaf)}; its first axis must be the steps, {steps}."
+            )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} is of {jnp.result_type(leaf)}, which has no gradient; keep it out "
+                "of what the inner loop moves, in the model's state or by `part`."
             )
 
 
