@@ -320,6 +320,17 @@ def permuted_head(subject, order):
     return jax.tree_util.tree_map_with_path(permute, subject.params)
 
 
+def test_a_class_without_examples_changes_nothing(subject):
+    if subject.case.head is not None or subject.case.slots_in is not None:
+        pytest.skip("the learner keeps the number of ways")
+    wider = Task(*(part._replace(targets=jnp.pad(part.targets, ((0, 0), (0, 1)))) for part in subject.task[:2]))
+    wider = wider._replace(class_ids=jnp.append(subject.task.class_ids, -1))
+    outputs, expected = (subject.predictions(subject.params, *task[:2]) for task in (wider, subject.task))
+    close(outputs[:, :WAYS], expected)
+    assert (jax.nn.softmax(outputs)[:, WAYS] == 0).all()
+    close(*(subject.loss(subject.params, task)[0] for task in (wider, subject.task)))
+
+
 def padded(examples, rows):
     """The examples and `rows` rows of padding full of numbers that must not matter."""
 

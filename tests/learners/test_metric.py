@@ -8,7 +8,7 @@ import pytest
 from jmeta import data, learners, models
 from jmeta.functional import HeadParams
 from jmeta.learners.siamese import Likeness
-from jmeta.types import Model, Task
+from jmeta.types import Model
 
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
 
@@ -87,14 +87,6 @@ def test_the_support_context_adds_both_directions(x64):
             hidden, memory = lstm(cell, features[row], hidden, memory)
             expected[row] += hidden
     np.testing.assert_allclose(model.apply(params, {}, features)[0], expected, atol=1e-12)
-
-
-def test_a_relation_networks_loss_is_the_same_padded_to_more_ways(task, x64):
-    learner = learners.relation(IDENTITY, comparator=models.mlp(outputs=1))
-    padded = Task(*(part._replace(targets=jnp.pad(part.targets, ((0, 0), (0, 2)))) for part in task[:2]))
-    params, state = learner.init(jax.random.key(0), task)
-    losses = [learner.loss(params, state, of)[0] for of in (task, padded)]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-12)
 
 
 def test_a_relation_network_scores_the_query_joined_to_each_class_mean(task):
