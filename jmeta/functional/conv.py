@@ -130,12 +130,12 @@ def _dw_by_rows_and_columns(x, dy, *, size):
 
 def _dw_in_blocks(x, dy, *, size):
     blocks = x.shape[0] // BLOCK
-    head = [a[: blocks * BLOCK].reshape(blocks, BLOCK, *a.shape[1:]) for a in (x, dy)]
+    whole = [a[: blocks * BLOCK].reshape(blocks, BLOCK, *a.shape[1:]) for a in (x, dy)]
 
     def add(total, block):
         return total + _dw_by_rows_and_columns(*block, size=size), None
 
-    total, _ = lax.scan(add, jnp.zeros((*size, x.shape[-1], dy.shape[-1]), x.dtype), head)
+    total, _ = lax.scan(add, jnp.zeros((*size, x.shape[-1], dy.shape[-1]), x.dtype), whole)
     if x.shape[0] % BLOCK:
         total += _dw_by_rows_and_columns(x[blocks * BLOCK :], dy[blocks * BLOCK :], size=size)
     return total

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_counts, check_examples
 from jmeta.functional.classes import exclude_absent
-from jmeta.functional.inner_loop import check_options, inner_loop, MetaGradientOptions
+from jmeta.functional.inner_loop import check_options, DEFAULTS, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
 from jmeta.functional.orders import ranks
 from jmeta.functional.partition import check_parts, join, part
 from jmeta.types import apply_model, Array, Examples, init_model, Learner, Model, Objective, PyTree, take_rows
 
-# So few steps of so small a network are differentiated without a loop, into whose stacks XLA's CPU copies what each of
-# them stores: docs/decisions/0005-differentiation.md. Convolutions take longer to compile than they gain.
-UNROLLED_STEPS, UNROLLED_SIZE = 5, 2**15
+# So few steps of a network of so few parameters are differentiated without a loop, into whose stacks XLA's CPU copies
+# what each of them stores: docs/decisions/0005-differentiation.md.
+MOST_UNROLLED_STEPS, MOST_UNROLLED_PARAMETERS = 5, 2**15
 
 
 class MetaParams(NamedTuple):
@@ -97,6 +97,9 @@ def descent(
         check_counts(least=1, inner_batch=inner_batch)
     if inner_batch is not None and options.get("meta_gradient") == "implicit":
         raise ValueError(f"inner_batch is {inner_batch}; an implicit meta-gradient needs None, all examples each step.")
+    chosen = {**DEFAULTS, **options}
+    # Where only a part of the parameters moves, it was not measured.
+    may_unroll = chosen["meta_gradient"] == "second_order" and not chosen["checkpoint"] and moves is None
     start = start or (lambda params, state, examples, **mode: params)
 
     def begin(params, state, examples, **mode):
@@ -125,6 +128,7 @@ def descent(
             outputs, _ = apply_model(model, whole, state, some.inputs, mask=some.mask, train=train, key=key)
             return objective.loss(exclude_absent(outputs, present), some.targets, some.mask)
 
+        is_unrolled = may_unroll and train and 1 < steps <= MOST_UNROLLED_STEPS and _is_small_mlp(moving)
         rows = None if inner_batch is None else minibatches(examples.mask, steps, inner_batch, order_key)
         keys = None if step_key is None else jax.random.split(step_key, steps)
         fast = inner_loop(
@@ -134,7 +138,7 @@ def descent(
             steps=steps,
             rule_params=params.rule,
             data=(rows, keys),
-            unroll=_steps_at_once(moving, steps, **options) if train and moves is None else 1,
+            unroll=steps if is_unrolled else 1,
             **options,
         )
         return FastWeights(fast, present)
@@ -147,12 +151,10 @@ def descent(
     return Descent(init, run, outputs)
 
 
-def _steps_at_once(params, steps, *, meta_gradient="second_order", checkpoint=False, **_):
-    """How many steps are in one iteration of the loop: all, where they are few and exact and the network is small."""
+def _is_small_mlp(params):
+    """Whether there are few parameters, all of them matrices and vectors: a convolution only compiles longer."""
     leaves = jax.tree.leaves(params)
-    is_small = sum(map(jnp.size, leaves)) <= UNROLLED_SIZE and all(jnp.ndim(leaf) <= 2 for leaf in leaves)
-    is_exact = meta_gradient == "second_order" and not checkpoint
-    return steps if is_exact and is_small and 1 <= steps <= UNROLLED_STEPS else 1
+    return sum(map(jnp.size, leaves)) <= MOST_UNROLLED_PARAMETERS and all(jnp.ndim(leaf) <= 2 for leaf in leaves)
 
 
 def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: int, test_steps: int | None) -> Learner:

@@ -24,7 +24,7 @@ Differentiation = Literal["mixed", "reverse"]
 class MetaGradientOptions(TypedDict, total=False):
     """How the meta-gradient is taken: keywords of `inner_loop`, and of the learners on it.
 
-    `last_steps`, `cg_steps` and `damping` are refused where they would do nothing.
+    One that would do nothing in the mode chosen is refused.
 
     Attributes:
         meta_gradient: `"second_order"`, exact, through the whole loop (default);
@@ -65,8 +65,14 @@ DEFAULTS = MetaGradientOptions(
     cg_steps=5,
     damping=0.0,
 )
-# Options that say how far one way to take the meta-gradient goes, and nothing of the others.
-OF_ONE_MODE = {"last_steps": "truncated", "cg_steps": "implicit", "damping": "implicit"}
+# The modes in which an option does something; `proximal` does in all.
+MODES_OF = {
+    "differentiation": ("second_order", "truncated"),
+    "checkpoint": ("second_order", "truncated"),
+    "last_steps": ("truncated",),
+    "cg_steps": ("implicit",),
+    "damping": ("implicit",),
+}
 
 
 def inner_loop(
@@ -96,13 +102,14 @@ def inner_loop(
             minibatches, keys); None if there is no such thing.
         unroll: how many steps are in one iteration of the compiled loop, as of
             `lax.scan`; of a small network more can be faster, and compile longer.
+            With `checkpoint`, whose loops are in segments, it must be 1.
         options: how the meta-gradient is taken, see `MetaGradientOptions`.
 
     Returns:
         The fast parameters, of the structure of `params`.
 
     Raises:
-        ValueError: for what `check_options` refuses; for data whose leading axis is
+        ValueError: for what `check_options` refuses; for a number out of range; for data whose leading axis is
             not [steps]; for parameters that have no gradient, as integers; for a rule that has no
             derivative at a gradient of zero (Adam with `eps_root=0`) where one is
             taken; under `"implicit"` for a rule with parameters of its own, on
@@ -118,6 +125,8 @@ def inner_loop(
     check_options(**options)
     chosen: dict[str, Any] = {**DEFAULTS, **options}
     meta_gradient, proximal = chosen["meta_gradient"], chosen["proximal"]
+    if unroll > 1 and chosen["checkpoint"]:
+        raise ValueError(f"unroll is {unroll}, but checkpoint is True, whose loops are in segments; it must be 1.")
     _check_arrays(params, data, steps)
     if steps == 0:
         return params
@@ -144,10 +153,9 @@ def inner_loop(
     carry = scan(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
     if exact:
         check_at_zero(rule, params)
-        checkpoint = chosen["checkpoint"]
-        gradient = exact_gradient(objective, differentiation=chosen["differentiation"], checkpoint=checkpoint)
-        step = descent_step(gradient, rule, rule_params)
-        carry = (_in_segments(scan) if checkpoint else scan)(step, carry, late, exact)
+        how = {name: chosen[name] for name in ("differentiation", "checkpoint")}
+        step = descent_step(exact_gradient(objective, **how), rule, rule_params)
+        carry = (_scan_in_segments if chosen["checkpoint"] else scan)(step, carry, late, exact)
     return carry[0]
 
 
@@ -211,11 +219,11 @@ def check_options(**options: Unpack[MetaGradientOptions]) -> None:
             raise ValueError(f"{name} is {chosen[name]}; it must be 0 or more.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
-    for name, mode in OF_ONE_MODE.items():
-        if name in options and meta_gradient != mode:
+    for name, known in MODES_OF.items():
+        if name in options and meta_gradient not in known:
             raise ValueError(
-                f"{name} is {chosen[name]}, but meta_gradient is {meta_gradient!r}, which has no use for it; it is for "
-                f"{mode!r}."
+                f"{name} is {chosen[name]!r}, but meta_gradient is {meta_gradient!r}, where it does nothing; it is for "
+                f"{' and '.join(known)}."
             )
 
 
@@ -254,15 +262,11 @@ def scan_steps(step: Callable, carry: PyTree, data: PyTree, steps: int, *, unrol
     return lax.scan(lambda carry, data: (step(carry, data), None), carry, data, length=steps, unroll=unroll)[0]
 
 
-def _in_segments(scan):
+def _scan_in_segments(step, carry, data, steps):
     """The scan, of which the backward pass stores every so-many-th step and computes those between again."""
-
-    def scan_in_segments(step, carry, data, steps):
-        length = math.isqrt(steps)
-        whole = steps - steps % length
-        segment = jax.checkpoint(lambda carry, data: scan(step, carry, data, length), prevent_cse=False)
-        segments = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:]), data)
-        carry = scan_steps(segment, carry, segments, whole // length)
-        return scan(step, carry, jax.tree.map(lambda leaf: leaf[whole:], data), steps - whole)
-
-    return scan_in_segments
+    length = math.isqrt(steps)
+    whole = steps - steps % length
+    segment = jax.checkpoint(lambda carry, data: scan_steps(step, carry, data, length), prevent_cse=False)
+    segments = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:]), data)
+    carry = scan_steps(segment, carry, segments, whole // length)
+    return scan_steps(step, carry, jax.tree.map(lambda leaf: leaf[whole:], data), steps - whole)

@@ -27,7 +27,7 @@ def fomaml(
 
     Args:
         model: any network; its output width is the number of ways.
-        inner_optimizer: any optax transformation.
+        inner_optimizer: as for `maml`.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
         inner_batch: support examples of an inner step; None for all.

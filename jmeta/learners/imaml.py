@@ -42,7 +42,7 @@ def imaml(
 
     Args:
         model: any network; its output width is the number of ways.
-        inner_optimizer: any optax transformation.
+        inner_optimizer: any optax transformation, or a rule without parameters of its own.
         inner_steps: steps towards the minimum in meta-training.
         test_steps: steps in `adapt`; None for as many as in training.
         proximal: lambda, above 0.
@@ -56,7 +56,8 @@ def imaml(
 
     Raises:
         ValueError: for numbers out of range; from `init`, if the model's output
-            width is not the number of ways.
+            width is not the number of ways, or for an inner rule with parameters of
+            its own, on which the minimum does not depend.
 
     Example:
         >>> import jax

@@ -1,5 +1,6 @@
 """MAML++: how to train your MAML (Antoniou et al., 2019)."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -142,25 +143,23 @@ def mamlpp(
 
     def labelled_loss(fast, step, examples, present, key, train):
         """The loss on a set at an inner step; what was labelled; the step's new state."""
-        norms, state = step
+        scales, state = step
         outputs, state = apply_model(
-            model, join(fast, norms), state, examples.inputs, mask=examples.mask, train=train, key=key
+            model, join(fast, scales), state, examples.inputs, mask=examples.mask, train=train, key=key
         )
         labelled = (exclude_absent(outputs, present), examples.targets, examples.mask)
         return objective.loss(*labelled), (labelled, state)
 
-    def step_on(support, present, rates, train, is_exact=True):
+    exact = functools.partial(exact_gradient, differentiation=differentiation, checkpoint=checkpoint)
+
+    def step_on(support, present, rates, *, train, gradient_of):
         """The inner step on a support set, `((fast, memory), (step, key)) -> (fast, memory)`."""
 
         def support_loss(fast, data):
             step, key = data
             return labelled_loss(fast, step, support, present, key, train)[0]
 
-        def gradient(fast, data):
-            exact = exact_gradient(support_loss, differentiation=differentiation, checkpoint=checkpoint)
-            return lax.cond(is_exact, exact, constant_gradient(support_loss), fast, data)
-
-        return descent_step(gradient, rule, rates)
+        return descent_step(gradient_of(support_loss), rule, rates)
 
     def begin(params, *others):
         """The first carry, varying over devices where anything does that its steps depend on."""
@@ -172,14 +171,14 @@ def mamlpp(
         at = jnp.minimum(jnp.arange(test_steps), inner_steps - 1)
         steps = jax.tree.map(lambda leaf: leaf[at], (params.norms, state.model))
         keys = None if key is None else jax.random.split(key, test_steps)
-        step = step_on(support, present, params.rates, train=False)
+        step = step_on(support, present, params.rates, train=False, gradient_of=exact)
         fast, _ = scan_steps(step, begin(params, state, support, keys), (steps, keys), test_steps)
         return FastWeights(fast, present)
 
     def predict(params, state, adapted, inputs, *, mask=None):
         last = min(max(test_steps, 1), inner_steps) - 1
-        norms, state = jax.tree.map(lambda leaf: leaf[last], (params.norms, state.model))
-        outputs, _ = apply_model(model, join(adapted.params, norms), state, inputs, mask=mask)
+        scales, state = jax.tree.map(lambda leaf: leaf[last], (params.norms, state.model))
+        outputs, _ = apply_model(model, join(adapted.params, scales), state, inputs, mask=mask)
         return exclude_absent(outputs, adapted.present)
 
     def loss(params, state, task, *, key=None):
@@ -187,7 +186,12 @@ def mamlpp(
         present = objective.present(task.support)
         weights = step_weights(state.meta_step, inner_steps, multi_step_until)
         keys = None if key is None else jax.random.split(key, (inner_steps, 2))
-        step = step_on(task.support, present, params.rates, train=True, is_exact=state.meta_step >= first_order_until)
+
+        def annealed(objective):
+            is_exact = state.meta_step >= first_order_until
+            return lambda *at: lax.cond(is_exact, exact(objective), constant_gradient(objective), *at)
+
+        step = step_on(task.support, present, params.rates, train=True, gradient_of=annealed)
 
         def one(carry, data):
             at, weight, keys = data
@@ -197,8 +201,9 @@ def mamlpp(
             def judged(fast, at):
                 return labelled_loss(fast, at, task.query, present, query_key, train=True)
 
-            # Without weight in the loss, a step's query pass serves its running statistics alone.
-            unweighted = lambda fast, at: lax.stop_gradient(judged(fast, at))  # noqa: E731
+            def unweighted(fast, at):  # the query pass of such a step serves its running statistics alone
+                return lax.stop_gradient(judged(fast, at))
+
             value, (labelled, state) = lax.cond(weight > 0, judged, unweighted, fast, at)
             return (fast, memory), (weight * value, objective.metrics(*labelled), state)
 

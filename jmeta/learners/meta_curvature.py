@@ -72,34 +72,34 @@ def curvature(rate: float) -> InnerRule:
     check_positive(inner_rate=rate)
 
     def init(params):
-        return [identities(leaf) for leaf in jax.tree.leaves(params)]
+        return [_identities(leaf) for leaf in jax.tree.leaves(params)]
 
     def update(gradients, memory, params, matrices):
         leaves, structure = jax.tree.flatten(gradients)
-        updates = [-rate * multiplied(*pair) for pair in zip(leaves, matrices, strict=True)]
+        updates = [-rate * _multiplied(*pair) for pair in zip(leaves, matrices, strict=True)]
         return jax.tree.unflatten(structure, updates), memory
 
     return InnerRule(init, lambda matrices, params: (), update)
 
 
-def identities(leaf: Array) -> PyTree:
+def _identities(leaf: Array) -> PyTree:
     """The matrices of a tensor, each the identity; of a vector or a scalar, factors of one."""
     if leaf.ndim < 2:
         return jnp.ones_like(leaf)
-    return [jnp.eye(size, dtype=leaf.dtype) for size in axes(leaf)]
+    return [jnp.eye(size, dtype=leaf.dtype) for size in _matrix_axes(leaf)]
 
 
-def multiplied(gradient: Array, matrices: PyTree) -> Array:
+def _multiplied(gradient: Array, matrices: PyTree) -> Array:
     """The gradient multiplied along each of its axes."""
     if gradient.ndim < 2:
         return matrices * gradient
-    product = gradient.reshape(axes(gradient))
+    product = gradient.reshape(_matrix_axes(gradient))
     for axis, matrix in enumerate(matrices):
         product = jnp.moveaxis(jnp.tensordot(matrix, product, axes=(1, axis)), 0, axis)
     return product.reshape(gradient.shape)
 
 
-def axes(leaf: Array) -> tuple[int, ...]:
+def _matrix_axes(leaf: Array) -> tuple[int, ...]:
     """The shape of a tensor with the axes of a window made one."""
     *window, inputs, outputs = leaf.shape
     return (math.prod(window), inputs, outputs) if window else (inputs, outputs)

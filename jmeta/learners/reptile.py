@@ -34,7 +34,7 @@ def reptile(
 
     Args:
         model: any network; its output width is the number of ways.
-        inner_optimizer: any optax transformation.
+        inner_optimizer: any optax transformation, or a rule without parameters of its own.
         inner_steps: gradient steps in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
         inner_batch: examples of an inner step; None for all.

@@ -60,11 +60,12 @@ class Conv4(nn.Module):
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Features or outputs of images [K, H, W, C]."""
         check_images(x)
+        stride = 2 if self.strided else 1
         for block in range(4):
             is_pooled = not self.strided and min(x.shape[1:3]) >= 2
             is_modulated = self.context > 0 and block == 2
-            stride, pool = 2 if self.strided else 1, is_pooled and not is_modulated
-            x = conv_norm(x, self.width, norm=self.norm, train=train, mask=mask, pool=pool, stride=stride)
+            pool = is_pooled and not is_modulated
+            x = conv_norm(x, self.width, stride=stride, norm=self.norm, train=train, mask=mask, pool=pool)
             if is_modulated:  # which may turn the order of pixels round, so that the block is pooled after it
                 x = Modulate(self.context)(x)
                 x = max_pool(x) if is_pooled else x

@@ -165,22 +165,31 @@ def _groups(channels: int) -> int:
 
 
 def conv_norm(
-    x: Array, features: int, *, norm: str, train: bool, mask: Array | None, pool: bool = False, **options: Any
+    x: Array,
+    features: int,
+    *,
+    size: int = 3,
+    stride: int = 1,
+    norm: str,
+    train: bool,
+    mask: Array | None,
+    pool: bool = False,
 ) -> Array:
     """Convolution and normalisation, children of the module in whose call it stands.
 
     Args:
         x: images [K, H, W, C].
         features: output channels.
-        norm: the policy of `Normalise`, as are the next three; by channel the convolution has no bias.
-        train: whether this is training.
-        mask: [K] or None.
-        pool: whether to halve by pooling.
-        options: `size` and `stride` of `Conv`.
+        size: as for `Conv`.
+        stride: as for `Conv`.
+        norm: the policy; one by channel leaves the convolution without a bias.
+        train: as for `Normalise`.
+        mask: as for `Normalise`.
+        pool: as for `Normalise`.
     """
-    conv = Conv(features, use_bias=norm not in BY_CHANNEL, **options)
-    y = conv(x)
-    return Normalise(norm, pool=pool)(y, train=train, mask=mask, moments_of=conv.moments(x))
+    layer = Conv(features, size=size, stride=stride, use_bias=norm not in BY_CHANNEL)
+    y = layer(x)
+    return Normalise(norm, pool=pool)(y, train=train, mask=mask, moments_of=layer.moments(x))
 
 
 class Modulate(nn.Module):

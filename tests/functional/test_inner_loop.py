@@ -52,7 +52,7 @@ MODES = [
     {"differentiation": differentiation, "checkpoint": checkpoint}
     for differentiation, checkpoint in itertools.product(("reverse", "mixed"), (False, True))
 ]
-MODES += [{"unroll": STEPS}, {"unroll": 2, "checkpoint": True}]
+MODES += [{"unroll": STEPS}, {"unroll": 2, "differentiation": "reverse"}]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,18 @@ def test_one_step_on_linear_regression_equals_the_formula(x64):
     adapted = partial(inner_loop, objective, rule=optax.sgd(0.1), steps=1)
     np.testing.assert_allclose(adapted(w), w - 0.1 * x.T @ (x @ w - y) / 7, atol=1e-14)
     np.testing.assert_allclose(jax.jacobian(adapted)(w), np.eye(3) - 0.1 * x.T @ x / 7, atol=1e-14)
+
+
+@pytest.mark.parametrize("mode", [{}, {"meta_gradient": "first_order"}, {"meta_gradient": "implicit", "proximal": 1.0}])
+def test_a_loop_unrolled_in_full_is_none_and_ends_at_the_same_parameters(x64, mode):
+    objective, _, _, w = linear_regression()
+    loop, unrolled = (
+        jax.jit(partial(inner_loop, objective, rule=optax.sgd(0.1), steps=STEPS, unroll=unroll, **mode)).lower(w)
+        for unroll in (1, STEPS)
+    )
+    assert "stablehlo.while" in loop.as_text()
+    assert "stablehlo.while" not in unrolled.as_text()
+    close(unrolled.compile()(w), loop.compile()(w), atol=1e-14)
 
 
 @pytest.mark.parametrize(("last", "power"), [(0, 0), (2, 2), (3, 3), (9, 3)])
@@ -207,6 +219,7 @@ def test_a_rule_may_start_from_numbers_of_the_shapes_of_the_parameters():
     [
         ({"steps": -1}, "steps is -1"),
         ({"unroll": 0}, "unroll is 0"),
+        ({"unroll": 2, "checkpoint": True}, "unroll is 2, but checkpoint is True"),
         ({"meta_gradient": "third_order"}, "meta_gradient is 'third_order'"),
         ({"differentiation": "forward"}, "differentiation is 'forward'"),
         ({"last_steps": -2}, "last_steps is -2"),
@@ -217,8 +230,9 @@ def test_a_rule_may_start_from_numbers_of_the_shapes_of_the_parameters():
         ({"proximal": float("nan")}, "proximal is nan"),
         ({"damping": -1.0}, "damping is -1.0"),
         ({"meta_gradient": "implicit"}, "proximal is 0.0"),
-        ({"last_steps": 2}, "last_steps is 2, but meta_gradient is 'second_order', .* 'truncated'"),
-        ({"meta_gradient": "truncated", "damping": 1.0}, "damping is 1.0, .* it is for 'implicit'"),
+        ({"last_steps": 2}, "last_steps is 2, but meta_gradient is 'second_order', .* it is for truncated"),
+        ({"meta_gradient": "truncated", "damping": 1.0}, "damping is 1.0, .* it is for implicit"),
+        ({"meta_gradient": "first_order", "checkpoint": True}, "checkpoint is True, .* second_order and truncated"),
         ({"meta_gradient": "implicit", "proximal": 1.0, "rule_params": 0.1}, "does not depend on the rule's"),
     ],
 )

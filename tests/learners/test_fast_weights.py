@@ -90,24 +90,29 @@ def test_an_outer_step_of_rate_one_ends_serial_reptile_at_the_fast_weights(task)
     close(after.params.model, fast)
 
 
+def loops(function, *arguments):
+    return "stablehlo.while" in jax.jit(function).lower(*arguments).as_text()
+
+
 @pytest.mark.parametrize(
-    ("model", "options", "loops"),
+    ("model", "options", "expected"),
     [
         (mlp(outputs=5), {"inner_steps": 5}, False),
         (mlp(outputs=5), {"inner_steps": 6}, True),
         (mlp(outputs=5), {"inner_steps": 5, "checkpoint": True}, True),
         (mlp(outputs=5), {"inner_steps": 5, "meta_gradient": "first_order"}, True),
+        (mlp(outputs=5), {"inner_steps": 5, "meta_gradient": "implicit", "proximal": 1.0}, True),
         (models.mlp(hidden=(64,), outputs=5), {"inner_steps": 5}, True),
         (models.conv4(outputs=5, width=2, strided=True), {"inner_steps": 5}, True),
     ],
-    ids=["few", "more", "checkpoint", "first order", "large", "convolutions"],
+    ids=["few", "more", "checkpoint", "first order", "implicit", "large", "convolutions"],
 )
-def test_few_exact_steps_of_a_small_mlp_are_compiled_without_a_loop(model, options, loops):
+def test_few_exact_steps_of_a_small_mlp_are_differentiated_without_a_loop(model, options, expected):
     task = data.glyphs(ways=5, shots=1, queries=1)(jax.random.key(0))
     learner = learners.maml(model, **SGD, **options)
     params, state = begin(learner, task)
-    program = jax.jit(jax.grad(learner.loss, has_aux=True)).lower(params, state, task).as_text()
-    assert ("stablehlo.while" in program) == loops
+    assert loops(jax.grad(learner.loss, has_aux=True), params, state, task) == expected
+    assert loops(learner.adapt, params, state, task.support)
 
 
 def test_minibatches_go_through_all_real_examples_before_any_comes_again():
