@@ -46,6 +46,14 @@ def test_a_peer_with_another_meta_gradient_is_refused(monkeypatch):
         peers.check(["jmeta", "naive_vmap"], SMALL["sinusoid"])
 
 
+def test_every_kind_of_workload_has_its_arithmetic_and_first_order_less_of_it():
+    def operations(**changes):
+        workload = SMALL["sinusoid"]._replace(**changes)
+        return peers_jmeta.operations(workload, peers.tasks_of(workload))
+
+    assert 0 < operations(work="evaluation") < operations(second_order=False) < operations()
+
+
 def test_workloads_that_differ_in_size_or_draw_their_own_tasks_share_a_check():
     one, *others = (peers.of_check(peers.WORKLOADS[name]) for name in ("omniglot", "omniglot-32", "omniglot-training"))
     assert others == [one, one]
