@@ -146,7 +146,7 @@ def _pick(batch, key):
 
 def operations(workload, tasks) -> int:
     """Floating-point operations that one task needs; of a meta-gradient by reverse mode, the fewest of all."""
-    learner = learner_of(workload, **({"differentiation": "reverse"} if workload.second_order else {}))
+    learner = learner_of(workload, differentiation="reverse")
     task = _one(as_tasks(tasks, np.float32))
     params, state = jax.eval_shape(learner.init, jax.random.key(0), task)
     if workload.work == "evaluation":

@@ -98,7 +98,7 @@ def descent(
     if inner_batch is not None and options.get("meta_gradient") == "implicit":
         raise ValueError(f"inner_batch is {inner_batch}; an implicit meta-gradient needs None, all examples each step.")
     chosen = {**DEFAULTS, **options}
-    # Where only a part of the parameters moves, it was not measured.
+    # Without a loop nothing was measured where only a part of the parameters moves.
     may_unroll = chosen["meta_gradient"] == "second_order" and not chosen["checkpoint"] and moves is None
     start = start or (lambda params, state, examples, **mode: params)
 

@@ -24,7 +24,7 @@ Differentiation = Literal["mixed", "reverse"]
 class MetaGradientOptions(TypedDict, total=False):
     """How the meta-gradient is taken: keywords of `inner_loop`, and of the learners on it.
 
-    One that would do nothing in the mode chosen is refused.
+    `last_steps`, `cg_steps` and `damping` are refused where they would do nothing.
 
     Attributes:
         meta_gradient: `"second_order"`, exact, through the whole loop (default);
@@ -65,14 +65,9 @@ DEFAULTS = MetaGradientOptions(
     cg_steps=5,
     damping=0.0,
 )
-# The modes in which an option does something; `proximal` does in all.
-MODES_OF = {
-    "differentiation": ("second_order", "truncated"),
-    "checkpoint": ("second_order", "truncated"),
-    "last_steps": ("truncated",),
-    "cg_steps": ("implicit",),
-    "damping": ("implicit",),
-}
+# Numbers that belong to one way of taking the meta-gradient. What says how exact steps are computed, `differentiation`
+# and `checkpoint`, holds of those there are, be it none.
+MODE_OF = {"last_steps": "truncated", "cg_steps": "implicit", "damping": "implicit"}
 
 
 def inner_loop(
@@ -109,11 +104,11 @@ def inner_loop(
         The fast parameters, of the structure of `params`.
 
     Raises:
-        ValueError: for what `check_options` refuses; for a number out of range; for data whose leading axis is
-            not [steps]; for parameters that have no gradient, as integers; for a rule that has no
-            derivative at a gradient of zero (Adam with `eps_root=0`) where one is
-            taken; under `"implicit"` for a rule with parameters of its own, on
-            which the minimum does not depend.
+        ValueError: for what `check_options` refuses; for a number out of range; for
+            data whose leading axis is not [steps]; for parameters that have no
+            gradient, as integers; for a rule that has no derivative at a gradient of
+            zero (Adam with `eps_root=0`) where one is taken; under `"implicit"` for a
+            rule with parameters of its own, on which the minimum does not depend.
 
     Example:
         >>> halve = inner_loop(lambda w, _: w**2 / 2, 8.0, rule=optax.sgd(0.5), steps=2)
@@ -192,10 +187,10 @@ def exact_gradient(objective: Callable, *, differentiation: Differentiation, che
 
 
 def check_options(**options: Unpack[MetaGradientOptions]) -> None:
-    """Refuses what no inner loop can do, and an option that would do nothing.
+    """Refuses what no inner loop can do, and a number that would do nothing.
 
     Raises:
-        ValueError: for an unknown mode, a negative number, an option of another mode, or an
+        ValueError: for an unknown mode, a negative number, one of another mode, or an
             implicit meta-gradient without a proximal term, or with one that is traced.
         TypeError: for an unknown option.
     """
@@ -219,15 +214,16 @@ def check_options(**options: Unpack[MetaGradientOptions]) -> None:
             raise ValueError(f"{name} is {chosen[name]}; it must be 0 or more.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
-    for name, known in MODES_OF.items():
-        if name in options and meta_gradient not in known:
+    for name, mode in MODE_OF.items():
+        if name in options and meta_gradient != mode:
             raise ValueError(
-                f"{name} is {chosen[name]!r}, but meta_gradient is {meta_gradient!r}, where it does nothing; it is for "
-                f"{' and '.join(known)}."
+                f"{name} is {chosen[name]}, but meta_gradient is {meta_gradient!r}, where it does nothing; it is for "
+                f"{mode!r}."
             )
 
 
 def _check_arrays(params, data, steps):
+    """Refuses data that are not of so many steps, and parameters without a gradient."""
     for leaf in jax.tree.leaves(data):
         if jnp.shape(leaf)[:1] != (steps,):
             raise ValueError(
