@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_counts, check_examples
 from jmeta.functional.classes import exclude_absent
-from jmeta.functional.inner_loop import check_options, DEFAULTS, inner_loop, MetaGradientOptions
+from jmeta.functional.inner_loop import checked_options, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
 from jmeta.functional.orders import ranks
 from jmeta.functional.partition import check_parts, join, part
@@ -92,12 +92,11 @@ def descent(
         ValueError: for options that no inner loop can do, minibatches of fewer than
             one example, or under `"implicit"`.
     """
-    check_options(**options)
+    chosen = checked_options(**options)
     if inner_batch is not None:
         check_counts(least=1, inner_batch=inner_batch)
-    if inner_batch is not None and options.get("meta_gradient") == "implicit":
+    if inner_batch is not None and chosen["meta_gradient"] == "implicit":
         raise ValueError(f"inner_batch is {inner_batch}; an implicit meta-gradient needs None, all examples each step.")
-    chosen = {**DEFAULTS, **options}
     # Without a loop nothing was measured where only a part of the parameters moves.
     may_unroll = chosen["meta_gradient"] == "second_order" and not chosen["checkpoint"] and moves is None
     start = start or (lambda params, state, examples, **mode: params)

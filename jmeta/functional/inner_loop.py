@@ -104,7 +104,7 @@ def inner_loop(
         The fast parameters, of the structure of `params`.
 
     Raises:
-        ValueError: for what `check_options` refuses; for a number out of range; for
+        ValueError: for what `checked_options` refuses; for a number out of range; for
             data whose leading axis is not [steps]; for parameters that have no
             gradient, as integers; for a rule that has no derivative at a gradient of
             zero (Adam with `eps_root=0`) where one is taken; under `"implicit"` for a
@@ -117,8 +117,7 @@ def inner_loop(
     """
     check_counts(steps=steps)
     check_counts(least=1, unroll=unroll)
-    check_options(**options)
-    chosen: dict[str, Any] = {**DEFAULTS, **options}
+    chosen = checked_options(**options)
     meta_gradient, proximal = chosen["meta_gradient"], chosen["proximal"]
     if unroll > 1 and chosen["checkpoint"]:
         raise ValueError(f"unroll is {unroll}, but checkpoint is True, whose loops are in segments; it must be 1.")
@@ -186,8 +185,8 @@ def exact_gradient(objective: Callable, *, differentiation: Differentiation, che
     return mixed_gradient(objective, policy=stored)
 
 
-def check_options(**options: Unpack[MetaGradientOptions]) -> None:
-    """Refuses what no inner loop can do, and a number that would do nothing.
+def checked_options(**options: Unpack[MetaGradientOptions]) -> dict[str, Any]:
+    """All options, those not given at their defaults, if an inner loop can do what they say.
 
     Raises:
         ValueError: for an unknown mode, a negative number, one of another mode, or an
@@ -220,6 +219,7 @@ def check_options(**options: Unpack[MetaGradientOptions]) -> None:
                 f"{name} is {chosen[name]}, but meta_gradient is {meta_gradient!r}, where it does nothing; it is for "
                 f"{mode!r}."
             )
+    return chosen
 
 
 def _check_arrays(params, data, steps):

@@ -13,7 +13,7 @@ from jmeta.checks import check_counts, check_examples, check_positive
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.fast_weights import FastWeights
 from jmeta.functional.inner_loop import (
-    check_options,
+    checked_options,
     constant_gradient,
     descent_step,
     Differentiation,
@@ -118,7 +118,7 @@ def mamlpp(
         >>> params.rates["head"]["bias"].shape  # a rate for each step
         (3,)
     """
-    check_options(differentiation=differentiation, checkpoint=checkpoint)
+    checked_options(differentiation=differentiation, checkpoint=checkpoint)
     check_counts(least=1, inner_steps=inner_steps)
     test_steps = inner_steps if test_steps is None else test_steps
     check_counts(test_steps=test_steps, multi_step_until=multi_step_until, first_order_until=first_order_until)

@@ -1,8 +1,7 @@
 """The four-layer convolutional network of few-shot image classification."""
 
-import math
-
 import flax.linen as nn
+from jax import lax
 
 from jmeta.checks import check_counts
 from jmeta.functional.pooling import max_pool
@@ -70,5 +69,5 @@ class Conv4(nn.Module):
                 x = Modulate(self.context)(x)
                 x = max_pool(x) if is_pooled else x
             x = nn.relu(x)  # monotone, so that it may follow the pooling
-        x = x.mean((1, 2)) if self.strided else x.reshape(len(x), math.prod(x.shape[1:]))
+        x = x.mean((1, 2)) if self.strided else lax.collapse(x, 1)
         return x if self.outputs is None else Dense(self.outputs, name="head")(x)

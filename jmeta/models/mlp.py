@@ -1,10 +1,10 @@
 """The multi-layer perceptron of few-shot regression."""
 
-import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
 from jmeta.checks import check_counts
 from jmeta.models.adapters import from_linen
@@ -53,7 +53,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Features or outputs of inputs [K, ...]."""
-        x = x.reshape(len(x), math.prod(x.shape[1:]))
+        x = lax.collapse(x, 1)
         if self.context:
             context = self.param("context", nn.initializers.zeros, (self.context,))
             x = jnp.concatenate([x, jnp.broadcast_to(context, (x.shape[0], self.context))], axis=1)

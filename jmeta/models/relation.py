@@ -1,8 +1,7 @@
 """The two networks of relation networks (Sung et al., 2018)."""
 
-import math
-
 import flax.linen as nn
+from jax import lax
 
 from jmeta.models.adapters import from_linen
 from jmeta.models.layers import check_images, check_norm, check_widths, conv_norm, Dense
@@ -90,5 +89,5 @@ class RelationModule(nn.Module):
         """Scores of pairs [P, ...]."""
         for _ in range(2 if x.ndim == 4 else 0):
             x = Block(self.width, self.norm, pool=min(x.shape[1:3]) > 1)(x, train=train, mask=mask)
-        x = nn.relu(Dense(self.hidden)(x.reshape(len(x), math.prod(x.shape[1:]))))
+        x = nn.relu(Dense(self.hidden)(lax.collapse(x, 1)))
         return Dense(1)(x)
