@@ -161,15 +161,17 @@ def make_train_step(
         # As one vector it is measured, scaled and added up in three operations, not in three for each parameter.
         gradient = _to_add_up(ravel_pytree(gradient)[0])
         length = jnp.linalg.norm(gradient)
-        gradient *= jnp.minimum(1, max_task_norm / length)
         is_finite = _all_finite((loss, length, state)) & is_counted
         measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
         parts = gradient, state, measured, jnp.ones((), jnp.float32)
-        return jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if _is_summed(leaf) else leaf, parts)
+        parts = jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if _is_summed(leaf) else leaf, parts)
+        return jnp.where(is_finite, jnp.minimum(1, max_task_norm / length), 0), *parts
 
     def total_of_chunk(shared, batch):
-        parts = map_tasks(functools.partial(contribution, shared), *batch)
-        return jax.tree.map(lambda leaf: leaf.sum(0) if _is_summed(leaf) else leaf[-1], parts)
+        weight, gradient, *parts = map_tasks(functools.partial(contribution, shared), *batch)
+        # As a product the sum is vectorized.
+        gradient = jnp.matmul(weight, gradient, precision="highest")
+        return gradient, *jax.tree.map(lambda leaf: leaf.sum(0) if _is_summed(leaf) else leaf[-1], parts)
 
     def total_of_device(shared, batch):
         params, state = shared
