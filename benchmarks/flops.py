@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jmeta.functional.bilinear import terms
+from jmeta.functional.primitives import terms
 
 
 def count(function: Callable, *arguments: Any, iterations: int = 1) -> int:

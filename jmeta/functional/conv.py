@@ -16,7 +16,7 @@ both naively.
 
 Strided convolutions and those of one pixel are matrix products outright.
 
-Both primitives carry a leading axis of tasks T (`bilinear.py`): inputs
+Both primitives carry a leading axis of tasks T (`primitives.py`): inputs
 [T, B, H, W, C], kernels [T, h, w, C, O].
 """
 
@@ -29,8 +29,8 @@ from jax import lax
 from jax.interpreters import ad
 
 from jmeta.checks import check_counts
-from jmeta.functional.bilinear import alike, batch_tasks, bilinear_primitive
 from jmeta.functional.linear import linear
+from jmeta.functional.primitives import alike, batch_tasks, task_primitive
 from jmeta.types import Array
 
 # Measured on two x86 cores (docs/decisions/0003-convolution.md). `lax.conv` costs more than a matrix of columns where
@@ -174,14 +174,14 @@ def _all_tasks(form):
 
 
 # At a stride of 1 accelerators keep the one form of `lax`, whose gradients cuDNN and the TPU compiler know.
-conv_p = bilinear_primitive(
+conv_p = task_primitive(
     "conv",
     lambda x, w: (*x.shape[:4], w.shape[4]),
     terms=lambda x, w: math.prod(w.shape[1:4]),
     cpu=_task_by_task(_conv_on_cpu),
     accelerator=_all_tasks(_as_lax),
 )
-dw_p = bilinear_primitive(
+dw_p = task_primitive(
     "conv_dw",
     lambda x, dy, size: (x.shape[0], *size, x.shape[4], dy.shape[4]),
     terms=lambda x, dy, size: math.prod(dy.shape[1:4]),

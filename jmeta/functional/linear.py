@@ -1,15 +1,20 @@
-"""Products of examples with a matrix, fast where tasks are many and their examples few.
+"""Fully connected layers, fast where tasks are many and their examples few.
 
-As convolution, the product is bilinear, and three operations are closed under
-differentiation of every order:
+As convolution, the product with a matrix is bilinear, and three operations are
+closed under differentiation of every order:
 
     linear(x, w)   x w, the product itself,
     dx(y, w)       y w^T, its gradient of the examples, and
     dw(x, y)       x^T y, that of the matrix: a sum of outer products over examples.
 
-Under vmap each task has fast weights of its own, and the matrix gradient of each
-is a product that contracts a handful of examples. A matrix product for so few
-costs more to begin than to do, so that on the CPU they are added up outright.
+So are two linear ones, for a bias:
+
+    repeat(b)      the bias of each example, and
+    add_up(y)      its gradient, a sum over examples.
+
+Under vmap each task has fast weights of its own, whose gradients are products and
+sums over a handful of examples. An operation for so few costs more to begin than
+to do, so that on the CPU they are added up outright.
 """
 
 import functools
@@ -20,23 +25,26 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
 
-from jmeta.functional.bilinear import alike, batch_tasks, bilinear_primitive
+from jmeta.functional.primitives import alike, batch_alone, batch_tasks, task_primitive
 from jmeta.types import Array
 
-# With so many examples the sum takes between a fifth of a product's time and all of it, on two x86 cores
-# (docs/decisions/0009-linear.md). The XLA of jax 0.10 removes the barriers around it: there it is always a product.
-FEW_EXAMPLES = range(2, 17) if jax.__version_info__ >= (0, 12) else range(0)
+# With so many examples terms added outright take between a fifth of the time of a product and all of it, and less than
+# a reduction (docs/decisions/0009-linear.md).
+FEW_EXAMPLES = range(2, 17)
+# The XLA of jax 0.10 removes the barriers around the sum in place of a product: there it is always a product.
+ADDS_PRODUCTS = jax.__version_info__ >= (0, 12)
 
 
-def linear(x: Array, w: Array) -> Array:
-    """The product of `x` [..., D] and `w` [D, E].
+def linear(x: Array, w: Array, b: Array | None = None) -> Array:
+    """The product of `x` [..., D] and `w` [D, E], plus `b` [E].
 
     Args:
         x: examples.
         w: a matrix; dtypes promote as in a product.
+        b: a bias; None adds nothing.
 
     Returns:
-        [..., E], equal to `x @ w`.
+        [..., E], equal to `x @ w + b`.
 
     Raises:
         ValueError: for shapes that do not match.
@@ -47,11 +55,16 @@ def linear(x: Array, w: Array) -> Array:
     """
     if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; they must be [..., D] and [D, E].")
+    if b is not None and b.shape != w.shape[1:]:
+        raise ValueError(f"b has shape {b.shape}; with w of shape {w.shape} it must be {w.shape[1:]}.")
     rows = x.reshape(1, math.prod(x.shape[:-1]), x.shape[-1])
-    return linear_p.bind(*alike(rows, w[None])).reshape(*x.shape[:-1], w.shape[1])
+    y = linear_p.bind(*alike(rows, w[None]))
+    if b is not None:
+        y += repeat_p.bind(b[None], examples=y.shape[1])
+    return y.reshape(*x.shape[:-1], w.shape[1])
 
 
-# The forms: x [T, K, D], w [T, D, E], y [T, K, E].
+# The forms: x [T, K, D], w [T, D, E], y [T, K, E], b [T, E].
 
 
 def _product(a_axis, b_axis):
@@ -62,25 +75,50 @@ def _product(a_axis, b_axis):
 _dw_as_product = _product(1, 1)
 
 
-def _dw_as_sum(x, y):
-    # Between barriers, or XLA computes the sum again, and what it is made of for each term, in all that uses it.
-    x, y = lax.optimization_barrier((x, y))
-    terms = (x[:, example, :, None] * y[:, example, None, :] for example in range(x.shape[1]))
-    return lax.optimization_barrier(functools.reduce(jnp.add, terms))
+def _outright(term):
+    """A function of operands [T, K, ...] that adds up what `term` makes of each example."""
+
+    def total(*operands):
+        # Between barriers, or XLA computes the sum again, and what it is made of for each term, in all that uses it.
+        operands = lax.optimization_barrier(operands)
+        examples = range(operands[0].shape[1])
+        terms = (term(*(operand[:, example] for operand in operands)) for example in examples)
+        return lax.optimization_barrier(functools.reduce(jnp.add, terms))
+
+    return total
+
+
+_dw_as_sum = _outright(lambda x, y: x[:, :, None] * y[:, None, :])
+_add_up_outright = _outright(lambda y: y)
+
+
+def _is_outright(y):
+    return y.shape[1] in FEW_EXAMPLES and y.dtype.itemsize >= 4  # others add up half precision in single
 
 
 def _dw_on_cpu(x, y):
-    is_precise = x.dtype.itemsize >= 4  # a product of half precision adds up in single
-    return (_dw_as_sum if is_precise and x.shape[1] in FEW_EXAMPLES else _dw_as_product)(x, y)
+    return (_dw_as_sum if ADDS_PRODUCTS and _is_outright(y) else _dw_as_product)(x, y)
 
 
-linear_p = bilinear_primitive(
+def _add_up(y):
+    return y.sum(1)
+
+
+def _add_up_on_cpu(y):
+    return (_add_up_outright if _is_outright(y) else _add_up)(y)
+
+
+def _repeat(b, *, examples):
+    return jnp.broadcast_to(b[:, None], (b.shape[0], examples, b.shape[1]))
+
+
+linear_p = task_primitive(
     "linear", lambda x, w: (*x.shape[:2], w.shape[2]), terms=lambda x, w: x.shape[2], cpu=_product(2, 1)
 )
-dx_p = bilinear_primitive(
+dx_p = task_primitive(
     "linear_dx", lambda y, w: (*y.shape[:2], w.shape[1]), terms=lambda y, w: y.shape[2], cpu=_product(2, 2)
 )
-dw_p = bilinear_primitive(
+dw_p = task_primitive(
     "linear_dw",
     lambda x, y: (x.shape[0], x.shape[2], y.shape[2]),
     terms=lambda x, y: x.shape[1],
@@ -88,10 +126,20 @@ dw_p = bilinear_primitive(
     accelerator=_dw_as_product,
 )
 
+add_up_p = task_primitive("add_up", lambda y: (y.shape[0], y.shape[2]), cpu=_add_up_on_cpu, accelerator=_add_up)
+repeat_p = task_primitive(
+    "repeat", lambda b, *, examples: (b.shape[0], examples, b.shape[1]), cpu=_repeat, static=("examples",)
+)
+
 ad.defbilinear(linear_p, lambda ct, x, w: dx_p.bind(ct, w), lambda ct, x, w: dw_p.bind(x, ct))
 ad.defbilinear(dx_p, lambda ct, y, w: linear_p.bind(ct, w), lambda ct, y, w: dw_p.bind(ct, y))
 ad.defbilinear(dw_p, lambda ct, x, y: dx_p.bind(y, ct), lambda ct, x, y: linear_p.bind(x, ct))
 
+ad.deflinear2(add_up_p, lambda ct, y: [repeat_p.bind(ct, examples=y.aval.shape[1])])
+ad.deflinear2(repeat_p, lambda ct, b, *, examples: [add_up_p.bind(ct)])
+
+batch_alone(add_up_p)
+batch_alone(repeat_p)
 batch_tasks(linear_p, a_axis=1, b_axis=2, a_out=1, b_out=2)  # examples join the examples, matrices the outputs
 batch_tasks(dx_p, a_axis=1, b_axis=1, a_out=1, b_out=2)  # or the inputs
 batch_tasks(dw_p, a_axis=2, b_axis=2, a_out=1, b_out=2)  # each joins the numbers of its own

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 
-from jmeta.functional.bilinear import terms
 from jmeta.functional.hoisting import hoist, separate
+from jmeta.functional.primitives import terms
 from jmeta.types import Array
 
 # In a Conv4 all convolutions add up so many but those of its first layer, which would take more memory than all others

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jmeta.functional.bilinear import alike
 from jmeta.functional.conv import columns
+from jmeta.functional.primitives import alike
 from jmeta.types import Array
 
 # Measured on two x86 cores (docs/decisions/0013-moments.md): 3 x 3 pixels of three channels, as a first layer has.

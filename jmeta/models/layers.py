@@ -87,10 +87,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `x` [..., D] to [..., features]."""
-        y = linear(x, self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features)))
-        if self.use_bias:
-            y += _per_channel(self.param("bias", nn.initializers.zeros, (self.features,)), y)
-        return y
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        return linear(x, kernel, bias)
 
 
 class Normalise(nn.Module):

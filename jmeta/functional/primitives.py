@@ -1,7 +1,7 @@
-"""Bilinear operations on tasks, as primitives closed under differentiation and vmap.
+"""Linear and bilinear operations on tasks, as primitives closed under differentiation and vmap.
 
-Each takes two operands with a leading axis of tasks T. An operand that does not
-differ between tasks has T = 1 while an axis of the other holds the tasks, so
+Each takes one or two operands with a leading axis of tasks T. Of two, one that does
+not differ between tasks has T = 1 while an axis of the other holds the tasks, so
 that all of them are one product.
 """
 
@@ -19,42 +19,43 @@ from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
 
-def bilinear_primitive(
+def task_primitive(
     name: str,
     shape: Callable,
     *,
-    terms: Callable,
     cpu: Callable,
     accelerator: Callable | None = None,
+    terms: Callable | None = None,
     static: tuple[str, ...] = (),
 ) -> Primitive:
-    """A primitive of two operands of one dtype, lowered to a form for the platform.
+    """A primitive of one operand, or two of one dtype, lowered to a form for the platform.
 
-    Its derivatives are declared by `jax.interpreters.ad.defbilinear`.
+    Its derivatives are declared by `jax.interpreters.ad`, `deflinear2` or `defbilinear`.
 
     Args:
         name: as it is seen in a jaxpr.
-        shape: `(a, b, **params)` to the shape of the result.
-        terms: `(a, b, **params)` to the number of products that are added for each number of the result.
-        cpu: the form on the CPU, `(a, b, **params)` to an array.
+        shape: `(*operands, **params)` to the shape of the result.
+        cpu: the form on the CPU, `(*operands, **params)` to an array.
         accelerator: the form everywhere else; None for the same.
+        terms: of products, `(*operands, **params)` to the number of them that are added for each number of the result.
         static: names of the parameters.
     """
     primitive = Primitive(name)
     compiled = jax.jit(primitive.bind, static_argnames=static)
 
-    def run(a, b, **params):
+    def run(*operands, **params):
         with jax.disable_jit(False):  # or it would bind, and so call, itself without end
-            return compiled(a, b, **params)
+            return compiled(*operands, **params)
 
     primitive.def_impl(run)
-    _TERMS[primitive] = terms
+    if terms is not None:
+        _TERMS[primitive] = terms
 
-    def result(a, b, **params):
+    def result(*operands, **params):
         # An update of an operand's type, which also says over which axes of a mesh it varies.
-        dimensions = shape(a, b, **params)
-        unsharded = a.sharding.update(spec=PartitionSpec(*[None] * len(dimensions)))
-        return a.update(shape=dimensions, sharding=unsharded, weak_type=False)
+        dimensions = shape(*operands, **params)
+        unsharded = operands[0].sharding.update(spec=PartitionSpec(*[None] * len(dimensions)))
+        return operands[0].update(shape=dimensions, sharding=unsharded, weak_type=False)
 
     primitive.def_abstract_eval(result)
     mlir.register_lowering(primitive, mlir.lower_fun(accelerator or cpu, multiple_results=False))
@@ -81,7 +82,7 @@ def terms(primitive: Primitive, /, *operands: Array, **params: Any) -> int:
     """How many products are added for each number of a matrix product or convolution; 0 for any other primitive.
 
     Args:
-        primitive: any, as found in a jaxpr; those of `bilinear_primitive` and JAX's own are known. Of a dilated
+        primitive: any, as found in a jaxpr; those of `task_primitive` and JAX's own are known. Of a dilated
             convolution the products with zeros count too.
         operands: arrays or their shapes and dtypes.
         params: its parameters.
@@ -104,11 +105,25 @@ def alike(a: Array, b: Array) -> tuple[Array, Array]:
     return vary_over((a.astype(dtype), b.astype(dtype)), varying((a, b)))
 
 
+def batch_alone(primitive: Primitive) -> None:
+    """Declares what vmap does with a single operand: it is more tasks.
+
+    Args:
+        primitive: from `task_primitive`.
+    """
+
+    def rule(operands, dims, **params):
+        size = operands[0].shape[dims[0]]
+        return _unfold(primitive.bind(_fold(operands[0], dims[0], 0), **params), size, 0), 0
+
+    batching.primitive_batchers[primitive] = rule
+
+
 def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b_out: int) -> None:
     """Declares what vmap does: two batched operands are more tasks; one alone is folded into an axis of its own.
 
     Args:
-        primitive: from `bilinear_primitive`.
+        primitive: from `task_primitive`.
         a_axis: into which axis of the first operand a batch is folded.
         b_axis: into which axis of the second.
         a_out: in which axis of the result a batch of the first operand is found.

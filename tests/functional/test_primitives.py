@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jmeta.functional import conv, linear
-from jmeta.functional.bilinear import terms
+from jmeta.functional.primitives import terms
 
 
 def counted(function, *operands):
