@@ -158,8 +158,9 @@ def make_train_step(
         (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
         _check_state(state, after)
         loss, state = jax.tree.map(_to_add_up, (loss, after))
-        # As one vector it is measured, scaled and added up in three operations, not in three for each parameter.
-        gradient = _to_add_up(ravel_pytree(gradient)[0])
+        # As one vector it is measured and added up in two operations, not in two for each parameter. Behind a barrier,
+        # or XLA computes it again in both.
+        gradient = _to_add_up(ravel_pytree(lax.optimization_barrier(gradient))[0])
         length = jnp.linalg.norm(gradient)
         is_finite = _all_finite((loss, length, state)) & is_counted
         measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})

@@ -165,8 +165,10 @@ def descent_step(gradient: Callable, rule: InnerOptimizer, rule_params: PyTree =
     rule = as_rule(rule)
 
     def step(carry, data):
-        params, memory = carry
-        updates, memory = rule.update(gradient(params, data), memory, params, rule_params)
+        # Between barriers, or XLA computes a gradient again for each use of it, and an unrolled step in those after it.
+        params, memory = lax.optimization_barrier(carry)
+        slope = lax.optimization_barrier(gradient(params, data))
+        updates, memory = rule.update(slope, memory, params, rule_params)
         return optax.apply_updates(params, updates), memory
 
     return step

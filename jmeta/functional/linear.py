@@ -31,7 +31,7 @@ from jmeta.types import Array
 # With so many examples terms added outright take between a fifth of the time of a product and all of it, and less than
 # a reduction (docs/decisions/0009-linear.md).
 FEW_EXAMPLES = range(2, 17)
-# The XLA of jax 0.10 removes the barriers around the sum in place of a product: there it is always a product.
+# The XLA of jax 0.10 removes the barrier before the sum in place of a product: there it is always a product.
 ADDS_PRODUCTS = jax.__version_info__ >= (0, 12)
 
 
@@ -79,11 +79,12 @@ def _outright(term):
     """A function of operands [T, K, ...] that adds up what `term` makes of each example."""
 
     def total(*operands):
-        # Between barriers, or XLA computes the sum again, and what it is made of for each term, in all that uses it.
+        # Behind a barrier, or XLA computes what the sum is made of again for each term. The sum is left to be one with
+        # what it is added to; where several use it, inner loops and train steps have a barrier of their own.
         operands = lax.optimization_barrier(operands)
         examples = range(operands[0].shape[1])
         terms = (term(*(operand[:, example] for operand in operands)) for example in examples)
-        return lax.optimization_barrier(functools.reduce(jnp.add, terms))
+        return functools.reduce(jnp.add, terms)
 
     return total
 
