@@ -152,7 +152,10 @@ def make_train_step(
     task_loss = jax.jit(learner.loss)
 
     def contribution(shared, task, key, is_counted):
-        """What one task adds to the sums, zeros if it is not finite: gradient [P], state, metrics and itself."""
+        """A task's weight, and what is added up: its gradient [P], times the weight, its state, metrics and itself.
+
+        All are zeros if it is not finite, the gradient too, since zero times NaN is NaN.
+        """
         params, state = shared
         differentiate = jax.value_and_grad(task_loss, has_aux=True)
         (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
@@ -170,7 +173,7 @@ def make_train_step(
 
     def total_of_chunk(shared, batch):
         weight, gradient, *parts = map_tasks(functools.partial(contribution, shared), *batch)
-        # As a product the sum is vectorized.
+        # A product is faster than to scale and reduce; an accelerator would round its operands.
         gradient = jnp.matmul(weight, gradient, precision="highest")
         return gradient, *jax.tree.map(lambda leaf: leaf.sum(0) if _is_summed(leaf) else leaf[-1], parts)
 

@@ -165,8 +165,9 @@ def descent_step(gradient: Callable, rule: InnerOptimizer, rule_params: PyTree =
     rule = as_rule(rule)
 
     def step(carry, data):
-        # Between barriers, or XLA computes a gradient again for each use of it, and an unrolled step in those after it.
-        params, memory = lax.optimization_barrier(carry)
+        # Between barriers, or XLA computes a gradient again for each use of it, and an unrolled step in those after it:
+        # two for the carry, or jax 0.10 differentiates the memory of a first-order step too.
+        params, memory = map(lax.optimization_barrier, carry)
         slope = lax.optimization_barrier(gradient(params, data))
         updates, memory = rule.update(slope, memory, params, rule_params)
         return optax.apply_updates(params, updates), memory

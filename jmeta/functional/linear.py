@@ -25,13 +25,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
 
-from jmeta.functional.primitives import alike, batch_alone, batch_tasks, task_primitive
+from jmeta.functional.primitives import alike, batch_single, batch_tasks, task_primitive
 from jmeta.types import Array
 
 # With so many examples terms added outright take between a fifth of the time of a product and all of it, and less than
 # a reduction (docs/decisions/0009-linear.md).
 FEW_EXAMPLES = range(2, 17)
-# The XLA of jax 0.10 removes the barrier before the sum in place of a product: there it is always a product.
+# The XLA of jax 0.10 removes the barrier, without which a sum of outer products is slower than the product; additions
+# alone are still faster than a reduction.
 ADDS_PRODUCTS = jax.__version_info__ >= (0, 12)
 
 
@@ -60,7 +61,8 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     rows = x.reshape(1, math.prod(x.shape[:-1]), x.shape[-1])
     y = linear_p.bind(*alike(rows, w[None]))
     if b is not None:
-        y += repeat_p.bind(b[None], examples=y.shape[1])
+        y, b = alike(y, b[None])  # before it is repeated, so that its gradient is added up in that precision
+        y += repeat_p.bind(b, examples=y.shape[1])
     return y.reshape(*x.shape[:-1], w.shape[1])
 
 
@@ -79,8 +81,8 @@ def _outright(term):
     """A function of operands [T, K, ...] that adds up what `term` makes of each example."""
 
     def total(*operands):
-        # Behind a barrier, or XLA computes what the sum is made of again for each term. The sum is left to be one with
-        # what it is added to; where several use it, inner loops and train steps have a barrier of their own.
+        # Behind a barrier, or XLA, from jax 0.12 on, computes what the sum is made of again for each term. The sum is
+        # left to be one with what it is added to; inner loops and train steps have barriers against doing it twice.
         operands = lax.optimization_barrier(operands)
         examples = range(operands[0].shape[1])
         terms = (term(*(operand[:, example] for operand in operands)) for example in examples)
@@ -93,12 +95,13 @@ _dw_as_sum = _outright(lambda x, y: x[:, :, None] * y[:, None, :])
 _add_up_outright = _outright(lambda y: y)
 
 
-def _is_outright(y):
-    return y.shape[1] in FEW_EXAMPLES and y.dtype.itemsize >= 4  # others add up half precision in single
+def _adds_outright(y):
+    # A product or a reduction of half precision adds up in single, which additions would not.
+    return y.shape[1] in FEW_EXAMPLES and y.dtype.itemsize >= 4
 
 
 def _dw_on_cpu(x, y):
-    return (_dw_as_sum if ADDS_PRODUCTS and _is_outright(y) else _dw_as_product)(x, y)
+    return (_dw_as_sum if ADDS_PRODUCTS and _adds_outright(y) else _dw_as_product)(x, y)
 
 
 def _add_up(y):
@@ -106,7 +109,7 @@ def _add_up(y):
 
 
 def _add_up_on_cpu(y):
-    return (_add_up_outright if _is_outright(y) else _add_up)(y)
+    return (_add_up_outright if _adds_outright(y) else _add_up)(y)
 
 
 def _repeat(b, *, examples):
@@ -139,8 +142,8 @@ ad.defbilinear(dw_p, lambda ct, x, y: dx_p.bind(y, ct), lambda ct, x, y: linear_
 ad.deflinear2(add_up_p, lambda ct, y: [repeat_p.bind(ct, examples=y.aval.shape[1])])
 ad.deflinear2(repeat_p, lambda ct, b, *, examples: [add_up_p.bind(ct)])
 
-batch_alone(add_up_p)
-batch_alone(repeat_p)
+batch_single(add_up_p)
+batch_single(repeat_p)
 batch_tasks(linear_p, a_axis=1, b_axis=2, a_out=1, b_out=2)  # examples join the examples, matrices the outputs
 batch_tasks(dx_p, a_axis=1, b_axis=1, a_out=1, b_out=2)  # or the inputs
 batch_tasks(dw_p, a_axis=2, b_axis=2, a_out=1, b_out=2)  # each joins the numbers of its own

@@ -105,7 +105,7 @@ def alike(a: Array, b: Array) -> tuple[Array, Array]:
     return vary_over((a.astype(dtype), b.astype(dtype)), varying((a, b)))
 
 
-def batch_alone(primitive: Primitive) -> None:
+def batch_single(primitive: Primitive) -> None:
     """Declares what vmap does with a single operand: it is more tasks.
 
     Args:

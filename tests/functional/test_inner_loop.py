@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jmeta.functional import inner_loop, InnerRule
+from jmeta.functional import descent_step, inner_loop, InnerRule
+from jmeta.functional.inner_loop import start_descent
 
 STEPS = 5
 RNG = np.random.default_rng(0)
@@ -154,14 +155,34 @@ def test_a_bound_on_the_length_of_inner_gradients_is_a_rule():
     assert np.isfinite(gradient).all()
 
 
-def compiled_bytes(steps, **options):
+def test_forward_mode_of_a_first_order_loop_does_not_reach_the_memory_of_its_rule(x64):
+    """At a gradient of zero the derivative of Adam's square root is infinite."""
+    adapted = partial(
+        inner_loop, lambda w, _: 0.0 * w.sum(), rule=optax.adam(0.1), steps=3, meta_gradient="first_order"
+    )
+    w = jnp.ones(3)
+    np.testing.assert_array_equal(jax.jvp(adapted, (w,), (w,))[1], w)
+
+
+def test_a_step_computes_its_gradient_once_however_often_its_rule_uses_it():
+    """A barrier holds the gradient before both moments of Adam, and two the carry: parameters and memory apart."""
+
+    def objective(w, _):
+        return jnp.square(jnp.ones((3, 4)) @ w).sum()
+
+    step = jax.make_jaxpr(descent_step(jax.grad(objective), optax.adam(0.1)))
+    carry = start_descent(optax.adam(0.1), (), jnp.ones((4, 2)), frozenset())
+    assert str(step(carry, None)).count("optimization_barrier") == 3
+
+
+def compiled_bytes(steps, rule=optax.sgd(0.1), **options):
     """Temporary memory of a meta-gradient of a hundred examples and a thousand parameters."""
 
     def loss(w):
         def objective(w, _):
             return jnp.square(jnp.tanh(jnp.tanh(jnp.ones((1000, 10)) @ w) @ w.T)).mean()
 
-        return jnp.sum(inner_loop(objective, w, rule=optax.sgd(0.1), steps=steps, **options))
+        return jnp.sum(inner_loop(objective, w, rule=rule, steps=steps, **options))
 
     compiled = jax.jit(jax.grad(loss)).lower(jnp.ones((10, 100))).compile()
     return compiled.memory_analysis().temp_size_in_bytes
@@ -173,6 +194,11 @@ def test_in_mixed_mode_a_step_more_costs_the_memory_of_its_parameters_and_its_pr
     assert compiled_bytes(64, differentiation="reverse") - compiled_bytes(32, differentiation="reverse") > (
         10 * 32 * (parameters + product)
     )
+
+
+def test_a_first_order_step_more_costs_no_memory_whatever_its_rule_remembers():
+    bytes_of = partial(compiled_bytes, rule=optax.adam(0.1), meta_gradient="first_order")
+    assert bytes_of(64) == bytes_of(4)
 
 
 def test_checkpointed_memory_grows_with_the_root_of_the_steps():

@@ -144,6 +144,12 @@ def test_the_matrix_gradient_of_a_few_examples_in_single_precision_is_a_sum(exam
     assert jax.jit(_dw_on_cpu).lower(x, y).as_text().count("dot_general") == products
 
 
+def test_the_gradient_of_a_bias_of_half_precision_is_added_up_in_the_precision_of_the_layer():
+    x, w, b = jnp.ones((1000, 3)), jnp.ones((3, 2)), jnp.zeros(2, jnp.float16)
+    gradient = jax.grad(lambda b: 1e-6 * linear(x, w, b).sum())(b)
+    np.testing.assert_allclose(gradient, 1e-3, rtol=1e-3)  # a term, 1e-6, has one digit in half precision
+
+
 def test_integers_are_promoted():
     assert linear(jnp.arange(3), jnp.ones((3, 2))).tolist() == [3.0, 3.0]
 

@@ -40,6 +40,7 @@ def test_terms_are_the_products_added_for_one_number_whatever_vmap_folds():
 
 OPERATIONS = {
     "linear": (linear, (6, 3), (3, 2)),
+    "bias": (lambda x, b: linear(x, jnp.full((3, 2), 0.5), b), (6, 3), (2,)),
     "conv": (conv, (4, 5, 5, 2), (3, 3, 2, 3)),
     "pointwise": (conv, (4, 5, 5, 2), (1, 1, 2, 3)),
 }
@@ -55,7 +56,7 @@ def test_an_operation_runs_without_jit_too(name):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_the_gradient_of_a_matrix_that_devices_share_is_the_sum_over_their_examples(x64, name):
+def test_the_gradient_of_an_operand_that_devices_share_is_the_sum_over_their_examples(x64, name):
     operation, *shapes = OPERATIONS[name]
     x, w = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate(shapes))
 
