@@ -5,6 +5,7 @@ not differ between tasks has T = 1 while an axis of the other holds the tasks, s
 that all of them are one product.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -111,12 +112,7 @@ def batch_single(primitive: Primitive) -> None:
     Args:
         primitive: from `task_primitive`.
     """
-
-    def rule(operands, dims, **params):
-        size = operands[0].shape[dims[0]]
-        return _unfold(primitive.bind(_fold(operands[0], dims[0], 0), **params), size, 0), 0
-
-    batching.primitive_batchers[primitive] = rule
+    batching.primitive_batchers[primitive] = functools.partial(_more_tasks, primitive)
 
 
 def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b_out: int) -> None:
@@ -132,18 +128,24 @@ def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b
 
     def rule(operands, dims, **params):
         (a, b), (da, db) = operands, dims
+        if da is not None and db is not None:
+            return _more_tasks(primitive, operands, dims, **params)
         if db is None:
             size, out = a.shape[da], a_out
             a = _fold(a, da, a_axis)
-        elif da is None:
+        else:
             size, out = b.shape[db], b_out
             b = _fold(b, db, b_axis)
-        else:
-            size, out = a.shape[da], 0
-            a, b = _fold(a, da, 0), _fold(b, db, 0)
         return _unfold(primitive.bind(a, b, **params), size, out), out
 
     batching.primitive_batchers[primitive] = rule
+
+
+def _more_tasks(primitive, operands, dims, **params):
+    """What vmap does where every operand is batched: the batch joins the tasks."""
+    size = operands[0].shape[dims[0]]
+    folded = (_fold(operand, source, 0) for operand, source in zip(operands, dims, strict=True))
+    return _unfold(primitive.bind(*folded, **params), size, 0), 0
 
 
 def _fold(a, source, axis):
