@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 
 class Conv4(nn.Module):
@@ -67,7 +67,7 @@ def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
     """The meta-gradient of a batch of tasks."""
     params, (prepare, differentiate) = _params(weights, dtype), PEERS[peer](workload)
     batch = prepare(tasks, dtype)
-    return lambda: flatten_dict(jax.block_until_ready(differentiate(params, batch)), sep="/")
+    return lambda: jax.block_until_ready(differentiate(params, batch))
 
 
 def training(peer, workload, weights, tasks, dtype) -> Callable:
@@ -84,7 +84,7 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
         params, state = start, optimizer.init(start)
         for _ in range(workload.meta_steps):
             params, state = update(params, state, differentiate(params, prepare(draw(), dtype)))
-        return flatten_dict(jax.block_until_ready(params), sep="/")
+        return jax.block_until_ready(params)
 
     return step
 
@@ -97,7 +97,7 @@ def evaluation(peer, workload, weights, tasks, dtype) -> Callable:
 
 
 def _params(weights, dtype):
-    return unflatten_dict({tuple(name.split("/")): jnp.asarray(leaf, dtype) for name, leaf in weights.items()})
+    return {name: jnp.asarray(leaf, dtype) for name, leaf in weights.items()}
 
 
 def _arrays(tasks, dtype):
@@ -155,7 +155,8 @@ def _prototype_loss(workload):
 
 
 def _apply(network, params, x):
-    return network.apply({"params": params, "batch_stats": {}}, x, mutable=["batch_stats"])[0]
+    variables = {"params": unflatten_dict(params, sep="/"), "batch_stats": {}}
+    return network.apply(variables, x, mutable=["batch_stats"])[0]
 
 
 # Each peer is `(workload) -> (prepare, differentiate)`: tasks to arrays, and `(params, arrays) -> meta-gradient`.

@@ -83,10 +83,10 @@ def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
     @jax.jit
     def step(state, batch):
         after, _ = train_step(state, batch)
-        return jax.tree.map(jnp.subtract, state.params[0], after.params[0])
+        return by_name(jax.tree.map(jnp.subtract, state.params[0], after.params[0]))
 
     state, batch = on_each_device((state, batch), devices)
-    return lambda: by_name(jax.block_until_ready(step(state, batch)))
+    return lambda: jax.block_until_ready(step(state, batch))
 
 
 def begin_training(workload, batch, *, tasks_per_chunk=None, **options) -> tuple[jax.stages.Wrapped, jmeta.TrainState]:
@@ -108,13 +108,15 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
     learner, state = _start(workload, weights, as_tasks(tasks, dtype), dtype, optimizer)
     devices = devices_of(peer, workload)
     train_step = jmeta.make_train_step(learner, optimizer, devices=devices)
-    loop = jax.jit(
-        lambda state, sample: jmeta.make_train_loop(
-            train_step, sample, batch_size=workload.tasks, steps=workload.meta_steps
-        )(state)[0]
-    )
+
+    @jax.jit
+    def loop(state, sample):
+        steps = jmeta.make_train_loop(train_step, sample, batch_size=workload.tasks, steps=workload.meta_steps)
+        after, _ = steps(state)
+        return after._replace(params=by_name(after.params[0]))
+
     state, sample = on_each_device((state, _sampler(workload)), devices)
-    return lambda: by_name(jax.block_until_ready(loop(state, sample)).params[0])
+    return lambda: jax.block_until_ready(loop(state, sample)).params
 
 
 def _sampler(workload):
