@@ -249,9 +249,8 @@ def make_train_loop(
     check_counts(steps=steps)
 
     def one(state, _):
-        key, sample_key = jax.random.split(state.key)
-        tasks = jax.vmap(sample)(jax.random.split(sample_key, batch_size))
-        return train_step(state._replace(key=key), tasks)
+        keys = jax.random.split(state.key, batch_size + 1)
+        return train_step(state._replace(key=keys[0]), jax.vmap(sample)(keys[1:]))
 
     return lambda state: lax.scan(one, state, None, length=steps)
 

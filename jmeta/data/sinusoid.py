@@ -40,9 +40,10 @@ def sinusoid(shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
 
 @functools.partial(jax.jit, static_argnames=("shots", "queries"))
 def _draw(key, *, shots, queries):
-    amplitude_key, phase_key, input_key = jax.random.split(key, 3)
-    amplitude = jax.random.uniform(amplitude_key, (), minval=AMPLITUDES[0], maxval=AMPLITUDES[1])
-    phase = jax.random.uniform(phase_key, (), minval=PHASES[0], maxval=PHASES[1])
-    x = jax.random.uniform(input_key, (shots + queries, 1), minval=INPUTS[0], maxval=INPUTS[1])
+    # One draw for all numbers of a task: few take as long to draw as one.
+    units = jnp.split(jax.random.uniform(key, (2 + shots + queries, 1)), (1, 2))
+    amplitude, phase, x = (
+        low + (high - low) * unit for (low, high), unit in zip((AMPLITUDES, PHASES, INPUTS), units, strict=True)
+    )
     points = Examples(x, amplitude * jnp.sin(x - phase), jnp.ones(len(x), x.dtype))
     return Task(Examples(*(a[:shots] for a in points)), Examples(*(a[shots:] for a in points)))
