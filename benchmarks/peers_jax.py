@@ -74,6 +74,7 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
     """Meta-steps: tasks drawn by NumPy, meta-gradient, Adam."""
     draw, start, optimizer = workload.loader(), _params(weights, dtype), optax.adam(1e-3)
     prepare, differentiate = PEERS[peer](workload)
+    begun = optimizer.init(start)
 
     @jax.jit
     def update(params, state, gradient):
@@ -81,7 +82,7 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
         return optax.apply_updates(params, updates), state
 
     def step():
-        params, state = start, optimizer.init(start)
+        params, state = start, begun
         for _ in range(workload.meta_steps):
             params, state = update(params, state, differentiate(params, prepare(draw(), dtype)))
         return jax.block_until_ready(params)

@@ -111,12 +111,14 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
 
     @jax.jit
     def loop(state, sample):
-        steps = jmeta.make_train_loop(train_step, sample, batch_size=workload.tasks, steps=workload.meta_steps)
-        after, _ = steps(state)
-        return after._replace(params=by_name(after.params[0]))
+        run = jmeta.make_train_loop(train_step, sample, batch_size=workload.tasks, steps=workload.meta_steps)
+        after, _ = run(state)
+        return by_name(
+            after.params[0]
+        ), after  # all of it, or XLA would leave out the last step of the optimizer's state
 
     state, sample = on_each_device((state, _sampler(workload)), devices)
-    return lambda: jax.block_until_ready(loop(state, sample)).params
+    return lambda: jax.block_until_ready(loop(state, sample))[0]
 
 
 def _sampler(workload):

@@ -287,6 +287,15 @@ def test_a_loop_is_the_steps_one_after_another():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), looped.params, state.params)
 
 
+def test_a_loop_gives_every_task_and_every_step_a_key_of_its_own():
+    def train_step(state, keys):
+        return state, jnp.concatenate([jax.random.key_data(keys), jax.random.key_data(state.key)[None]])
+
+    _, keys = jmeta.make_train_loop(train_step, lambda key: key, batch_size=4, steps=3)(begin())
+    assert keys.shape[:2] == (3, 5)
+    assert len({tuple(key) for key in np.asarray(keys).reshape(15, -1)}) == 15
+
+
 def bad_tasks(tasks, *bad):
     """The tasks, of which these have no finite loss."""
     targets = tasks.query.targets.at[jnp.array(bad)].set(jnp.nan)

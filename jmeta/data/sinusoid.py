@@ -40,10 +40,11 @@ def sinusoid(shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
 
 @functools.partial(jax.jit, static_argnames=("shots", "queries"))
 def _draw(key, *, shots, queries):
-    # One draw for all numbers of a task: few take as long to draw as one.
-    units = jnp.split(jax.random.uniform(key, (2 + shots + queries, 1)), (1, 2))
+    # All numbers of a task in one call, which on a CPU costs more than the few numbers in it.
+    fractions = jnp.split(jax.random.uniform(key, (2 + shots + queries, 1)), (1, 2))
     amplitude, phase, x = (
-        low + (high - low) * unit for (low, high), unit in zip((AMPLITUDES, PHASES, INPUTS), units, strict=True)
+        low + (high - low) * fraction
+        for (low, high), fraction in zip((AMPLITUDES, PHASES, INPUTS), fractions, strict=True)
     )
     points = Examples(x, amplitude * jnp.sin(x - phase), jnp.ones(len(x), x.dtype))
     return Task(Examples(*(a[:shots] for a in points)), Examples(*(a[shots:] for a in points)))
