@@ -266,9 +266,16 @@ def sinusoid() -> str:
         errors = [[run["test"][number]["loss"] for run in some] for number in ("1", "5", "10")]
         cells = [steps, len(some), sum(not run["finite_parameters"] for run in some)]
         cells += [sum(run["skipped_tasks"] for run in some)]
-        cells += [f"{sum(values) / len(values):.3f} (worst {max(values):.3f})" for values in errors]
+        cells += map(_over_seeds, errors)
         rows.append([*cells, f"{policy['with'] / policy['without'] - 1:.1%}"])
     return _table(header, rows)
+
+
+def _over_seeds(errors):
+    """The mean and the worst; None is that of a seed from which a test task diverges."""
+    finite = [error for error in errors if error is not None]
+    worst = f"worst {max(finite):.3f}" if len(finite) == len(errors) else f"{len(errors) - len(finite)} diverged"
+    return f"{sum(finite) / len(finite):.3f} ({worst})"
 
 
 def _accuracy(test):
