@@ -113,9 +113,8 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
     def loop(state, sample):
         run = jmeta.make_train_loop(train_step, sample, batch_size=workload.tasks, steps=workload.meta_steps)
         after, _ = run(state)
-        return by_name(
-            after.params[0]
-        ), after  # all of it, or XLA would leave out the last step of the optimizer's state
+        # With the whole state, or XLA would leave out the last step of the optimizer's.
+        return by_name(after.params[0]), after
 
     state, sample = on_each_device((state, _sampler(workload)), devices)
     return lambda: jax.block_until_ready(loop(state, sample))[0]

@@ -249,12 +249,13 @@ def test_the_two_newest_checkpoints_are_kept(run_folder):
 
 def test_a_run_is_evaluated_after_other_inner_steps(run_folder, tmp_path):
     losses = []
-    for steps in (0, 1):  # as trained, one; from a start so little trained three overshoot on some tasks
+    for steps in (0, 1, 3):
         path = tmp_path / f"{steps}.json"
         arguments = ["evaluate", str(run_folder), "--test-steps", str(steps), "--episodes", "200", "--out", str(path)]
         assert cli.main(arguments) == 0
         losses.append(json.loads(path.read_text())["loss"])
-    assert losses[1] < losses[0]
+    assert losses[1] < losses[0]  # after one, as it was trained; from a start so poor three overshoot on some tasks
+    assert losses[2] not in losses[:2]
 
 
 @pytest.mark.parametrize(

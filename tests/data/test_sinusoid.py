@@ -22,17 +22,21 @@ def amplitude_and_phase(task):
     return np.hypot(c, s), np.arctan2(-s, c)
 
 
-def test_amplitudes_phases_and_inputs_are_uniform_over_the_papers_ranges(tasks):
-    found = [amplitude_and_phase(jax.tree.map(lambda leaf, i=i: leaf[i], tasks)) for i in range(500)]
-    amplitudes, phases = np.array(found).T
+@pytest.fixture(scope="module")
+def waves(tasks):
+    """The amplitude and the phase of each task, [500, 2]."""
+    return np.array([amplitude_and_phase(jax.tree.map(lambda leaf, i=i: leaf[i], tasks)) for i in range(500)])
+
+
+def test_amplitudes_phases_and_inputs_are_uniform_over_the_papers_ranges(tasks, waves):
+    amplitudes, phases = waves.T
     inputs = (np.ravel(part.inputs)[:2000] for part in (tasks.support, tasks.query))
     for values, low, high in ((amplitudes, 0.1, 5), (phases, 0, np.pi), *((x, -5, 5) for x in inputs)):
         assert scipy.stats.kstest(values, scipy.stats.uniform(low, high - low).cdf).pvalue > 1e-3
 
 
-def test_amplitude_phase_and_inputs_are_independent(tasks):
-    found = [amplitude_and_phase(jax.tree.map(lambda leaf, i=i: leaf[i], tasks)) for i in range(500)]
-    numbers = np.concatenate([found, tasks.support.inputs[..., 0], tasks.query.inputs[..., 0]], axis=1)
+def test_amplitude_phase_and_inputs_are_independent(tasks, waves):
+    numbers = np.concatenate([waves, tasks.support.inputs[..., 0], tasks.query.inputs[..., 0]], axis=1)
     correlation = np.corrcoef(numbers.T) - np.eye(numbers.shape[1])
     # Of 496 pairs and 500 tasks each: five standard deviations of a correlation that is none.
     assert np.abs(correlation).max() < 5 / np.sqrt(500)
