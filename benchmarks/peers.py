@@ -6,8 +6,9 @@
 Before anything is timed, every peer's meta-gradient in float64, on two tasks and of up to two inner steps, must be
 jmeta's to 1e-6; of an evaluation, its loss.
 Each peer then works in a process of its own, so that what one does to memory and threads does not slow another; they
-take turns. They run where JAX does, on the CPU or on a GPU that PyTorch sees too.
-Peers that are not installed (`pip install '.[bench]'`) are left out. A result goes to
+take turns. Processes differ, as in where their memory lies, so that all of this is done anew in every round. They run
+where JAX does, on the CPU or on a GPU that PyTorch sees too.
+Peers that are not installed (`pip install '.[bench]'`) are left out, unless they are named. A result goes to
 benchmarks/results/peers/PLATFORM-WORKLOAD.json.
 
 There are three kinds of work, each a function `(peer, workload, weights, tasks, dtype) -> step` in the file of a peer.
@@ -146,7 +147,12 @@ PEERS = {
     "torchopt_loop": Peer("peers_torch", "torchopt", ("second order",)),
     "learn2learn_loop": Peer("peers_torch", "learn2learn", MAML),
 }
-LARGE = ("resnet12",)  # workloads that take minutes a step on a CPU
+# What takes minutes a step or many GiB on a CPU, and is left out there unless it is named: workloads, and peers of one.
+LARGE = ("resnet12",)
+LARGE_FOR = {
+    "omniglot-32": ("naive_vmap", "func_loop", "func_vmap", "torchopt_loop"),
+    "miniimagenet": ("naive_vmap", "func_loop", "func_vmap", "torchopt_loop"),
+}
 TOLERANCE = 1e-6
 
 
@@ -165,15 +171,40 @@ Weights = dict[str, np.ndarray]
 
 
 def has(peer: str, workload: Workload) -> bool:
-    """Whether a peer is installed for this device and does such work."""
-    if PEERS[peer].file == "peers_torch" and not torch_sees_the_device():
-        return False
+    """Whether a peer does such work and is installed for this device."""
+    return does(peer, workload) and is_installed(peer)
+
+
+def does(peer: str, workload: Workload) -> bool:
+    """Whether it is the work of a peer."""
     if peer == "jmeta_one_device" and jax.default_backend() != "cpu":
         return False  # it is jmeta there
     needed = workload.work if workload.work == "evaluation" else workload.learner
     if needed == "maml":
         needed = "second order" if workload.second_order else "first order"
-    return needed in PEERS[peer].abilities and imports(PEERS[peer].package)
+    return needed in PEERS[peer].abilities
+
+
+def is_installed(peer: str) -> bool:
+    """Whether its package is, for this device."""
+    return imports(PEERS[peer].package) and (PEERS[peer].file != "peers_torch" or torch_sees_the_device())
+
+
+def chosen(name: str, named: tuple[str, ...] | None) -> list[str]:
+    """jmeta and the peers of a workload: those named, or all that are installed and not too large for the device.
+
+    Raises:
+        ValueError: for one that is named and not installed.
+    """
+    able = [peer for peer in PEERS if does(peer, WORKLOADS[name])]
+    if named is None:
+        large = LARGE_FOR.get(name, ()) if jax.default_backend() == "cpu" else ()
+        return [peer for peer in able if peer not in large and is_installed(peer)]
+    if missing := [peer for peer in able if peer in named and not is_installed(peer)]:
+        raise ValueError(
+            f"peers names {missing[0]!r}, but {PEERS[missing[0]].package} is not installed for this device."
+        )
+    return [peer for peer in able if peer in ("jmeta", *named)]
 
 
 def imports(package: str) -> bool:
@@ -202,31 +233,36 @@ def begin(peer: str, workload: Workload, weights: Weights, tasks: Tasks, dtype: 
 def main(
     *,
     workloads: tuple[str, ...] | None = None,
-    peers: tuple[str, ...] = tuple(PEERS),
-    repeats: int = 5,
+    peers: tuple[str, ...] | None = None,
+    rounds: int = 3,
+    repeats: int = 3,
     out: Path = RESULTS / "peers",
 ) -> None:
     """Checks, measures, prints and saves.
 
     Args:
         workloads: which; None: all, on a CPU without the large ones.
-        peers: which; jmeta is always one.
-        repeats: timings of each peer.
+        peers: which; jmeta is always one. None: all that are installed and not too large for a CPU.
+        rounds: how often all peers begin anew, each in a fresh process.
+        repeats: timings of each peer in a round.
         out: folder of the results.
     """
     share_memory()
     if workloads is None:
         workloads = tuple(name for name in WORKLOADS if jax.default_backend() != "cpu" or name not in LARGE)
     check_names("workloads", workloads, WORKLOADS)
-    check_names("peers", peers, PEERS)
-    check_positive(repeats=repeats)
+    check_names("peers", peers or (), PEERS)
+    check_positive(rounds=rounds, repeats=repeats)
+    peers_of = {name: chosen(name, peers) for name in workloads}
     out.mkdir(parents=True, exist_ok=True)
     for name in workloads:
-        workload = WORKLOADS[name]
-        installed = [peer for peer in PEERS if peer in (*peers, "jmeta") and has(peer, workload)]
-        result = {"workload": name, **workload._asdict(), **provenance(), **measure(workload, installed, repeats)}
-        result["versions"] |= {package: version(package) for package in {PEERS[peer].package for peer in installed}}
+        result = {"workload": name, **WORKLOADS[name]._asdict(), **provenance()}
+        packages = {PEERS[peer].package for peer in peers_of[name]} - {"jmeta"}  # whose version is the commit
+        result["versions"] |= {package: version(package) for package in packages}
+        result |= measure(WORKLOADS[name], peers_of[name], rounds, repeats)
         print(f"{name}:", *map(line, result["rows"]), sep="\n  ", flush=True)
+        for peer, why in result["failed"].items():
+            print(f"  {peer:16} failed: {why}", flush=True)
         platform = jax.default_backend()
         save(result, out / f"{platform}-{name}.json")
         files = [file for name in WORKLOADS if (file := out / f"{platform}-{name}.json").exists()]
@@ -249,45 +285,75 @@ def share_memory() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def measure(workload: Workload, peers: list[str], repeats: int) -> dict[str, Any]:
+class Round(NamedTuple):
+    """What was measured of processes that began together."""
+
+    first: dict[str, dict[str, float]]  # of each peer, its first calls
+    seconds: dict[str, list[float]]  # of a call of each peer and of the machine's own product
+    failed: dict[str, str]  # peers that could not begin, and why
+
+
+def measure(workload: Workload, peers: list[str], rounds: int, repeats: int) -> dict[str, Any]:
     """A row for each peer, and the rate of the machine's own matrix product, all timed in turns."""
     errors = checked(tuple(peers), of_check(workload))
     tasks = tasks_of(workload)
     weights = peers_jmeta.initial_weights(workload, tasks)
+    found: list[Round] = []
+    failed: dict[str, str] = {}
+    for _ in range(rounds):
+        found.append(one_round(workload, [peer for peer in peers if peer not in failed], weights, tasks, repeats))
+        failed |= found[-1].failed
+    peers = [peer for peer in peers if peer not in failed]
+    side = measures().side
+    product_rate = 2 * side**3 / float(np.median([one.seconds["product"] for one in found]))
+    operations = peers_jmeta.operations(workload, tasks)
+    rows = [{"peer": peer, **summary(found, peer, workload), "error": errors[peer]} for peer in peers]
+    for row in rows:
+        row["of_product_rate"] = round(row["tasks_per_second"] * operations / product_rate, 3)
+    return {
+        "rounds": rounds,
+        "repeats": repeats,
+        "product_gigaflops": round(product_rate / 1e9, 1),
+        "rows": rows,
+        "failed": failed,
+    }
+
+
+def one_round(workload: Workload, peers: list[str], weights: Weights, tasks: Tasks, repeats: int) -> Round:
+    """First calls of all peers, each in a fresh process, and then their times, in turns.
+
+    A peer that cannot begin, for want of memory say, is left out.
+    """
     least, side = measures()
+    first, failed = {}, {}
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(process_of_its_own()) for name in (*peers, "product")}
-        first = {peer: first_calls(processes[peer], peer, workload, weights, tasks) for peer in peers}
+        for peer in peers:
+            try:
+                first[peer] = first_calls(processes[peer], peer, workload, weights, tasks)
+            except Exception as error:
+                if peer == "jmeta":
+                    raise
+                failed[peer] = f"{type(error).__name__}: {error}"
+                processes.pop(peer).shutdown()  # and with it what it holds
         processes["product"].submit(begin_product, side).result()
         timers = {name: functools.partial(timed_there, process) for name, process in processes.items()}
-        seconds = timed_in_turns(timers, repeats=repeats, least_seconds=least)
-    product_rate = 2 * side**3 / float(np.median(seconds["product"]))
-    operations = peers_jmeta.operations(workload, tasks)
-    speeds = speeds_of(seconds, peers, workload.tasks * workload.meta_steps)
-    rows = [
-        {
-            "peer": peer,
-            **speeds[peer],
-            "of_product_rate": round(speeds[peer]["tasks_per_second"] * operations / product_rate, 3),
-            **first[peer],
-            "error": errors[peer],
-        }
-        for peer in peers
-    ]
-    return {"repeats": repeats, "product_gigaflops": round(product_rate / 1e9, 1), "rows": rows}
+        return Round(first, timed_in_turns(timers, repeats=repeats, least_seconds=least), failed)
 
 
-def speeds_of(seconds: Mapping[str, list[float]], peers: Iterable[str], number: int) -> dict[str, dict[str, Any]]:
-    """What each peer does in a second, where a call of it is so many tasks."""
-    low, median, high = ({n: float(np.quantile(s, q)) for n, s in seconds.items()} for q in (0.25, 0.5, 0.75))
-    return {
-        peer: {
-            "tasks_per_second": round(number / median[peer], 2),
-            "quartiles": [round(number / high[peer], 2), round(number / low[peer], 2)],
-            "jmeta_over_it": round(median[peer] / median["jmeta"], 3),
-        }
-        for peer in peers
-    }
+def summary(found: list[Round], peer: str, workload: Workload) -> dict[str, Any]:
+    """What a peer does in a second, its first calls and its memory, the medians; and each round's own.
+
+    How many times as fast jmeta is, is the median of what it is in each round.
+    """
+    seconds = [second for one in found for second in one.seconds[peer]]
+    number = workload.tasks * workload.meta_steps
+    high, median, low = (round(number / float(np.quantile(seconds, at)), 2) for at in (0.25, 0.5, 0.75))
+    times = [{name: float(np.median(one.seconds[name])) for name in ("jmeta", peer)} for one in found]
+    of_rounds = {"jmeta_over_it": [round(time[peer] / time["jmeta"], 3) for time in times]}
+    of_rounds |= {figure: [one.first[peer][figure] for one in found] for figure in found[0].first[peer]}
+    medians = {figure: round(float(np.median(values)), 3) for figure, values in of_rounds.items()}
+    return {"tasks_per_second": median, "quartiles": [low, high], **medians, "of_rounds": of_rounds}
 
 
 def product(side: int, dtype: str = "float32") -> Callable:
@@ -350,6 +416,8 @@ def prepare(peer: str) -> None:
     importlib.import_module(f"benchmarks.{PEERS[peer].file}")
     importlib.import_module(PEERS[peer].package)
     jax.devices()
+    if jax.default_backend() == "gpu" and (torch := sys.modules.get("torch")):
+        torch.cuda.init()
 
 
 def first_calls(
@@ -416,7 +484,7 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['peer']:16} {row['tasks_per_second']:10.2f} tasks/s ({row['of_product_rate']:.0%} of a matrix product's "
         f"rate), jmeta {row['jmeta_over_it']:.2f} times that; first step {row['first_step_seconds']:.2f} s, "
-        f"{row['first_step_seconds_from_cache']:.2f} s from the cache; {row['peak_memory_mebibytes']} MiB; "
+        f"{row['first_step_seconds_from_cache']:.2f} s from the cache; {row['peak_memory_mebibytes']:.0f} MiB; "
         f"differs by {row['error']:.0e}"
     )
 

@@ -94,7 +94,7 @@ def evaluation(peer, workload, weights, tasks, dtype) -> Callable:
     """The mean query loss, a compiled function of one task in a loop over tasks."""
     params, each = _params(weights, dtype), _one_by_one(tasks, dtype)
     query_loss = jax.jit(_query_loss(workload))
-    return lambda: {"loss": sum(query_loss(params, *task).item() for task in each) / len(each)}
+    return lambda: {"loss": sum(jax.device_get([query_loss(params, *task) for task in each])) / len(each)}
 
 
 def _params(weights, dtype):

@@ -60,14 +60,41 @@ def test_workloads_that_differ_in_size_or_draw_their_own_tasks_share_a_check():
 
 
 @pytest.mark.long
-def test_a_comparison_writes_a_row_for_each_peer(tmp_path, monkeypatch, capsys):
+def test_a_comparison_writes_a_row_for_each_peer_and_tells_which_could_not_begin(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(peers.WORKLOADS, "sinusoid", SMALL["sinusoid"])
     monkeypatch.setattr(peers, "ON_CPU", peers.Measures(0.1, 64))
-    peers.main(workloads=("sinusoid",), peers=("naive_vmap",), repeats=1, out=tmp_path)
+    first_calls = peers.first_calls
+
+    def out_of_memory(process, peer, *others):
+        if peer == "optax_loop":
+            raise MemoryError("no more")
+        return first_calls(process, peer, *others)
+
+    monkeypatch.setattr(peers, "first_calls", out_of_memory)
+    peers.main(workloads=("sinusoid",), peers=("naive_vmap", "optax_loop"), rounds=2, repeats=1, out=tmp_path)
     result = json.loads((tmp_path / "cpu-sinusoid.json").read_text())
     assert [row["peer"] for row in result["rows"]] == ["jmeta", "naive_vmap"]
     assert all(row["tasks_per_second"] > 0 and row["first_step_seconds"] > 0 for row in result["rows"])
-    assert "jmeta 1.00 times that" in capsys.readouterr().out
+    ratios = result["rows"][1]["of_rounds"]["jmeta_over_it"]
+    assert len(ratios) == 2
+    assert result["rows"][1]["jmeta_over_it"] == pytest.approx(np.median(ratios), abs=1e-3)
+    assert result["failed"] == {"optax_loop": "MemoryError: no more"}
+    told = capsys.readouterr().out
+    assert "jmeta 1.00 times that" in told
+    assert "optax_loop       failed: MemoryError: no more" in told
+
+
+def test_peers_that_are_too_large_for_a_cpu_are_left_out_unless_they_are_named():
+    assert "naive_vmap" not in peers.chosen("miniimagenet", None)
+    assert peers.chosen("miniimagenet", ("naive_vmap",)) == ["jmeta", "naive_vmap"]
+    assert peers.chosen("omniglot-evaluation", ("naive_vmap", "optax_loop")) == ["jmeta", "optax_loop"]
+
+
+def test_a_named_peer_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(peers, "is_installed", lambda peer: peer == "jmeta")
+    assert peers.chosen("sinusoid", None) == ["jmeta"]
+    with pytest.raises(ValueError, match="peers names 'func_vmap', but torch is not installed for this device"):
+        peers.main(workloads=("sinusoid",), peers=("func_vmap",))
 
 
 @pytest.mark.parametrize(

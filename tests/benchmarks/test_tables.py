@@ -1,0 +1,35 @@
+"""What the tables make of several rounds, and of results that are not all numbers."""
+
+import pytest
+
+from benchmarks.tables import in_rounds, met_in, over_seeds, over_the_best
+
+
+@pytest.mark.parametrize(
+    ("errors", "cell"),
+    [
+        ([0.1, 0.3, 0.2], "0.200 (worst 0.300)"),
+        ([0.1, None, 0.3], "0.300 (worst 0.300, 1 diverged)"),
+        ([0.1, None, None], "inf (worst 0.100, 2 diverged)"),
+        ([None, None], "all diverged"),
+    ],
+)
+def test_a_diverged_seed_is_worse_than_any_other(errors, cell):
+    assert over_seeds(errors) == cell
+
+
+def test_the_best_peer_is_that_of_each_round():
+    ratios = {"one": [3.0, 1.0], "other": [2.0, 4.0], "of another kind": [0.5, 0.5]}
+    rows = [{"peer": peer, "of_rounds": {"jmeta_over_it": values}} for peer, values in ratios.items()]
+    assert over_the_best({"rows": rows}, ("one", "other")) == [2.0, 1.0]
+    assert over_the_best({"rows": rows}, ("none of them",)) == []
+
+
+def test_rounds_are_told_by_their_median_and_range():
+    assert in_rounds([2.0, 3.0, 2.5], "{:.1f}") == "2.5 (2.0 to 3.0)"
+    assert in_rounds([2.0], "{:.1f}") == "2.0"
+
+
+@pytest.mark.parametrize(("met", "cell"), [([True, True], "yes"), ([True, False], "in 1 of 2"), ([False], "no")])
+def test_a_target_is_met_if_it_is_in_every_round(met, cell):
+    assert met_in(met) == cell
