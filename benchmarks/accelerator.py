@@ -4,8 +4,8 @@
     python -m benchmarks.accelerator --workloads omniglot --sizes 32 128
 
 Each workload, form of convolution and set of XLA's options is measured in a process of its own. All tasks of a step
-are vmapped at once, and more are added until it does not gain by them or has no memory for them. Results go to
-benchmarks/results/accelerator/PLATFORM-WORKLOAD.json.
+are vmapped at once, and more are added until it does not gain by them or has no memory for them. The result of a
+process goes to benchmarks/results/accelerator/PLATFORM-WORKLOAD-FORM-OPTIONS.json.
 """
 
 import functools
@@ -44,13 +44,14 @@ def as_product(x, w):
 # None is what jmeta does: on an accelerator a convolution of `lax`, vmapped tasks being groups of its channels.
 FORMS: dict[str, Callable | None] = {"jmeta": None, "columns": as_product}
 # On a GPU XLA records what it launches in CUDA graphs.
-OPTIONS: dict[str, dict[str, Any]] = {"default": {}, "no graphs": {"xla_gpu_enable_command_buffer": ""}}
+OPTIONS: dict[str, dict[str, Any]] = {"default": {}, "no-graphs": {"xla_gpu_enable_command_buffer": ""}}
 
 
 def main(
     *,
     workloads: tuple[str, ...] = WORKLOADS,
     forms: tuple[str, ...] = tuple(FORMS),
+    options: tuple[str, ...] | None = None,
     dtypes: tuple[str, ...] = DTYPES,
     sizes: tuple[int, ...] = SIZES,
     out: Path = RESULTS / "accelerator",
@@ -60,24 +61,27 @@ def main(
     Args:
         workloads: which, of those of benchmarks/peers.py.
         forms: how stride-1 convolutions and their kernel gradients are computed.
+        options: of XLA, by their names; None: on a GPU all of them, elsewhere the default.
         dtypes: of parameters and inputs.
         sizes: numbers of tasks, growing.
         out: folder of the results.
     """
     check_names("workloads", workloads, WORKLOADS)
     check_names("forms", forms, FORMS)
+    check_names("options", options or (), OPTIONS)
     check_names("dtypes", dtypes, DTYPES)
     for size in sizes:
         check_counts(least=1, sizes=size)
     peers.share_memory()
-    options = tuple(OPTIONS) if jax.default_backend() == "gpu" else ("default",)
+    platform = jax.default_backend()
+    options = options or (tuple(OPTIONS) if platform == "gpu" else ("default",))
     out.mkdir(parents=True, exist_ok=True)
     for name in workloads:
-        workload, rows = peers.WORKLOADS[name], []
+        workload = peers.WORKLOADS[name]
         for form, option in itertools.product(forms if workload.image else forms[:1], options):
             with peers.process_of_its_own() as process:
-                rows += process.submit(measure, workload, form, option, dtypes, sizes).result()
-            save({"workload": name, **provenance(), "rows": rows}, out / f"{jax.default_backend()}-{name}.json")
+                rows = process.submit(measure, workload, form, option, dtypes, sizes).result()
+            save({"workload": name, **provenance(), "rows": rows}, out / f"{platform}-{name}-{form}-{option}.json")
 
 
 def measure(

@@ -10,6 +10,7 @@ the policy for tasks that are not finite costs. The results go to benchmarks/res
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import jmeta
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models
+from jmeta.checks import check_counts
 
 BATCH_SIZE, RATE, TEST_STEPS, EPISODES = 25, 0.01, (1, 5, 10), 600
 SAMPLE = data.sinusoid(shots=10, queries=10)
@@ -51,11 +53,14 @@ def main(
 
     Args:
         inner_steps: in training, of one series of runs each.
-        meta_steps: in each run.
+        meta_steps: in each run, a multiple of `dispatch`.
         seeds: runs for each number of inner steps.
         dispatch: meta-steps in a dispatch.
         out: folder of the result.
     """
+    check_counts(least=1, meta_steps=meta_steps, seeds=seeds, dispatch=dispatch)
+    if meta_steps % dispatch:
+        raise ValueError(f"meta_steps is {meta_steps}; it must be a multiple of dispatch, {dispatch}.")
     out.mkdir(parents=True, exist_ok=True)
     made_by = provenance()  # before the first result is written
     for number in inner_steps:
@@ -106,25 +111,10 @@ def test(state: jmeta.TrainState, steps: int) -> dict[str, float]:
 def cost_of_policy(inner_steps: int, repeats: int = 15, steps: int = 500) -> dict[str, float]:
     """Microseconds of a meta-step with the policy and of one without, timed in turns."""
     learner = maml(inner_steps)
-
-    def bare(train_state, tasks):
-        """A meta-step as one writes it by hand: the gradient of the mean loss."""
-        params, state, opt_state, key, step = train_state
-        keys = jax.random.split(key, BATCH_SIZE + 1)
-
-        def loss(params):
-            values, _ = jax.vmap(lambda task, key: learner.loss(params, state, task, key=key))(tasks, keys[1:])
-            return values.mean()
-
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
-        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
-        return jmeta.TrainState(optax.apply_updates(params, updates), state, opt_state, keys[0], step + 1), metrics
-
     state = jmeta.init_state(learner, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(0)))
     variants = {
         "with": jmeta.make_train_step(learner, OPTIMIZER, tasks_per_chunk=BATCH_SIZE),
-        "without": bare,
+        "without": bare_step(learner),
     }
     loops = {
         name: jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=BATCH_SIZE, steps=steps))
@@ -135,6 +125,25 @@ def cost_of_policy(inner_steps: int, repeats: int = 15, steps: int = 500) -> dic
     found = {name: round(1e6 * float(np.median(values)) / steps, 1) for name, values in seconds.items()}
     print("microseconds of a meta-step:", found, flush=True)
     return found
+
+
+def bare_step(learner: jmeta.Learner) -> Callable:
+    """A meta-step as one writes it by hand: the gradient of the mean loss."""
+
+    def step(train_state, tasks):
+        params, state, opt_state, key, number = train_state
+        keys = jax.random.split(key, BATCH_SIZE + 1)
+
+        def loss(params):
+            values, _ = jax.vmap(lambda task, key: learner.loss(params, state, task, key=key))(tasks, keys[1:])
+            return values.mean()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
+        return jmeta.TrainState(optax.apply_updates(params, updates), state, opt_state, keys[0], number + 1), metrics
+
+    return step
 
 
 def _run(loop, state):

@@ -51,7 +51,7 @@ def test_a_form_of_convolution_is_what_it_says():
 def test_a_measurement_has_a_row_for_each_form_precision_and_number_of_tasks(tmp_path, monkeypatch):
     monkeypatch.setitem(peers.WORKLOADS, "omniglot", SMALL)
     accelerator.main(workloads=("omniglot",), forms=("columns",), sizes=(1,), out=tmp_path)
-    result = json.loads((tmp_path / "cpu-omniglot.json").read_text())
+    result = json.loads((tmp_path / "cpu-omniglot-columns-default.json").read_text())
     found = [(row["form"], row["dtype"], row["tasks"]) for row in result["rows"]]
     assert found == [("columns", "float32", 1), ("columns", "bfloat16", 1)]
     assert all(row["tasks_per_second"] > 0 and 0 < row["of_product_rate"] < 1 for row in result["rows"])
