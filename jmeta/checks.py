@@ -12,15 +12,15 @@ from jmeta.types import Array, Examples
 def check_positive(**numbers: float) -> None:
     """Raises a `ValueError` for a number, by its name, that is not above 0."""
     for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} is {value}; it must be above 0.")
+        if value is None or isinstance(value, str) or not value > 0:
+            raise ValueError(f"{name} is {value!r}; it must be a number above 0.")
 
 
 def check_counts(*, least: int = 0, **counts: Any) -> None:
     """Raises a `ValueError` for a number, by its name, that is not whole or below the least."""
     for name, value in counts.items():
         if not is_count(value, least):
-            raise ValueError(f"{name} is {value}; it must be a whole number, at least {least}.")
+            raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {least}.")
 
 
 def is_count(value: Any, least: int = 0) -> bool:
@@ -41,6 +41,12 @@ def check_examples(name: str, examples: Examples) -> None:
             f"{name} has inputs of shape {inputs}, targets of {targets} and a mask of {mask}; of one task they must be "
             "[K, ...], [K, N] and [K]."
         )
+
+
+def check_transformation(name: str, optimizer: Any) -> None:
+    """Raises a `ValueError` for what is no optimizer: has no `init` and no `update`."""
+    if not all(callable(getattr(optimizer, function, None)) for function in ("init", "update")):
+        raise ValueError(f"{name} is {optimizer!r}; it must be an optax transformation, as optax.sgd(0.1) makes it.")
 
 
 def as_key(key: Any) -> Array:

@@ -89,7 +89,7 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What rebuilds a run. An option left out takes the paper's default."""
+    """What rebuilds a run. An option left out is at the learner's default, or the network's."""
 
     learner: str = "maml"
     """Which algorithm; `jmeta learners` lists them."""
@@ -437,7 +437,11 @@ def _check_resumed(arguments: list[str]) -> None:
 def _resumed(command: Train, folder: Path) -> tuple[Path, Run]:
     """The run in the folder, with more steps if some are given."""
     run = _read_run(folder)
-    return folder, run if command.steps is None else dataclasses.replace(run, steps=command.steps)
+    if command.steps is None:
+        return folder, run
+    if command.steps < (taken := checkpoints.latest_step(folder / "checkpoints") or 0):
+        raise ValueError(f"steps is {command.steps}, but the run in {folder} has taken {taken}; give it at least those.")
+    return folder, dataclasses.replace(run, steps=command.steps)
 
 
 def _read_run(folder: Path) -> Run:

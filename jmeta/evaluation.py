@@ -91,7 +91,8 @@ def evaluate(
     Args:
         learner: what is evaluated.
         state: its training state, of which `params` and `state` are used.
-        sample: `(key) -> Task`.
+        sample: `(key) -> Task`. It is compiled, and kept for the next call: what it reads
+            is what that was when it was compiled.
         key: PRNG key of the list of episodes.
         episodes: how many, at least 2.
         tasks_per_chunk: how many are vmapped at a time, on each device; None chooses.
@@ -198,8 +199,9 @@ def _episode(learner, is_blanked, sample, params, state, key):
     adapted = learner.adapt(params, state, task.support, key=adapt_key)
     extra = {"mask": query.mask} if takes_mask(learner.predict) else {}
     outputs = learner.predict(params, state, adapted, inputs, **extra)
+    outputs = outputs.mean if isinstance(outputs, losses.Gaussian) else outputs
     labelled = (outputs, query.targets, query.mask)
-    if not _classifies(learner, params, state, task):
+    if not classifies(learner, params, state, task):
         sizes = {"shots": task.support.mask.sum(), "queries": query.mask.sum()}
         return {"first": outputs[0], "loss": losses.squared_error(*labelled)} | sizes
     found = {"loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
@@ -208,7 +210,8 @@ def _episode(learner, is_blanked, sample, params, state, key):
     return found | {"first": first} | _protocol(task)
 
 
-def _classifies(learner, params, state, task):
+def classifies(learner: Learner, params: PyTree, state: PyTree, task: Task) -> bool:
+    """Whether a task is of classes to the learner: they are numbered, or it tells of its accuracy."""
     if task.class_ids is not None:
         return True
     _, (_, metrics) = jax.eval_shape(functools.partial(learner.loss, key=jax.random.key(0)), params, state, task)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
+from jmeta.checks import check_counts
 from jmeta.types import Array, at_least_single, Examples, Objective
 
 # The 97.5 % quantile of the standard normal distribution.
@@ -69,12 +70,9 @@ def cross_entropy(outputs: Array, targets: Array, mask: Array) -> Array:
         >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), jnp.ones(1)))
         0.693147
     """
-    _check_shapes(outputs, targets)
-    if targets.shape[1] == 1:
-        raise ValueError(
-            f"targets have shape {targets.shape}, of one class, where a cross-entropy is always zero; for regression "
-            "give loss_fn=losses.squared_error."
-        )
+    _check_shapes(outputs, targets, mask)
+    check_classes(targets)
+    outputs, targets = (_at_real_rows(values, mask) for values in (outputs, targets))
     return masked_mean(-(targets * jax.nn.log_softmax(outputs)).sum(-1), mask)
 
 
@@ -89,8 +87,8 @@ def squared_error(outputs: Array, targets: Array, mask: Array) -> Array:
     Raises:
         ValueError: if `outputs` and `targets` differ in shape.
     """
-    _check_shapes(outputs, targets)
-    return masked_mean(jnp.square(outputs - targets).mean(-1), mask)
+    _check_shapes(outputs, targets, mask)
+    return masked_mean(jnp.square(_at_real_rows(outputs - targets, mask)).mean(-1), mask)
 
 
 class Gaussian(NamedTuple):
@@ -120,8 +118,9 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
         >>> print(gaussian_nll(Gaussian(jnp.zeros((1, 1)), jnp.ones((1, 1))), jnp.zeros((1, 1)), jnp.ones(1)))
         0.918938
     """
-    _check_shapes(outputs.mean, targets)
-    return masked_mean(-norm.logpdf(targets, *outputs).sum(-1), mask)
+    _check_shapes(outputs.mean, targets, mask)
+    distance = _at_real_rows(targets - outputs.mean, mask)
+    return masked_mean(-norm.logpdf(distance, scale=_at_real_rows(outputs.deviation, mask, 1)).sum(-1), mask)
 
 
 def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:
@@ -131,7 +130,11 @@ def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:
         outputs: [K, N] logits or scores; an example with one that is not a number is wrong.
         targets: [K, N] one-hot.
         mask: [K].
+
+    Raises:
+        ValueError: if `outputs` and `targets` differ in shape, or are labels.
     """
+    _check_shapes(outputs, targets, mask)
     correct = (outputs.argmax(-1) == targets.argmax(-1)) & ~jnp.isnan(outputs).any(-1)
     return masked_mean(correct.astype(at_least_single(jnp.result_type(outputs))), mask)
 
@@ -146,12 +149,22 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
         targets: [K, N] one-hot.
         mask: [K].
         bins: bins of equal width between 0 and 1.
+
+    Returns:
+        A scalar, 0 without a real example.
+
+    Raises:
+        ValueError: if `outputs` and `targets` differ in shape, or are labels, or for
+            fewer than one bin.
     """
-    confidence = jax.nn.softmax(outputs).max(-1)
-    correct = (outputs.argmax(-1) == targets.argmax(-1)).astype(jnp.result_type(outputs))
+    check_counts(least=1, bins=bins)
+    _check_shapes(outputs, targets, mask)
+    precision = at_least_single(jnp.result_type(outputs))
+    confidence = jax.nn.softmax(jnp.asarray(outputs, precision)).max(-1)
+    correct = (outputs.argmax(-1) == targets.argmax(-1)).astype(precision)
     index = jnp.clip(jnp.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = jax.ops.segment_sum(jnp.where(mask > 0, confidence - correct, 0), index, bins)
-    return jnp.abs(gaps).sum() / mask.sum()
+    return jnp.abs(gaps).sum() / jnp.maximum(mask.sum(dtype=precision), 1)
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
@@ -160,10 +173,7 @@ def masked_mean(values: Array, mask: Array) -> Array:
     Raises:
         ValueError: if they differ in shape.
     """
-    if jnp.shape(values) != jnp.shape(mask):
-        raise ValueError(
-            f"the mask has shape {jnp.shape(mask)} and what it masks {jnp.shape(values)}; they must be the same."
-        )
+    _check_mask(mask, jnp.shape(values))
     number = mask.sum(dtype=at_least_single(jnp.result_type(mask)))
     return jnp.where(mask > 0, values, 0).sum() / jnp.maximum(number, 1)
 
@@ -190,7 +200,21 @@ def _present_classes(support: Examples) -> Array:
     return class_counts(support) > 0
 
 
-def _check_shapes(outputs, targets):
+def check_classes(targets: Array) -> None:
+    """Raises a `ValueError` for targets of a single class, as regression of one number seems to have."""
+    if targets.shape[1] == 1:
+        raise ValueError(
+            f"targets have shape {targets.shape}, of one class, of which there is nothing to learn; they must be "
+            "one-hot, [K, N], or for regression give a learner that has it loss_fn=losses.squared_error."
+        )
+
+
+def _at_real_rows(values, mask, elsewhere=0):
+    """The values [K, N] of real examples: of the others not even a NaN reaches a gradient."""
+    return jnp.where(mask[:, None] > 0, values, elsewhere)
+
+
+def _check_shapes(outputs, targets, mask):
     if targets.ndim < 2:
         raise ValueError(f"targets have shape {targets.shape}; they must be [K, N] one-hot, or [K, D] for regression.")
     if outputs.shape != targets.shape:
@@ -198,3 +222,9 @@ def _check_shapes(outputs, targets):
             f"outputs have shape {outputs.shape}, but targets have {targets.shape}: "
             f"the model's output width must be {targets.shape[-1]}."
         )
+    _check_mask(mask, targets.shape[:1])
+
+
+def _check_mask(mask, shape):
+    if jnp.shape(mask) != shape:
+        raise ValueError(f"the mask has shape {jnp.shape(mask)} and what it masks {shape}; they must be the same.")

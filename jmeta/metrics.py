@@ -44,10 +44,23 @@ class MetricsLog:
 
 
 def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`, oldest first, NaN for null; a last line that a kill cut short is left out."""
+    """The lines of `metrics.jsonl`, oldest first, NaN for null; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: for a line that is not one of ours, by its number.
+    """
     path = Path(directory) / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+    return [_values(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _values(path, number, line):
+    try:
+        return {name: math.nan if value is None else value for name, value in json.loads(line).items()}
+    except (ValueError, AttributeError) as error:  # what is no JSON, and what is no object
+        raise ValueError(
+            f"line {number} of {path} is damaged, {line[:40]!r}; take it out, or move the file aside."
+        ) from error
 
 
 def _line(values):

@@ -20,11 +20,12 @@ from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 from jmeta import checkpoints
-from jmeta.checks import as_key, check_counts, check_examples, is_count
+from jmeta.checks import as_key, check_counts, check_examples, check_transformation, is_count
 from jmeta.evaluation import (
     as_argument,
     as_devices,
     check_episodes,
+    classifies,
     default_chunk,
     device_count,
     evaluate,
@@ -67,7 +68,8 @@ def init_state(
     Raises:
         ValueError: if targets are labels and not one-hot, the model's output width
             is not the number of ways, a class has queries and no support example,
-            or the devices cannot share tasks.
+            targets are real numbers where the loss is over classes, the optimizer is
+            none, or the devices cannot share tasks.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -77,14 +79,25 @@ def init_state(
         0
     """
     _check_task(task)
+    check_transformation("optimizer", optimizer)
     devices = as_devices(devices)
     init_key, key = jax.random.split(as_key(key))
     # A function that runs once is not worth optimising: XLA's LLVM takes a quarter of the time at this level, for the
     # same numbers to rounding (benchmarks/README.md). JAX takes options of the outermost jit alone.
     is_outermost = jax.default_backend() == "cpu" and not isinstance(init_key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if is_outermost else None
+    if task.class_ids is not None:
+        jax.eval_shape(lambda key: learner.init(key, task), init_key)  # of the ids themselves, which it may refuse
     params, state = jax.jit(learner.init, compiler_options=options)(init_key, task)
-    return on_each_device(TrainState(params, state, optimizer.init(params), key, jnp.int32(0)), devices)
+    _check_objective(learner, params, state, task)
+    opt_state = _own(optimizer.init(params))
+    return on_each_device(TrainState(params, state, opt_state, key, jnp.int32(0)), devices)
+
+
+@jax.jit
+def _own(tree: PyTree) -> PyTree:
+    """The same arrays as nobody else's, to be donated: optimizers may keep one of the user's, or one twice."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def make_train_step(
@@ -225,7 +238,8 @@ def _to_add_up(leaf: Array) -> Array:
 
 def _all_finite(tree: PyTree) -> Array:
     """Whether every number is finite, a scalar."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if _is_summed(leaf)]).all()
+    found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if _is_summed(leaf)]
+    return jnp.stack(found).all() if found else jnp.bool_(True)
 
 
 def make_train_loop(
@@ -284,7 +298,8 @@ def fit(
     Args:
         learner: what is trained.
         optimizer: the outer optimizer.
-        sample: `(key) -> Task`, the training tasks; called once as it is, and then compiled with the meta-step.
+        sample: `(key) -> Task`, the training tasks; called once as it is, and then compiled
+            with the meta-step, and kept: what it reads is what that was when it was compiled.
         key: PRNG key, which alone decides initial parameters and tasks.
         steps: meta-steps in the whole run.
         batch_size: tasks in a meta-step.
@@ -292,7 +307,7 @@ def fit(
         episodes: how many of them.
         out: the run's folder, for `checkpoints/`, `metrics.jsonl` and
             `tensorboard/`; None keeps nothing.
-        config: anything JSON can say that rebuilds the learner, saved with
+        config: a dict of what JSON can say that rebuilds the learner, saved with
             every checkpoint, with `key` and `batch_size`; a run with another
             config in `out` is refused.
         log_every: meta-steps in a dispatch, and between lines of metrics.
@@ -313,7 +328,7 @@ def fit(
     Raises:
         ValueError: for numbers out of range, devices that cannot share tasks,
             `save_every` not a multiple of `log_every`, a `key` or `batch_size` in
-            `config` that is not this run's, another run in `out`, finished or under
+            `config` that is not this run's, a `config` that JSON cannot say, another run in `out`, finished or under
             way, or `validation` of other ways than the learner's outputs.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
@@ -343,8 +358,7 @@ def fit(
         if folder is not None and (saved := checkpoints.latest_step(folder)) is not None:
             checkpoints.check_config(folder, config)
             state = on_each_device(checkpoints.restore(folder, state), step_devices)
-        # Donated, they must be nobody else's: optimizers may keep an array of the user's, or one array twice.
-        state = jax.tree.map(jnp.copy, state)
+        state = _own(state)
         options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
         loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
         dispatch = functools.partial(_dispatch, loop, sampler)
@@ -386,6 +400,12 @@ def fit(
 
 def _config(told: dict[str, Any], **own: Any) -> dict[str, Any]:
     """What a user tells of a run, and what is its own."""
+    if not isinstance(told, dict):
+        raise ValueError(f"config is {told!r}; it must be a dict of what JSON can say.")
+    try:
+        json.dumps(told, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config is {told!r}; it must be what JSON can say, and {error}.") from error
     for name, value in own.items():
         if name in told and json.loads(json.dumps(told[name])) != value:
             raise ValueError(f"config says that {name} is {told[name]}, but fit was given {value}; leave it out.")
@@ -576,6 +596,12 @@ def _number_of_tasks(tasks: Task) -> int:
             f"tasks.query.mask has shape {shape}; a step takes a batch of tasks, every array with one axis more: here "
             "[T, Q], with T at least 1."
         )
+    for path, leaf in by_path(tasks).items():
+        if jnp.shape(leaf)[:1] != shape[:1]:
+            raise ValueError(
+                f"tasks{path} has shape {jnp.shape(leaf)}, but tasks.query.mask {shape}; the first axis of all must be "
+                f"the tasks, {shape[0]}."
+            )
     return shape[0]
 
 
@@ -595,6 +621,11 @@ def _check_task(task: Task) -> None:
         check_examples(f"task.{name}", getattr(task, name))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
         return
+    widths = [np.shape(part.targets)[1] for part in (task.support, task.query)]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"task.support has targets of {widths[0]} columns and task.query of {widths[1]}; they must be the same."
+        )
     targets = [_real_targets(part) for part in (task.support, task.query)]
     if not all(map(_is_one_hot, targets)):
         return
@@ -603,9 +634,25 @@ def _check_task(task: Task) -> None:
         raise ValueError(f"class {index} of the task has queries but no support example; each class needs one.")
 
 
+def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task) -> None:
+    """Raises a `ValueError` for real numbers as targets of a loss over classes."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
+        return
+    is_over_classes = all(_is_distribution(_real_targets(part)) for part in (task.support, task.query))
+    if not is_over_classes and classifies(learner, params, state, task):
+        raise ValueError(
+            "the learner's loss is over classes, but the task's targets are neither one-hot nor probabilities; for "
+            "regression give a learner that has it loss_fn=losses.squared_error."
+        )
+
+
 def _real_targets(examples: Examples) -> np.ndarray:
     """The targets of the examples that are not padding."""
     return np.asarray(examples.targets)[np.asarray(examples.mask) > 0]
+
+
+def _is_distribution(targets: np.ndarray) -> bool:
+    return bool((targets >= 0).all() and np.allclose(targets.sum(1), 1, atol=1e-2))  # as near as half precision is
 
 
 def _is_one_hot(targets: np.ndarray) -> bool:

@@ -183,13 +183,28 @@ def at_least_single(dtype: DTypeLike) -> DTypeLike:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def accepts(function: Callable, keyword: str) -> bool:
+    """Whether a function takes a keyword, by its name or among any."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(one.name == keyword or one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
+
+
 def takes_mask(function: Callable) -> bool:
     """Whether a `Model.apply` or `Learner.predict` asks to be told which rows are padding."""
-    return "mask" in inspect.signature(function).parameters
+    return accepts(function, "mask")
 
 
 def init_model(model: Model, key: Array, inputs: Array) -> tuple[PyTree, PyTree]:
-    """`model.init`, with the inputs that `apply_model` would give it."""
+    """`model.init`, with the inputs that `apply_model` would give it.
+
+    Raises:
+        ValueError: for what is no `Model`, a Flax module say.
+    """
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model is {model!r}; it must be a jmeta.Model, as models.conv4(...), models.from_linen(module) and "
+            "models.from_nnx(constructor) are, or Model(init, apply)."
+        )
     return model.init(key, as_float(inputs))
 
 

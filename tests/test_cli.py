@@ -201,6 +201,7 @@ MISTAKES = {
     "train --out {run}": "already holds a run; go on with: jmeta train --resume {run}",
     "train --resume {run} --ways 6": "only --steps may be given, not --ways",
     "train --resume {run} --seed=0": "only --steps may be given, not --seed",
+    "train --resume {run} --steps 3": "steps is 3, but the run in {run} has taken 400; give it at least those",
     "train --data sinusoid --ways 3 --out {new}": "--ways 3 was given, but sinusoid has no classes",
     "train --seed 99999999999999999999 --out {new}": "it must be a whole number of 64 bits",
     "evaluate {run} --seed 99999999999999999999": "it must be a whole number of 64 bits",

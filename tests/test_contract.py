@@ -474,8 +474,18 @@ def test_a_model_that_asks_for_the_mask_is_told_it_and_another_is_not():
         return inputs, state
 
     mask = jnp.ones(2)
-    assert apply_model(Model(None, told), {}, (), jnp.zeros(2), mask=mask)[0] is mask
+    wrapped = lambda *args, **options: told(*args, **options)  # noqa: E731
+    for apply in (told, wrapped):
+        assert apply_model(Model(None, apply), {}, (), jnp.zeros(2), mask=mask)[0] is mask
     assert apply_model(Model(None, untold), {}, (), jnp.zeros(2), mask=mask)[0].sum() == 0
+
+
+@pytest.mark.parametrize("learner", [learners.maml, learners.protonet, learners.mamlpp, learners.baseline])
+def test_what_is_no_model_is_refused(learner):
+    options = {"classes": 3} if learner is learners.baseline else {}
+    for model in (nn.Dense(3), models.mlp, None):
+        with pytest.raises(ValueError, match=r"model is .*; it must be a jmeta.Model, as models.conv4"):
+            learner(model, **options).init(jax.random.key(0), data.glyphs()(jax.random.key(1)))
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet"])

@@ -15,7 +15,7 @@ ROOT = Path(jmeta.__file__).parent
 ALLOWED = {
     "types": (),
     "checks": ("types",),
-    "losses": ("types",),
+    "losses": ("types", "checks"),
     "functional": ("types", "checks", "functional"),
     "models": ("types", "checks", "functional", "models"),
     "learners": ("types", "checks", "losses", "functional", "models"),  # models: the paper's second network

@@ -1,5 +1,6 @@
 """Losses and intervals against NumPy and SciPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_cross_entropy_and_accuracy_are_means_over_real_examples(x64):
 
 
 def test_a_cross_entropy_of_one_class_is_refused():
-    with pytest.raises(ValueError, match="for regression give loss_fn"):
+    with pytest.raises(ValueError, match="for regression give a learner that has it loss_fn"):
         losses.cross_entropy(jnp.zeros((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
 
 
@@ -43,9 +44,44 @@ def test_squared_error_is_the_mean_over_real_examples_and_dimensions(x64):
     np.testing.assert_allclose(losses.squared_error(*labelled()), expected, atol=1e-14)
 
 
-def test_nothing_at_a_masked_row_reaches_a_loss():
-    outputs = jnp.where(MASK[:, None] == 1, labelled()[0], jnp.nan)
-    assert np.isfinite(losses.cross_entropy(outputs, *labelled()[1:]))
+@pytest.mark.parametrize("loss_fn", [losses.cross_entropy, losses.squared_error, losses.gaussian_nll])
+def test_nothing_at_a_masked_row_reaches_a_loss_or_its_gradient(loss_fn):
+    def loss(outputs, targets):
+        predicted = losses.Gaussian(outputs, jnp.exp(outputs)) if loss_fn is losses.gaussian_nll else outputs
+        return loss_fn(predicted, targets, jnp.asarray(MASK))
+
+    outputs, targets, _ = labelled()
+    value, gradient = jax.value_and_grad(loss)(outputs, targets)
+    hidden = (jnp.where(REAL[:, None], leaf, jnp.nan) for leaf in (outputs, targets))
+    found, slope = jax.value_and_grad(loss)(*hidden)
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+    np.testing.assert_allclose(slope[REAL], gradient[REAL], rtol=1e-6)
+    assert (gradient[~REAL] == 0).all()
+    if loss_fn is not losses.gaussian_nll:  # whose deviations are a function of the NaN here
+        assert (slope[~REAL] == 0).all()
+
+
+@pytest.mark.parametrize("judge", [losses.accuracy, losses.calibration_error])
+def test_labels_in_place_of_targets_and_masks_of_another_shape_are_refused(judge):
+    outputs, targets, mask = labelled()
+    with pytest.raises(ValueError, match=r"targets have shape \(40,\); they must be \[K, N\] one-hot"):
+        judge(outputs, jnp.asarray(LABELS), mask)
+    with pytest.raises(ValueError, match=r"outputs have shape \(40, 3\), but targets have \(40, 2\)"):
+        judge(outputs, targets[:, :2], mask)
+    with pytest.raises(ValueError, match=r"the mask has shape \(40, 1\)"):
+        judge(outputs, targets, mask[:, None])
+
+
+def test_a_calibration_error_is_of_one_bin_or_more():
+    with pytest.raises(ValueError, match="bins is 0"):
+        losses.calibration_error(*labelled(), bins=0)
+
+
+def test_the_calibration_error_of_half_precision_counts_beyond_256_and_of_nothing_is_zero():
+    targets = jnp.eye(2, dtype=jnp.bfloat16)[jnp.zeros(3000, int)]
+    outputs = 100 * (1 - targets)  # sure of the other class
+    np.testing.assert_allclose(losses.calibration_error(outputs, targets, jnp.ones(3000, jnp.bfloat16)), 1)
+    assert losses.calibration_error(outputs, targets, jnp.zeros(3000)) == 0
 
 
 def test_calibration_error_equals_a_loop_over_bins(x64):

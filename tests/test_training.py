@@ -21,6 +21,7 @@ import jmeta
 from jmeta import checkpoints, data, learners, losses, models, training
 from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog, read_metrics
+from jmeta.types import Examples, Task
 
 SAMPLE = data.sinusoid(shots=5, queries=5)
 OPTIMIZER = optax.adam(1e-3)
@@ -182,6 +183,74 @@ def test_a_batch_is_refused_for_a_task_and_a_task_for_a_batch():
     for tasks in (SAMPLE(jax.random.key(1)), jax.tree.map(lambda leaf: leaf[:0], batch())):
         with pytest.raises(ValueError, match=r"tasks.query.mask has shape .*; a step takes a batch of tasks"):
             compiled_step()(begin(), tasks)
+
+
+def test_a_batch_of_more_support_sets_than_query_sets_is_refused():
+    tasks = batch(4)
+    ragged = tasks._replace(support=jax.tree.map(lambda leaf: leaf[:2], tasks.support))
+    with pytest.raises(ValueError, match=r"tasks.support.inputs has shape \(2, .*; the first axis .* the tasks, 4"):
+        compiled_step(1)(begin(), ragged)
+
+
+@pytest.mark.parametrize("optimizer", [0.1, optax.adam, None])
+def test_what_is_no_outer_optimizer_is_refused(optimizer):
+    with pytest.raises(ValueError, match=r"optimizer is .*; it must be an optax transformation"):
+        jmeta.init_state(LEARNER, optimizer, jax.random.key(0), SAMPLE(jax.random.key(1)))
+
+
+def test_real_numbers_are_refused_where_the_loss_is_over_classes():
+    points = Examples(jnp.ones((4, 1)), jnp.linspace(-1, 1, 8).reshape(4, 2), jnp.ones(4))
+    task, model = Task(points, points), models.mlp(outputs=2)
+    with pytest.raises(ValueError, match="targets are neither one-hot nor probabilities"):
+        jmeta.init_state(learners.maml(model), OPTIMIZER, jax.random.key(0), task)
+    jmeta.init_state(learners.maml(model, loss_fn=losses.squared_error), OPTIMIZER, jax.random.key(0), task)
+    soft = points._replace(targets=jnp.full((4, 2), 0.5))
+    jmeta.init_state(learners.maml(model), OPTIMIZER, jax.random.key(0), Task(soft, soft))
+
+
+def test_a_query_set_of_other_ways_than_the_support_set_is_refused():
+    task = data.glyphs(ways=3, shots=1, queries=1)(jax.random.key(0))
+    wide = task.query._replace(targets=jnp.eye(4)[:3])
+    with pytest.raises(ValueError, match=r"targets of 3 columns and task.query of 4; they must be the same"):
+        jmeta.init_state(learners.protonet(models.mlp(outputs=None)), OPTIMIZER, jax.random.key(0), Task(task[0], wide))
+
+
+def test_a_class_beyond_those_of_a_baseline_is_refused_before_it_trains():
+    table = data.class_table(np.arange(12.0).reshape(12, 1), np.repeat(np.arange(6), 2))
+    task = data.episodes(table, ways=6, shots=1, queries=1)(jax.random.key(0))
+    learner = learners.baseline(models.mlp(outputs=None), classes=5)
+    with pytest.raises(ValueError, match="the task has class 5, but classes is 5"):
+        jmeta.init_state(learner, OPTIMIZER, jax.random.key(0), task)
+
+
+def test_a_learner_without_parameters_is_trained_all_the_same():
+    sample = data.glyphs(ways=2, shots=1, queries=1)
+    learner = learners.protonet(models.mlp(hidden=(), outputs=None))
+    state = jmeta.fit(learner, OPTIMIZER, sample, key=jax.random.key(0), steps=2, batch_size=2)
+    assert state.step == 2
+
+
+@pytest.mark.parametrize("config", ["maml", {"rate": np.float32(0.1)}, {"rate": float("nan")}])
+def test_a_config_that_json_cannot_say_is_refused_before_anything_is_trained(config, tmp_path):
+    with pytest.raises(ValueError, match=r"config is .*; it must be"):
+        jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=2, batch_size=2, out=tmp_path, config=config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["\0\0", "3", "[]"])
+def test_a_damaged_line_of_metrics_is_told_by_its_number_and_file(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=rf"line 2 of {tmp_path}/metrics.jsonl is damaged"):
+        jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=2, batch_size=2, out=tmp_path)
+
+
+def test_a_step_may_be_donated_the_state_whatever_the_optimizer_keeps():
+    key = jax.random.key(3)
+    for optimizer in (optax.contrib.prodigy(), optax.chain(optax.add_noise(0.1, 0.5, key), optax.sgd(0.1))):
+        state = jmeta.init_state(LEARNER, optimizer, jax.random.key(0), SAMPLE(jax.random.key(1)))
+        step = jax.jit(jmeta.make_train_step(LEARNER, optimizer), donate_argnums=0)
+        assert step(step(state, batch(2))[0], batch(2))[0].step == 2
+    assert not key.is_deleted()
 
 
 def test_a_mask_with_an_axis_too_many_is_refused():

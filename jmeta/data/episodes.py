@@ -51,7 +51,11 @@ def episodes(
     _check_fits(table, spec)
     # The table is an argument of `_draw`, so that a compiled function may take it as one and hold no copy;
     # two samplers of one spec compile once.
-    return jax.tree_util.Partial(_draw, spec, table)
+    return jax.tree_util.Partial(_sample, spec, table)
+
+
+def _sample(spec, table, key):  # a plain function, which can be pickled
+    return _draw(spec, table, key)
 
 
 @jax.tree_util.register_static

@@ -52,7 +52,11 @@ def glyphs(ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array]
     """
     check_counts(least=2, ways=ways)
     check_counts(least=1, shots=shots, queries=queries)
-    return functools.partial(_draw, ways=ways, shots=shots, queries=queries)
+    return functools.partial(_sample, ways=ways, shots=shots, queries=queries)
+
+
+def _sample(key, *, ways, shots, queries):  # a plain function, which can be pickled
+    return _draw(key, ways=ways, shots=shots, queries=queries)
 
 
 @functools.partial(jax.jit, static_argnames=("ways", "shots", "queries"))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -84,6 +85,7 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
     Raises:
         FileNotFoundError: if an archive is missing, or the download fails.
         ModuleNotFoundError: without the extra `tfds`.
+        ValueError: if an archive is not whole.
     """
     data_dir = _data_dir(data_dir)
     _require_tfds()
@@ -93,10 +95,13 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
     if archives is None:
         _download_and_prepare(builder, data_dir, URL + ARCHIVES["train"])
         return builder
-    builder.archives = Path(archives)
+    builder.archives = Path(archives).expanduser()
     missing = [name for name in ARCHIVES.values() if not (builder.archives / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{', '.join(missing)} not found in {builder.archives}; they are to be had from {URL}.")
+    for name in ARCHIVES.values():
+        if not zipfile.is_zipfile(builder.archives / name):
+            raise ValueError(f"{builder.archives / name} is not a whole zip file; it is to be had from {URL}.")
     builder.download_and_prepare()
     return builder
 

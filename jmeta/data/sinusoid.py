@@ -35,7 +35,11 @@ def sinusoid(shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
         (5, 1)
     """
     check_counts(least=1, shots=shots, queries=queries)
-    return functools.partial(_draw, shots=shots, queries=queries)
+    return functools.partial(_sample, shots=shots, queries=queries)
+
+
+def _sample(key, *, shots, queries):  # a plain function, which can be pickled
+    return _draw(key, shots=shots, queries=queries)
 
 
 @functools.partial(jax.jit, static_argnames=("shots", "queries"))

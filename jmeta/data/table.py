@@ -44,7 +44,7 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
     Args:
         inputs: [M, ...] examples of any shape: images, embeddings, tokens. Of unsigned
             bytes, uint8, they are divided by 255; tokens should be of another type.
-        labels: [M] the class of each, anything that can be sorted.
+        labels: [M] the class of each: numbers, or names.
 
     Raises:
         ValueError: if the two differ in length, there are none, or `inputs` are no

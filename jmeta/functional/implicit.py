@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
 from jmeta.functional.hoisting import hoist, separate
-from jmeta.types import PyTree
+from jmeta.types import Array, PyTree
 
 
-def proximal_objective(objective: Callable, start: PyTree, weight: float) -> Callable:
+def proximal_objective(objective: Callable, start: PyTree, weight: Array | float) -> Callable:
     """The objective plus `weight / 2 |params - start|^2`, which keeps the minimum near the start."""
 
     def regularised(params, data):
@@ -88,7 +88,9 @@ def implicit_minimum(
             return jax.tree.map(lambda hv, v: hv + stiffness * v, hessian_products(direction)[0], direction)
 
         guess = jax.tree.map(lambda leaf: leaf / stiffness, cotangent)
-        solution, _ = cg(matrix, cotangent, guess, tol=0.0, maxiter=cg_steps)
+        # Below rounding there is nothing left to find, and its steps would divide zero by zero.
+        rounding = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(cotangent))).eps)
+        solution, _ = cg(matrix, cotangent, guess, tol=rounding, maxiter=cg_steps)
         rest = jax.tree.map(jnp.negative, hessian_products(solution)[1])
         return jax.tree.map(lambda leaf: stiffness * leaf, solution), rest, None
 

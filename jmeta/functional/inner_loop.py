@@ -15,7 +15,7 @@ from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
 from jmeta.functional.mixed import mixed_gradient, products_saveable
 from jmeta.functional.varying import vary_over, varying
-from jmeta.types import PyTree
+from jmeta.types import Array, PyTree
 
 MetaGradient = Literal["second_order", "first_order", "implicit", "truncated"]
 Differentiation = Literal["mixed", "reverse"]
@@ -51,7 +51,7 @@ class MetaGradientOptions(TypedDict, total=False):
     differentiation: Differentiation
     checkpoint: bool
     last_steps: int
-    proximal: float
+    proximal: Array | float
     cg_steps: int
     damping: float
 
@@ -137,7 +137,7 @@ def inner_loop(
 
         solver = {name: chosen[name] for name in ("proximal", "cg_steps", "damping")}
         return implicit_minimum(objective, params, minimise=minimise, data=data, **solver)
-    if proximal:
+    if isinstance(proximal, jax.core.Tracer) or proximal:
         objective = proximal_objective(objective, params, proximal)
     exact = {"second_order": steps, "first_order": 0, "truncated": min(chosen["last_steps"], steps)}[meta_gradient]
     early, late = (
@@ -193,7 +193,7 @@ def checked_options(**options: Unpack[MetaGradientOptions]) -> dict[str, Any]:
 
     Raises:
         ValueError: for an unknown mode, a negative number, one of another mode, or an
-            implicit meta-gradient without a proximal term, or with one that is traced.
+            implicit meta-gradient without a proximal term, or of traced numbers.
         TypeError: for an unknown option.
     """
     if unknown := options.keys() - DEFAULTS.keys():
@@ -209,10 +209,13 @@ def checked_options(**options: Unpack[MetaGradientOptions]) -> dict[str, Any]:
             raise ValueError(f"{name} is {chosen[name]!r}; it must be one of {known}.")
     check_counts(last_steps=chosen["last_steps"], cg_steps=chosen["cg_steps"])
     meta_gradient, proximal = chosen["meta_gradient"], chosen["proximal"]
-    if meta_gradient == "implicit" and isinstance(proximal, jax.core.Tracer):
-        raise ValueError("proximal is traced; an implicit meta-gradient takes a number, and has no derivative in it.")
     for name in ("proximal", "damping"):
-        if not chosen[name] >= 0:
+        is_traced = isinstance(chosen[name], jax.core.Tracer)
+        if is_traced and meta_gradient == "implicit":
+            raise ValueError(
+                f"{name} is traced; an implicit meta-gradient takes a number, and has no derivative in it."
+            )
+        if not is_traced and not chosen[name] >= 0:
             raise ValueError(f"{name} is {chosen[name]}; it must be 0 or more.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jmeta.checks import check_transformation
 from jmeta.types import PyTree
 
 
@@ -33,6 +34,9 @@ InnerOptimizer: TypeAlias = optax.GradientTransformation | InnerRule
 def as_rule(optimizer: InnerOptimizer) -> InnerRule:
     """An optax transformation as a rule with nothing to learn; a rule is itself.
 
+    Raises:
+        ValueError: for what is neither.
+
     Example:
         >>> rule = as_rule(optax.sgd(0.5))
         >>> updates, _ = rule.update(2.0, rule.start((), 8.0), 8.0, rule.init(8.0))
@@ -41,6 +45,7 @@ def as_rule(optimizer: InnerOptimizer) -> InnerRule:
     """
     if isinstance(optimizer, InnerRule):
         return optimizer
+    check_transformation("inner_optimizer", optimizer)
     return InnerRule(
         init=lambda params: (),
         start=lambda rule_params, params: optimizer.init(params),
@@ -49,10 +54,11 @@ def as_rule(optimizer: InnerOptimizer) -> InnerRule:
 
 
 def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
-    """Refuses a rule whose update has no derivative where an element of the gradient is zero.
+    """Refuses a rule whose update has no derivative where an element of the gradient, or a bias, is zero.
 
     The root of a mean square, as in Adam, has none unless `eps_root` is above
     zero, and one unit that is off in a whole support set makes an element zero.
+    The length of a parameter has none where biases start.
 
     Args:
         optimizer: the rule or optax transformation.
@@ -68,14 +74,14 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
         is_finite = all(np.isfinite(leaf).all() for leaf in slopes)
     if not is_finite:
         raise ValueError(
-            "the inner optimizer's update has no finite derivative at a gradient of zero, so that meta-gradients "
-            "through it become NaN; give it eps_root above 0, as in optax.adam(1e-3, eps_root=1e-8), or take "
-            'meta_gradient="first_order".'
+            "the inner optimizer's update has no finite derivative at a gradient, or a bias, of zero, so that "
+            "meta-gradients through it become NaN; give it eps_root above 0, as in optax.adam(1e-3, eps_root=1e-8), or "
+            'take meta_gradient="first_order".'
         )
 
 
 def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
-    """The derivative of the sum of a first update where all elements of each gradient but one are zero."""
+    """The derivative of the sum of a first update where all elements of each gradient but one, and biases, are zero."""
     # One element of each gradient is not zero, for a rule that divides by the length of a whole gradient has no slope
     # where all of it is zero, and is not refused for that. Of gradients of a single number that element is the whole:
     # they are zero only if there is no larger one, where zeros would otherwise not be tried at all.
@@ -87,15 +93,16 @@ def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
             zeros.flat[-1] = 1
         return zeros
 
-    params = jax.tree.map(zeros_but_one, params)
+    def zero_if_bias(leaf):
+        return np.full(jnp.shape(leaf), jnp.ndim(leaf) > 1, jnp.result_type(leaf))
 
-    def first_update(gradients):
+    def first_update(gradients, params):
         rule_params = rule.init(params)
         return rule.update(gradients, rule.start(rule_params, params), params, rule_params)[0]
 
     @jax.jit
-    def slopes(gradients, one):  # both are arguments, for JAX would compile at once what depends on constants alone
-        updates, pull = jax.vjp(first_update, gradients)
+    def slopes(at, one):  # both are arguments, for JAX would compile at once what depends on constants alone
+        updates, pull = jax.vjp(first_update, *at)
         return pull(jax.tree.map(lambda update: jnp.full_like(update, one), updates))
 
-    return slopes(params, 1.0)
+    return slopes((jax.tree.map(zeros_but_one, params), jax.tree.map(zero_if_bias, params)), 1.0)

@@ -7,6 +7,7 @@ from jax.scipy.sparse.linalg import cg
 
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
+from jmeta.functional.precision import to_solve
 from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
@@ -44,6 +45,7 @@ def logistic_regression(
         >>> print(abs(weights - 2 * x.T @ (y - jax.nn.softmax(x @ weights))).max() < 1e-6)
         True
     """
+    (features, targets, mask), dtype = to_solve(features, targets, mask)
     x, y = features * mask[:, None], targets * mask[:, None]
     present = y.sum(0) > 0
     rounding = jnp.finfo(x.dtype).eps * lax.stop_gradient(jnp.square(x).sum(1).max(initial=0))
@@ -58,7 +60,7 @@ def logistic_regression(
 
     start = vary_over(jnp.zeros((x.shape[1], y.shape[1]), scaled.dtype), varying((scaled, y)))
     found = implicit_minimum(loss, start, minimise=minimise, data=None, proximal=1.0, cg_steps=cg_steps)
-    return found / scale
+    return (found / scale).astype(dtype)
 
 
 def _newton(objective, start, data, *, steps, cg_steps):

@@ -46,7 +46,7 @@ def anil(
         `FastWeights` of the head.
 
     Raises:
-        ValueError: as for `maml`; from `init`, if `head` chooses no parameter.
+        ValueError: as for `maml`; from `init`, if `head` chooses no parameter or all.
 
     Example:
         >>> import jax

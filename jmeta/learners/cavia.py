@@ -49,7 +49,7 @@ def cavia(
         `FastWeights` of the context.
 
     Raises:
-        ValueError: as for `maml`; from `init`, if the model has no context.
+        ValueError: as for `maml`; from `init`, if the model has no context, or nothing else.
 
     Example:
         >>> import jax

@@ -131,6 +131,7 @@ def one_against_rest(outputs: Array, targets: Array, mask: Array) -> Array:
     Outputs of absent classes are very negative: their sigmoid is zero and adds nothing, so that a task padded to more
     ways has the same loss. Classes are counted by the targets given.
     """
+    losses.check_classes(targets)
     labelled_classes = ((targets * mask[:, None]).sum(0) > 0).sum()
     share = targets.shape[1] / jnp.maximum(labelled_classes, 1)
     return share * losses.squared_error(jax.nn.sigmoid(outputs), targets, mask)

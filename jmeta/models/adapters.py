@@ -1,14 +1,13 @@
 """Adapters that make a `Model` of a Flax module."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 
-from jmeta.types import Array, Model, Normalisation, PyTree
+from jmeta.types import accepts, Array, Model, Normalisation, PyTree
 
 
 def from_linen(module: nn.Module) -> Model:
@@ -27,7 +26,7 @@ def from_linen(module: nn.Module) -> Model:
         >>> model.apply(params, state, jax.numpy.ones((2, 4)))[0].shape
         (2, 3)
     """
-    accepted = inspect.signature(type(module).__call__).parameters
+    accepted = {name for name in ("train", "mask") if accepts(type(module).__call__, name)}
     policy = getattr(module, "norm", None)
     stated = {"normalisation": Normalisation(policy)} if isinstance(policy, str) else {}
 

@@ -1,5 +1,7 @@
 """The episode sampler, by its statistics."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +102,13 @@ def test_images_stay_bytes_in_the_table_and_are_floats_in_an_episode():
 def test_refuses_episodes_that_the_table_cannot_give(options, message):
     with pytest.raises(ValueError, match=message):
         data.episodes(TABLE, **{"ways": 3, "shots": 1, "queries": 1} | options)
+
+
+@pytest.mark.parametrize("sample", [data.sinusoid(shots=2), data.glyphs(ways=2, shots=1, queries=1), None])
+def test_a_sampler_can_be_pickled(sample):
+    if sample is None:
+        table = data.class_table(np.arange(8.0).reshape(8, 1), np.repeat(np.arange(2), 4))
+        sample = data.episodes(table, ways=2, shots=1, queries=1)
+    again = pickle.loads(pickle.dumps(sample))
+    one, other = (of(jax.random.key(0)) for of in (sample, again))
+    jax.tree.map(np.testing.assert_array_equal, one, other)

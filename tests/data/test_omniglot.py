@@ -102,6 +102,16 @@ def test_a_missing_archive_is_named_with_where_it_was_looked_for(tmp_path):
         data.omniglot("test", data_dir=tmp_path, archives=tmp_path / "none")
 
 
+def test_an_archive_that_is_cut_short_is_named(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from jmeta.data.omniglot_builder import ARCHIVES
+
+    for name in ARCHIVES.values():
+        (tmp_path / name).write_bytes(b"PK, and no more")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/images_background.zip is not a whole zip file"):
+        data.omniglot("test", data_dir=tmp_path, archives=tmp_path)
+
+
 def test_a_failed_download_says_what_gets_the_data(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
 

@@ -50,6 +50,27 @@ def test_the_unrolled_jacobian_converges_to_it_as_steps_grow(x64):
     assert errors[2] < 1e-10
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_steps_of_conjugate_gradient_beyond_the_solution_change_nothing(dtype, x64):
+    curvature = jnp.asarray([1e-3, 1e-4], dtype)
+
+    def found(start, cg_steps):
+        return inner_loop(
+            lambda w, _: (curvature * w**2).sum(),
+            start,
+            rule=optax.sgd(0.1),
+            steps=5,
+            proximal=0.01,
+            meta_gradient="implicit",
+            cg_steps=cg_steps,
+        ).sum()
+
+    expected = 0.01 / (0.01 + 2 * curvature)
+    for cg_steps in (5, 20, 100):
+        gradient = jax.grad(found)(jnp.ones(2, dtype), cg_steps)
+        np.testing.assert_allclose(gradient, expected, rtol=10 * jnp.finfo(dtype).eps)
+
+
 def test_conjugate_gradient_starts_at_the_first_order_answer_and_improves_on_it(x64):
     exact = jax.jacrev(adapted)(START)
     guessed = [jax.jacrev(partial(adapted, cg_steps=steps))(START) for steps in range(4)]

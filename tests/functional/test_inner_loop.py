@@ -216,6 +216,30 @@ def test_a_root_without_eps_root_is_refused_where_it_is_differentiated(adam):
     assert (loop(meta_gradient="implicit", proximal=1.0) == 0).all()
 
 
+def test_a_rule_without_a_derivative_where_a_bias_is_zero_is_refused():
+    rule = optax.chain(optax.adaptive_grad_clip(0.1), optax.sgd(0.01))
+    params = {"kernel": jnp.ones((3, 1)), "bias": jnp.zeros(1)}
+    with pytest.raises(ValueError, match="no finite derivative at a gradient, or a bias, of zero"):
+        inner_loop(lambda w, _: (w["kernel"] ** 2).sum() + w["bias"].sum(), params, rule=rule, steps=1)
+
+
+@pytest.mark.parametrize("rule", [0.1, optax.sgd, None])
+def test_what_is_no_optimizer_is_refused(rule):
+    with pytest.raises(ValueError, match=r"inner_optimizer is .*; it must be an optax transformation"):
+        inner_loop(lambda w, _: w**2, 1.0, rule=rule, steps=1)
+
+
+def test_a_traced_proximal_weight_has_an_exact_derivative(x64):
+    """Two steps of rate 1/2 on w^2 / 2 + p / 2 (w - 8)^2 from 8 end at 2 + 2 p."""
+
+    def end(weight):
+        return inner_loop(lambda w, _: w**2 / 2, 8.0, rule=optax.sgd(0.5), steps=2, proximal=weight)
+
+    np.testing.assert_allclose(end(0.3), 2 + 2 * 0.3, atol=1e-14)
+    for slope in (jax.grad(end), jax.jit(jax.grad(end)), lambda p: jax.vmap(jax.grad(end))(p[None])[0]):
+        np.testing.assert_allclose(slope(jnp.array(0.3)), 2, atol=1e-14)
+
+
 def test_an_inner_adam_with_gradients_of_zero_has_a_finite_meta_gradient():
     def loss(w):
         return inner_loop(lambda w, _: (0 * w).sum(), w, rule=optax.adam(0.1, eps_root=1e-8), steps=3).sum()
@@ -277,12 +301,12 @@ def test_parameters_without_a_gradient_are_refused_by_their_path():
         inner_loop(lambda params, _: params["weights"].sum(), params, rule=optax.sgd(0.1), steps=2)
 
 
-def test_the_derivative_of_an_implicit_minimum_in_its_proximal_weight_is_refused():
+@pytest.mark.parametrize("name", ["proximal", "damping"])
+def test_the_derivative_of_an_implicit_minimum_in_its_own_numbers_is_refused(name):
     def found(weight):
-        return inner_loop(
-            lambda w, _: w**2, 1.0, rule=optax.sgd(0.1), steps=2, meta_gradient="implicit", proximal=weight
-        )
+        numbers = {"proximal": 1.0, name: weight}
+        return inner_loop(lambda w, _: w**2, 1.0, rule=optax.sgd(0.1), steps=2, meta_gradient="implicit", **numbers)
 
     for function in (jax.grad(found), jax.jit(found), jax.jit(jax.grad(found))):
-        with pytest.raises(ValueError, match="proximal is traced"):
+        with pytest.raises(ValueError, match=f"{name} is traced"):
             function(0.5)

@@ -33,6 +33,16 @@ def test_its_weights_are_those_of_scikit_learn(ways, shots, width, regularisatio
     assert np.abs(slope).max() < 1e-12
 
 
+@pytest.mark.parametrize("mask", ["bfloat16", "bool"])
+def test_features_of_half_precision_are_solved_for_in_single(mask, x64):
+    features, targets, _ = clusters(3, 4, 5)
+    half = features.astype(jnp.bfloat16)
+    expected = fit(half.astype(float), targets)
+    found = fit(half, targets.astype(jnp.bfloat16), jnp.ones(12, mask))
+    assert found.dtype == jnp.bfloat16
+    assert np.linalg.norm(found.astype(float) - expected) < 0.01 * np.linalg.norm(expected)
+
+
 def test_its_derivatives_are_those_of_the_optimum(x64):
     """With a Hessian made entry by entry: dW = -H^-1 d(gradient), in features and in the regularisation."""
     features, targets, _ = clusters(3, 4, 5)

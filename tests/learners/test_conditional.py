@@ -215,6 +215,16 @@ def test_a_conditional_process_of_classes_decodes_the_mean_of_each(x64):
     close(outputs, -np.square([[2.0, 10.0]] - np.asarray(inputs)))
 
 
+def test_a_gaussian_is_evaluated_by_its_mean():
+    sample = data.sinusoid(shots=3, queries=2)
+    whole, mean = gaussian_cnp(RAW), learners.cnp(RAW, loss_fn=losses.gaussian_nll)
+    state = jmeta.init_state(whole, optax.sgd(0.0), jax.random.key(0), sample(jax.random.key(1)))
+    one, other = (
+        jmeta.evaluate(learner, state, sample, key=jax.random.key(2), episodes=3) for learner in (whole, mean)
+    )
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
+
+
 def test_a_conditional_process_without_a_variance_is_refused():
     with pytest.raises(ValueError, match="loss_fn is squared_error; a conditional neural process"):
         learners.cnp(RAW, **SQUARED)

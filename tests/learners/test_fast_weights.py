@@ -12,6 +12,7 @@ import jmeta
 from jmeta import data, learners, losses, models
 from jmeta.functional import HeadParams
 from jmeta.functional.fast_weights import minibatches
+from jmeta.functional.partition import join
 from jmeta.learners.mamlpp import step_weights
 from jmeta.learners.meta_curvature import curvature
 from jmeta.types import Examples, Model
@@ -332,6 +333,7 @@ def test_the_weights_of_the_losses_sum_to_one_and_end_at_the_last_step(x64):
     np.testing.assert_allclose(weights.sum(1), 1)
     assert (jnp.diff(weights[:, -1]) >= 0).all()
     np.testing.assert_allclose(weights[0], 0.2)
+    np.testing.assert_allclose(weights[99, 0], 0.03 / 5)  # what no weight falls below, as in the authors' code
     np.testing.assert_array_equal(weights[-1], [0, 0, 0, 0, 1])
 
 
@@ -343,6 +345,31 @@ def test_each_inner_step_has_its_own_statistics_and_each_meta_step_is_counted(ta
     means = state.model["batch_stats"]["Normalise_0"]["mean"]
     assert means.shape == (3, 8)
     assert not np.allclose(means[0], means[2])
+
+
+def test_mamlpp_adapts_with_the_rates_norms_and_statistics_of_each_step(task):
+    model = models.mlp(hidden=(8,), norm="running")
+    learner = learners.mamlpp(model, inner_steps=2, **REGRESSION)
+    params, state = jax.tree.map(
+        lambda leaf: leaf * jnp.linspace(0.5, 1.5, leaf.size).reshape(leaf.shape), begin(learner, task)
+    )
+
+    def at(step, tree):
+        return jax.tree.map(lambda leaf: leaf[step], tree)
+
+    def outputs(step, fast, inputs):
+        return model.apply(join(fast, at(step, params.norms)), at(step, state.model), inputs)[0]
+
+    def loss(fast, step):
+        return losses.squared_error(outputs(step, fast, task.support.inputs), task.support.targets, task.support.mask)
+
+    fast = params.model
+    for step in range(2):
+        slope = jax.grad(loss)(fast, step)
+        fast = jax.tree.map(lambda leaf, rate, slope: leaf - rate * slope, fast, at(step, params.rates), slope)
+    adapted = learner.adapt(params, state, task.support)
+    close(adapted.params, fast)
+    close(learner.predict(params, state, adapted, task.query.inputs), outputs(1, fast, task.query.inputs))
 
 
 def test_steps_beyond_training_use_the_last_steps_rates_norms_and_statistics(task):

@@ -214,6 +214,17 @@ def test_a_linen_module_with_dropout_gets_its_key():
     assert (model.apply(params, state, jnp.ones((2, 50)), train=True, key=KEY)[0] == 0).any()
 
 
+def test_a_linen_module_that_takes_any_keyword_is_told_of_training_and_padding():
+    class Telling(nn.Module):
+        @nn.compact
+        def __call__(self, x, **told):
+            return x * told["train"] * told["mask"][:, None]
+
+    apply = models.from_linen(Telling()).apply
+    outputs, _ = apply({}, {}, jnp.ones((2, 3)), train=True, mask=jnp.array([1.0, 0.0]))
+    np.testing.assert_array_equal(outputs[:, 0], [1, 0])
+
+
 def test_a_linen_module_draws_from_streams_of_any_name_and_no_two_alike():
     class Drawing(nn.Module):
         @nn.compact
