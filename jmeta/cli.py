@@ -440,7 +440,9 @@ def _resumed(command: Train, folder: Path) -> tuple[Path, Run]:
     if command.steps is None:
         return folder, run
     if command.steps < (taken := checkpoints.latest_step(folder / "checkpoints") or 0):
-        raise ValueError(f"steps is {command.steps}, but the run in {folder} has taken {taken}; give it at least those.")
+        raise ValueError(
+            f"steps is {command.steps}, but the run in {folder} has taken {taken}; give it at least those."
+        )
     return folder, dataclasses.replace(run, steps=command.steps)
 
 
