@@ -13,7 +13,7 @@ def check_positive(**numbers: float) -> None:
     """Raises a `ValueError` for a number, by its name, that is not above 0."""
     for name, value in numbers.items():
         if value is None or isinstance(value, str) or not value > 0:
-            raise ValueError(f"{name} is {value!r}; it must be a number above 0.")
+            raise ValueError(f"{name} is {value!r}; it must be above 0.")
 
 
 def check_counts(*, least: int = 0, **counts: Any) -> None:

@@ -202,8 +202,8 @@ def init_model(model: Model, key: Array, inputs: Array) -> tuple[PyTree, PyTree]
     """
     if not isinstance(model, Model):
         raise ValueError(
-            f"model is {model!r}; it must be a jmeta.Model, as models.conv4(...), models.from_linen(module) and "
-            "models.from_nnx(constructor) are, or Model(init, apply)."
+            f"model is of type {type(model).__name__}; it must be a jmeta.Model, as models.conv4(...), "
+            "models.from_linen(module) and models.from_nnx(constructor) are, or Model(init, apply)."
         )
     return model.init(key, as_float(inputs))
 

@@ -480,12 +480,11 @@ def test_a_model_that_asks_for_the_mask_is_told_it_and_another_is_not():
     assert apply_model(Model(None, untold), {}, (), jnp.zeros(2), mask=mask)[0].sum() == 0
 
 
-@pytest.mark.parametrize("learner", [learners.maml, learners.protonet, learners.mamlpp, learners.baseline])
+@pytest.mark.parametrize("learner", [learners.maml, learners.protonet, learners.mamlpp, learners.relation])
 def test_what_is_no_model_is_refused(learner):
-    options = {"classes": 3} if learner is learners.baseline else {}
-    for model in (nn.Dense(3), models.mlp, None):
-        with pytest.raises(ValueError, match=r"model is .*; it must be a jmeta.Model, as models.conv4"):
-            learner(model, **options).init(jax.random.key(0), data.glyphs()(jax.random.key(1)))
+    for model, kind in ((nn.Dense(3), "Dense"), (models.mlp, "function"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"model is of type {kind}; it must be a jmeta.Model, as models.conv4"):
+            learner(model).init(jax.random.key(0), data.glyphs()(jax.random.key(1)))
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet"])
