@@ -322,7 +322,7 @@ def measure(workload: Workload, peers: list[str], rounds: int, repeats: int) -> 
 def one_round(workload: Workload, peers: list[str], weights: Weights, tasks: Tasks, repeats: int) -> Round:
     """First calls of all peers, each in a fresh process, and then their times, in turns.
 
-    A peer that cannot begin, for want of memory say, is left out.
+    A peer that cannot begin, for want of memory say, is left out, here and in the rounds that follow.
     """
     least, side = measures()
     first, failed = {}, {}
@@ -331,7 +331,11 @@ def one_round(workload: Workload, peers: list[str], weights: Weights, tasks: Tas
         for peer in peers:
             try:
                 first[peer] = first_calls(processes[peer], peer, workload, weights, tasks)
-            except Exception as error:
+            except (
+                RuntimeError,
+                MemoryError,
+                OSError,
+            ) as error:  # those of XLA and PyTorch, and of a process that ended
                 if peer == "jmeta":
                     raise
                 failed[peer] = f"{type(error).__name__}: {error}"

@@ -147,10 +147,8 @@ def targets() -> str:
     found = {result["workload"]: result for result in _peers()}
     rows = []
     for workload, others, target in TARGETS:
-        ratios = over_the_best(found[workload], others)
         against = "the best of PyTorch's" if others == TORCH else " and ".join(f"`{name}`" for name in others)
-        met = [ratio >= target for ratio in ratios]
-        rows.append([workload, against, f">= {target:g} x", in_rounds(ratios, "{:.2f}") + " x", met_in(met)])
+        rows.append([workload, against, f">= {target:g} x", *compared(found.get(workload), others, target)])
     jmeta = found["omniglot"]["rows"][0]
     rate = jmeta["of_product_rate"]
     rows.append(["omniglot", "a matrix product's rate", ">= 60 %", f"{rate:.0%}", met_in([rate >= 0.6])])
@@ -169,6 +167,16 @@ def targets() -> str:
             ["conv4-64, 5 inner steps", against, f"<= {target:g} x", f"{ratio:.2f} x", met_in([ratio <= target])]
         )
     return _table(header, rows)
+
+
+def compared(result: dict[str, Any] | None, peers: Iterable[str], target: float) -> tuple[str, str]:
+    """How many times as fast as the best of these peers jmeta is, and whether that is what is meant."""
+    ratios = [] if result is None else over_the_best(result, peers)
+    if result is None or not ratios:
+        return "not measured", ""
+    failed = [f"`{peer}`" for peer in peers if peer in result["failed"]]
+    told = f", {' and '.join(failed)} having failed" if failed else ""
+    return in_rounds(ratios, "{:.2f}") + " x" + told, met_in([ratio >= target for ratio in ratios])
 
 
 def met_in(met: Sequence[bool]) -> str:
@@ -294,11 +302,11 @@ def sinusoid() -> str:
 def over_seeds(errors: list[float | None]) -> str:
     """The median and the worst; None is that of a seed from which a test task diverges, worse than any other."""
     ordered = sorted(math.inf if error is None else error for error in errors)
-    finite = [error for error in ordered if math.isfinite(error)]
-    if not finite:
-        return "all diverged"
-    diverged = f", {len(errors) - len(finite)} diverged" if len(finite) < len(errors) else ""
-    return f"{statistics.median(ordered):.3f} (worst {finite[-1]:.3f}{diverged})"
+    finite, median = [error for error in ordered if math.isfinite(error)], statistics.median(ordered)
+    number = len(errors) - len(finite)
+    if not math.isfinite(median):
+        return f"diverged from {number} of {len(errors)}"
+    return f"{median:.3f} (worst {finite[-1]:.3f}{f', {number} diverged' if number else ''})"
 
 
 def _accuracy(test):

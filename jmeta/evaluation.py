@@ -91,8 +91,8 @@ def evaluate(
     Args:
         learner: what is evaluated.
         state: its training state, of which `params` and `state` are used.
-        sample: `(key) -> Task`. It is compiled, and kept for the next call: what it reads
-            is what that was when it was compiled.
+        sample: `(key) -> Task`. It is compiled once and used again in the next call: what
+            it reads from outside is as it was then; make a new function if that changes.
         key: PRNG key of the list of episodes.
         episodes: how many, at least 2.
         tasks_per_chunk: how many are vmapped at a time, on each device; None chooses.
@@ -100,7 +100,8 @@ def evaluate(
             say; None: each device on which the state lies does all the work.
 
     Returns:
-        A `Report`; the mean and its normal 95 % interval are over episodes.
+        A `Report`; the mean and its normal 95 % interval are over episodes. Outputs that
+        are a `losses.Gaussian` are judged by its mean.
 
     Raises:
         ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, devices
@@ -201,7 +202,7 @@ def _episode(learner, is_blanked, sample, params, state, key):
     outputs = learner.predict(params, state, adapted, inputs, **extra)
     outputs = outputs.mean if isinstance(outputs, losses.Gaussian) else outputs
     labelled = (outputs, query.targets, query.mask)
-    if not classifies(learner, params, state, task):
+    if not _classifies(learner, params, state, task):
         sizes = {"shots": task.support.mask.sum(), "queries": query.mask.sum()}
         return {"first": outputs[0], "loss": losses.squared_error(*labelled)} | sizes
     found = {"loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
@@ -210,10 +211,13 @@ def _episode(learner, is_blanked, sample, params, state, key):
     return found | {"first": first} | _protocol(task)
 
 
-def classifies(learner: Learner, params: PyTree, state: PyTree, task: Task) -> bool:
-    """Whether a task is of classes to the learner: they are numbered, or it tells of its accuracy."""
-    if task.class_ids is not None:
-        return True
+def _classifies(learner, params, state, task):
+    """Whether a task is of classes to the learner: they are numbered, or it tells its accuracy."""
+    return task.class_ids is not None or tells_accuracy(learner, params, state, task)
+
+
+def tells_accuracy(learner: Learner, params: PyTree, state: PyTree, task: Task) -> bool:
+    """Whether the learner's loss is over classes: its metrics have their accuracy."""
     _, (_, metrics) = jax.eval_shape(functools.partial(learner.loss, key=jax.random.key(0)), params, state, task)
     return "accuracy" in metrics
 

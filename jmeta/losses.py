@@ -72,7 +72,7 @@ def cross_entropy(outputs: Array, targets: Array, mask: Array) -> Array:
     """
     _check_shapes(outputs, targets, mask)
     check_classes(targets)
-    outputs, targets = (_at_real_rows(values, mask) for values in (outputs, targets))
+    outputs, targets = (at_real_rows(values, mask) for values in (outputs, targets))
     return masked_mean(-(targets * jax.nn.log_softmax(outputs)).sum(-1), mask)
 
 
@@ -88,7 +88,7 @@ def squared_error(outputs: Array, targets: Array, mask: Array) -> Array:
         ValueError: if `outputs` and `targets` differ in shape.
     """
     _check_shapes(outputs, targets, mask)
-    return masked_mean(jnp.square(_at_real_rows(outputs - targets, mask)).mean(-1), mask)
+    return masked_mean(jnp.square(at_real_rows(outputs - targets, mask)).mean(-1), mask)
 
 
 class Gaussian(NamedTuple):
@@ -119,8 +119,8 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
         0.918938
     """
     _check_shapes(outputs.mean, targets, mask)
-    distance = _at_real_rows(targets - outputs.mean, mask)
-    return masked_mean(-norm.logpdf(distance, scale=_at_real_rows(outputs.deviation, mask, 1)).sum(-1), mask)
+    distance = at_real_rows(targets - outputs.mean, mask)
+    return masked_mean(-norm.logpdf(distance, scale=at_real_rows(outputs.deviation, mask, 1)).sum(-1), mask)
 
 
 def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:
@@ -193,7 +193,7 @@ def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:
 
 def class_counts(examples: Examples) -> Array:
     """How many real examples each class has, [N]."""
-    return (examples.targets * examples.mask[:, None]).sum(0)
+    return at_real_rows(examples.targets, examples.mask).sum(0)
 
 
 def _present_classes(support: Examples) -> Array:
@@ -209,8 +209,8 @@ def check_classes(targets: Array) -> None:
         )
 
 
-def _at_real_rows(values, mask, elsewhere=0):
-    """The values [K, N] of real examples: of the others not even a NaN reaches a gradient."""
+def at_real_rows(values: Array, mask: Array, elsewhere: float = 0) -> Array:
+    """The values [K, N] of real examples, and one number elsewhere, whose gradient not even a NaN there reaches."""
     return jnp.where(mask[:, None] > 0, values, elsewhere)
 
 

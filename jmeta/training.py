@@ -25,7 +25,6 @@ from jmeta.evaluation import (
     as_argument,
     as_devices,
     check_episodes,
-    classifies,
     default_chunk,
     device_count,
     evaluate,
@@ -35,6 +34,7 @@ from jmeta.evaluation import (
     over_devices,
     Report,
     TASKS,
+    tells_accuracy,
 )
 from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog
@@ -87,7 +87,8 @@ def init_state(
     is_outermost = jax.default_backend() == "cpu" and not isinstance(init_key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if is_outermost else None
     if task.class_ids is not None:
-        jax.eval_shape(lambda key: learner.init(key, task), init_key)  # of the ids themselves, which it may refuse
+        # Of the ids themselves, which it may refuse.
+        jax.eval_shape(lambda key: learner.init(key, jax.tree.map(jnp.asarray, task)), init_key)
     params, state = jax.jit(learner.init, compiler_options=options)(init_key, task)
     _check_objective(learner, params, state, task)
     opt_state = _own(optimizer.init(params))
@@ -299,7 +300,8 @@ def fit(
         learner: what is trained.
         optimizer: the outer optimizer.
         sample: `(key) -> Task`, the training tasks; called once as it is, and then compiled
-            with the meta-step, and kept: what it reads is what that was when it was compiled.
+            with the meta-step and used again in the next call: what it reads from outside
+            is as it was then; make a new function if that changes.
         key: PRNG key, which alone decides initial parameters and tasks.
         steps: meta-steps in the whole run.
         batch_size: tasks in a meta-step.
@@ -639,10 +641,10 @@ def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
         return
     is_over_classes = all(_is_distribution(_real_targets(part)) for part in (task.support, task.query))
-    if not is_over_classes and classifies(learner, params, state, task):
+    if not is_over_classes and tells_accuracy(learner, params, state, task):
         raise ValueError(
-            "the learner's loss is over classes, but the task's targets are neither one-hot nor probabilities; for "
-            "regression give a learner that has it loss_fn=losses.squared_error."
+            "the learner's loss is over classes, but the task's targets are neither one-hot nor probabilities; if they "
+            "are real numbers, take a loss of such, as loss_fn=losses.squared_error."
         )
 
 
@@ -652,7 +654,8 @@ def _real_targets(examples: Examples) -> np.ndarray:
 
 
 def _is_distribution(targets: np.ndarray) -> bool:
-    return bool((targets >= 0).all() and np.allclose(targets.sum(1), 1, atol=1e-2))  # as near as half precision is
+    sums = targets.astype(np.float64).sum(1)
+    return bool((targets >= 0).all() and np.allclose(sums, 1, atol=1e-2))  # as near as half precision is
 
 
 def _is_one_hot(targets: np.ndarray) -> bool:

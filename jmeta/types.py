@@ -63,7 +63,8 @@ class Model(NamedTuple):
         apply: `(params, state, inputs, *, train=False, key=None) -> (outputs [K, ...], state)`.
             Inputs are a tree where a learner says that they are.
             A model that mixes examples (batch statistics) may take one keyword
-            more, `mask` [K], and is then told which rows are padding.
+            more, `mask` [K], by its name or among any (`**options`), and is then told
+            which rows are padding; a wrapper of it passes `mask` on.
     """
 
     init: Callable
@@ -78,7 +79,8 @@ class Learner(NamedTuple):
         adapt: `(params, state, support, *, key=None) -> adapted`, what is
             specific to the task: fast weights, prototypes, a context.
         predict: `(params, state, adapted, inputs [Q, ...]) -> outputs [Q, N]`.
-            It may take one keyword more, `mask` [Q], like `Model.apply`.
+            It may take one keyword more, `mask` [Q], like `Model.apply`; outputs of
+            regression may be a `losses.Gaussian`.
         loss: `(params, state, task, *, key=None) -> (scalar, (state, metrics))`,
             whose gradient is the meta-gradient. `metrics` is a dictionary of
             scalars; it has an `"accuracy"` if the learner classifies.

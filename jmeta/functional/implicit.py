@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.sparse.linalg import cg
 
 from jmeta.functional.hoisting import hoist, separate
-from jmeta.types import Array, PyTree
+from jmeta.types import Array, at_least_single, PyTree
 
 
 def proximal_objective(objective: Callable, start: PyTree, weight: Array | float) -> Callable:
@@ -84,15 +85,32 @@ def implicit_minimum(
             slopes = jax.grad(value, argnums=(0, 1))
             return jax.jvp(lambda params: slopes(params, smooth), (found,), (direction,))[1]
 
-        def matrix(direction):
-            return jax.tree.map(lambda hv, v: hv + stiffness * v, hessian_products(direction)[0], direction)
-
-        guess = jax.tree.map(lambda leaf: leaf / stiffness, cotangent)
-        # Below rounding there is nothing left to find, and its steps would divide zero by zero.
-        rounding = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(cotangent))).eps)
-        solution, _ = cg(matrix, cotangent, guess, tol=rounding, maxiter=cg_steps)
+        solution = _solve(lambda v: hessian_products(v)[0], cotangent, stiffness, steps=cg_steps)
         rest = jax.tree.map(jnp.negative, hessian_products(solution)[1])
         return jax.tree.map(lambda leaf: stiffness * leaf, solution), rest, None
 
     minimum.defvjp(forward, backward)
     return minimum(params, smooth, others)
+
+
+def _solve(product, vector, stiffness, *, steps):
+    """(H + stiffness)^-1 times a vector, by conjugate gradient and products with H.
+
+    In one precision, at least single, and scaled to a largest number of one, for squares of small numbers are zero.
+    """
+    leaves = jax.tree.leaves(vector)
+    dtype = at_least_single(jnp.result_type(*leaves))
+    largest = jnp.stack([jnp.abs(leaf).max(initial=0).astype(dtype) for leaf in leaves]).max()
+    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1))  # whatever it is, the solution is the same
+
+    def as_given(tree):
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, vector)
+
+    def matrix(direction):
+        return jax.tree.map(lambda hv, v: hv.astype(dtype) + stiffness * v, product(as_given(direction)), direction)
+
+    scaled = jax.tree.map(lambda leaf: leaf.astype(dtype) / scale, vector)
+    guess = jax.tree.map(lambda leaf: leaf / stiffness, scaled)
+    # Below rounding there is nothing left to find, and steps there would divide zero by zero.
+    found, _ = cg(matrix, scaled, guess, tol=float(jnp.finfo(dtype).eps), maxiter=steps)
+    return as_given(jax.tree.map(lambda leaf: scale * leaf, found))

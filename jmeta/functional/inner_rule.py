@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from jmeta.checks import check_transformation
 from jmeta.types import PyTree
@@ -62,7 +63,8 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
 
     Args:
         optimizer: the rule or optax transformation.
-        params: of the structure and shapes it will update; their values do not matter.
+        params: of the structure and shapes it will update. Their values do not matter:
+            vectors are taken to be zero, as biases begin, and all else one.
 
     Raises:
         ValueError: if the derivative is not finite.
@@ -97,7 +99,7 @@ def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
         return np.full(jnp.shape(leaf), jnp.ndim(leaf) > 1, jnp.result_type(leaf))
 
     def first_update(gradients, params):
-        rule_params = rule.init(params)
+        rule_params = lax.stop_gradient(rule.init(params))  # which the inner loop takes no derivative of
         return rule.update(gradients, rule.start(rule_params, params), params, rule_params)[0]
 
     @jax.jit

@@ -132,6 +132,6 @@ def one_against_rest(outputs: Array, targets: Array, mask: Array) -> Array:
     ways has the same loss. Classes are counted by the targets given.
     """
     losses.check_classes(targets)
-    labelled_classes = ((targets * mask[:, None]).sum(0) > 0).sum()
+    labelled_classes = (losses.at_real_rows(targets, mask).sum(0) > 0).sum()
     share = targets.shape[1] / jnp.maximum(labelled_classes, 1)
     return share * losses.squared_error(jax.nn.sigmoid(outputs), targets, mask)

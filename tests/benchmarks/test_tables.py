@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.tables import in_rounds, met_in, over_seeds, over_the_best
+from benchmarks.tables import compared, in_rounds, met_in, over_seeds, over_the_best
 
 
 @pytest.mark.parametrize(
@@ -10,8 +10,7 @@ from benchmarks.tables import in_rounds, met_in, over_seeds, over_the_best
     [
         ([0.1, 0.3, 0.2], "0.200 (worst 0.300)"),
         ([0.1, None, 0.3], "0.300 (worst 0.300, 1 diverged)"),
-        ([0.1, None, None], "inf (worst 0.100, 2 diverged)"),
-        ([None, None], "all diverged"),
+        ([0.1, None, None], "diverged from 2 of 3"),
     ],
 )
 def test_a_diverged_seed_is_worse_than_any_other(errors, cell):
@@ -23,6 +22,12 @@ def test_the_best_peer_is_that_of_each_round():
     rows = [{"peer": peer, "of_rounds": {"jmeta_over_it": values}} for peer, values in ratios.items()]
     assert over_the_best({"rows": rows}, ("one", "other")) == [2.0, 1.0]
     assert over_the_best({"rows": rows}, ("none of them",)) == []
+
+
+def test_a_target_without_a_peer_is_not_measured_and_one_that_lost_a_peer_says_so():
+    result = {"rows": [{"peer": "one", "of_rounds": {"jmeta_over_it": [3.0]}}], "failed": {"other": "MemoryError"}}
+    assert compared(result, ("one", "other"), 2.0) == ("3.00 x, `other` having failed", "yes")
+    assert compared(result, ("other",), 2.0) == compared(None, ("one",), 2.0) == ("not measured", "")
 
 
 def test_rounds_are_told_by_their_median_and_range():

@@ -50,8 +50,9 @@ def test_the_unrolled_jacobian_converges_to_it_as_steps_grow(x64):
     assert errors[2] < 1e-10
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-14])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_steps_of_conjugate_gradient_beyond_the_solution_change_nothing(dtype, x64):
+def test_steps_of_conjugate_gradient_beyond_the_solution_change_nothing(dtype, scale, x64):
     curvature = jnp.asarray([1e-3, 1e-4], dtype)
 
     def found(start, cg_steps):
@@ -63,12 +64,30 @@ def test_steps_of_conjugate_gradient_beyond_the_solution_change_nothing(dtype, x
             proximal=0.01,
             meta_gradient="implicit",
             cg_steps=cg_steps,
-        ).sum()
+        ).sum() * jnp.asarray(scale, dtype)
 
-    expected = 0.01 / (0.01 + 2 * curvature)
+    expected = scale * 0.01 / (0.01 + 2 * curvature)
     for cg_steps in (5, 20, 100):
         gradient = jax.grad(found)(jnp.ones(2, dtype), cg_steps)
         np.testing.assert_allclose(gradient, expected, rtol=10 * jnp.finfo(dtype).eps)
+
+
+def test_parameters_may_be_of_different_precisions():
+    def found(start):
+        end = inner_loop(
+            lambda w, _: (0.1 * w["single"] ** 2).sum() + (0.1 * w["half"].astype(jnp.float32) ** 2).sum(),
+            start,
+            rule=optax.sgd(0.1),
+            steps=2,
+            proximal=1.0,
+            meta_gradient="implicit",
+        )
+        return end["single"].sum() + end["half"].astype(jnp.float32).sum()
+
+    gradient = jax.grad(found)({"single": jnp.ones(2), "half": jnp.ones(2, jnp.bfloat16)})
+    assert gradient["half"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient["single"], 1 / 1.2, rtol=1e-6)
+    np.testing.assert_allclose(gradient["half"].astype(jnp.float32), 1 / 1.2, rtol=1e-2)
 
 
 def test_conjugate_gradient_starts_at_the_first_order_answer_and_improves_on_it(x64):
