@@ -83,7 +83,7 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
 
 
 def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
-    """The derivative of the sum of a first update where all elements of each gradient but one, and biases, are zero."""
+    """Of the parameters' sum after an update at which biases, and all but one element of each gradient, are zero."""
     # One element of each gradient is not zero, for a rule that divides by the length of a whole gradient has no slope
     # where all of it is zero, and is not refused for that. Of gradients of a single number that element is the whole:
     # they are zero only if there is no larger one, where zeros would otherwise not be tried at all.
@@ -98,13 +98,14 @@ def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
     def zero_if_bias(leaf):
         return np.full(jnp.shape(leaf), jnp.ndim(leaf) > 1, jnp.result_type(leaf))
 
-    def first_update(gradients, params):
+    def updated(gradients, params):
         rule_params = lax.stop_gradient(rule.init(params))  # which the inner loop takes no derivative of
-        return rule.update(gradients, rule.start(rule_params, params), params, rule_params)[0]
+        updates, _ = rule.update(gradients, rule.start(rule_params, params), params, rule_params)
+        return optax.apply_updates(params, updates)
 
     @jax.jit
     def slopes(at, one):  # both are arguments, for JAX would compile at once what depends on constants alone
-        updates, pull = jax.vjp(first_update, *at)
-        return pull(jax.tree.map(lambda update: jnp.full_like(update, one), updates))
+        after, pull = jax.vjp(updated, *at)
+        return pull(jax.tree.map(lambda leaf: jnp.full_like(leaf, one), after))
 
     return slopes((jax.tree.map(zeros_but_one, params), jax.tree.map(zero_if_bias, params)), 1.0)
