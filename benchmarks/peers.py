@@ -196,15 +196,14 @@ def chosen(name: str, named: tuple[str, ...] | None) -> list[str]:
     Raises:
         ValueError: for one that is named and not installed.
     """
-    able = [peer for peer in PEERS if does(peer, WORKLOADS[name])]
     if named is None:
         large = LARGE_FOR.get(name, ()) if jax.default_backend() == "cpu" else ()
-        return [peer for peer in able if peer not in large and is_installed(peer)]
-    if missing := [peer for peer in able if peer in named and not is_installed(peer)]:
-        raise ValueError(
-            f"peers names {missing[0]!r}, but {PEERS[missing[0]].package} is not installed for this device."
-        )
-    return [peer for peer in able if peer in ("jmeta", *named)]
+        return [peer for peer in PEERS if peer not in large and has(peer, WORKLOADS[name])]
+    able = [peer for peer in PEERS if peer in ("jmeta", *named) and does(peer, WORKLOADS[name])]
+    for peer in able:
+        if not is_installed(peer):
+            raise ValueError(f"peers names {peer!r}, but {PEERS[peer].package} is not installed for this device.")
+    return able
 
 
 def imports(package: str) -> bool:
@@ -331,11 +330,8 @@ def one_round(workload: Workload, peers: list[str], weights: Weights, tasks: Tas
         for peer in peers:
             try:
                 first[peer] = first_calls(processes[peer], peer, workload, weights, tasks)
-            except (
-                RuntimeError,
-                MemoryError,
-                OSError,
-            ) as error:  # those of XLA and PyTorch, and of a process that ended
+            except (RuntimeError, MemoryError, OSError) as error:
+                # Those of XLA and PyTorch, and of a process that ended.
                 if peer == "jmeta":
                     raise
                 failed[peer] = f"{type(error).__name__}: {error}"

@@ -171,8 +171,8 @@ def targets() -> str:
 
 def compared(result: dict[str, Any] | None, peers: Iterable[str], target: float) -> tuple[str, str]:
     """How many times as fast as the best of these peers jmeta is, and whether that is what is meant."""
-    ratios = [] if result is None else over_the_best(result, peers)
-    if result is None or not ratios:
+    ratios = over_the_best(result, peers) if result else []
+    if not ratios:
         return "not measured", ""
     failed = [f"`{peer}`" for peer in peers if peer in result["failed"]]
     told = f", {' and '.join(failed)} having failed" if failed else ""

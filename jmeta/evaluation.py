@@ -218,7 +218,8 @@ def _classifies(learner, params, state, task):
 
 def tells_accuracy(learner: Learner, params: PyTree, state: PyTree, task: Task) -> bool:
     """Whether the learner's loss is over classes: its metrics have their accuracy."""
-    _, (_, metrics) = jax.eval_shape(functools.partial(learner.loss, key=jax.random.key(0)), params, state, task)
+    # The function itself: its trace is then the one of `init` and of the train step.
+    _, (_, metrics) = jax.eval_shape(learner.loss, params, state, task, key=jax.random.key(0))
     return "accuracy" in metrics
 
 

@@ -329,9 +329,10 @@ def fit(
 
     Raises:
         ValueError: for numbers out of range, devices that cannot share tasks,
-            `save_every` not a multiple of `log_every`, a `key` or `batch_size` in
-            `config` that is not this run's, a `config` that JSON cannot say, another run in `out`, finished or under
-            way, or `validation` of other ways than the learner's outputs.
+            `save_every` not a multiple of `log_every`, a `config` that JSON cannot say
+            or whose `key` or `batch_size` is not this run's, another run in `out`,
+            finished or under way, or `validation` of other ways than the learner's
+            outputs.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
             `nonfinite="raise"`, at the first task that is not finite, when the
@@ -621,7 +622,7 @@ def _check_task(task: Task) -> None:
     """Raises a `ValueError` for labels as targets, or if a class has queries and no support example."""
     for name in ("support", "query"):
         check_examples(f"task.{name}", getattr(task, name))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
+    if _is_traced(task):
         return
     widths = [np.shape(part.targets)[1] for part in (task.support, task.query)]
     if widths[0] != widths[1]:
@@ -638,7 +639,7 @@ def _check_task(task: Task) -> None:
 
 def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task) -> None:
     """Raises a `ValueError` for real numbers as targets of a loss over classes."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
+    if _is_traced(task):
         return
     is_over_classes = all(_is_distribution(_real_targets(part)) for part in (task.support, task.query))
     if not is_over_classes and tells_accuracy(learner, params, state, task):
@@ -646,6 +647,10 @@ def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task
             "the learner's loss is over classes, but the task's targets are neither one-hot nor probabilities; if they "
             "are real numbers, take a loss of such, as loss_fn=losses.squared_error."
         )
+
+
+def _is_traced(task: Task) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task))
 
 
 def _real_targets(examples: Examples) -> np.ndarray:

@@ -15,8 +15,8 @@ def from_linen(module: nn.Module) -> Model:
 
     Args:
         module: its `__call__` takes the inputs [K, ...] and, if it wants them, the
-            keywords `train` and `mask`, by name or among any. A key reaches it as the streams
-            `dropout` and `params`, which Linen draws other streams from too.
+            keywords `train` and `mask`, by name or among any. A key reaches it as the
+            streams `dropout` and `params`, which Linen draws other streams from too.
             Collections other than `params` become the state; a field `norm` that
             is a string names its normalisation policy in reports.
 
