@@ -26,10 +26,11 @@ from benchmarks import peers, peers_jmeta
 from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
+from benchmarks.workloads import tasks_of, Workload, WORKLOADS
 from jmeta.checks import check_counts
 from jmeta.functional.conv import columns, conv_p, dw_p
 
-WORKLOADS = ("omniglot", "omniglot-first-order", "miniimagenet", "resnet12", "sinusoid")  # of peers.py
+NAMES = ("omniglot", "omniglot-first-order", "miniimagenet", "resnet12", "sinusoid")  # of workloads
 DTYPES = ("float32", "bfloat16")
 SIZES = (8, 32, 128, 512)  # numbers of tasks
 GAIN = 1.05  # of tasks a second, below which more tasks are not tried
@@ -49,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"default": {}, "no-graphs": {"xla_gpu_enab
 
 def main(
     *,
-    workloads: tuple[str, ...] = WORKLOADS,
+    workloads: tuple[str, ...] = NAMES,
     forms: tuple[str, ...] = tuple(FORMS),
     options: tuple[str, ...] | None = None,
     dtypes: tuple[str, ...] = DTYPES,
@@ -59,14 +60,14 @@ def main(
     """Measures, prints and saves.
 
     Args:
-        workloads: which, of those of benchmarks/peers.py.
+        workloads: which, of those of benchmarks/workloads.py.
         forms: how stride-1 convolutions and their kernel gradients are computed.
         options: of XLA, by their names; None: on a GPU all of them, elsewhere the default.
         dtypes: of parameters and inputs.
         sizes: numbers of tasks, growing.
         out: folder of the results.
     """
-    check_names("workloads", workloads, WORKLOADS)
+    check_names("workloads", workloads, NAMES)
     check_names("forms", forms, FORMS)
     check_names("options", options or (), OPTIONS)
     check_names("dtypes", dtypes, DTYPES)
@@ -77,7 +78,7 @@ def main(
     options = options or (tuple(OPTIONS) if platform == "gpu" else ("default",))
     out.mkdir(parents=True, exist_ok=True)
     for name in workloads:
-        workload = peers.WORKLOADS[name]
+        workload = WORKLOADS[name]
         for form, option in itertools.product(forms if workload.image else forms[:1], options):
             with peers.process_of_its_own() as process:
                 rows = process.submit(measure, workload, form, option, dtypes, sizes).result()
@@ -85,11 +86,11 @@ def main(
 
 
 def measure(
-    workload: peers.Workload, form: str, option: str, dtypes: Sequence[str], sizes: Sequence[int]
+    workload: Workload, form: str, option: str, dtypes: Sequence[str], sizes: Sequence[int]
 ) -> list[dict[str, Any]]:
     """A row for each precision and number of tasks."""
     convolve_as(FORMS[form])
-    operations = peers_jmeta.operations(workload, peers.tasks_of(workload._replace(tasks=1)))
+    operations = peers_jmeta.operations(workload, tasks_of(workload._replace(tasks=1)))
     rows: list[dict[str, Any]] = []
     for dtype in dtypes:
         rate = 0.0
@@ -125,7 +126,7 @@ def convolve_as(form: Callable | None) -> None:
         mlir.register_lowering(primitive, lowering, platform=jax.default_backend())
 
 
-def measure_step(workload: peers.Workload, dtype: str, options: dict[str, Any], operations: int) -> dict[str, Any]:
+def measure_step(workload: Workload, dtype: str, options: dict[str, Any], operations: int) -> dict[str, Any]:
     """A meta-step beside a matrix product of the same precision, in turns."""
     step, state, batch = step_of(workload, dtype)
     start = time.perf_counter()
@@ -146,9 +147,9 @@ def measure_step(workload: peers.Workload, dtype: str, options: dict[str, Any], 
     }
 
 
-def step_of(workload: peers.Workload, dtype: str) -> tuple[Callable, jmeta.TrainState, jmeta.Task]:
+def step_of(workload: Workload, dtype: str) -> tuple[Callable, jmeta.TrainState, jmeta.Task]:
     """A jitted train step of all tasks at once, and what it is called with; parameters and inputs have this dtype."""
-    batch = peers_jmeta.as_tasks(peers.tasks_of(workload), jnp.dtype(dtype))
+    batch = peers_jmeta.as_tasks(tasks_of(workload), jnp.dtype(dtype))
     step, state = peers_jmeta.begin_training(workload, batch, tasks_per_chunk=workload.tasks)
     return step, state._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), state.params)), batch
 

@@ -18,7 +18,7 @@ import jmeta
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models
-from jmeta.evaluation import largest_array
+from jmeta.batching import largest_array
 
 TASKS, REPEATS = 16, 7
 LEAST_SECONDS = 0.05  # of a timing; shorter meta-steps are run several times

@@ -29,7 +29,7 @@ from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models, plotting
-from jmeta.evaluation import on_each_device
+from jmeta.batching import on_each_device
 from jmeta.types import Examples, Task
 
 

@@ -16,7 +16,7 @@ import optax
 import jmeta
 from benchmarks import flops
 from jmeta import data, learners, losses, models
-from jmeta.evaluation import on_each_device
+from jmeta.batching import on_each_device
 from jmeta.functional.partition import path_name
 
 

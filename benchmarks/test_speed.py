@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, peers_jmeta
+from benchmarks.workloads import tasks_of, WORKLOADS
 
-WORKLOADS = ("sinusoid", "sinusoid-training", "omniglot", "omniglot-first-order", "omniglot-strided", "protonet")
+NAMES = ("sinusoid", "sinusoid-training", "omniglot", "omniglot-first-order", "omniglot-strided", "protonet")
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_of(name, benchmark):
-    workload = peers.WORKLOADS[name]
-    tasks = peers.tasks_of(workload)
+    workload = WORKLOADS[name]
+    tasks = tasks_of(workload)
     step = peers.begin("jmeta", workload, peers_jmeta.initial_weights(workload, tasks), tasks, np.float32)
     benchmark.pedantic(step, rounds=5, warmup_rounds=2)

@@ -2,7 +2,8 @@
 
 from jmeta import checkpoints, data, functional, learners, losses, models
 from jmeta.evaluation import evaluate, Report
-from jmeta.training import fit, init_state, make_train_loop, make_train_step
+from jmeta.fitting import fit
+from jmeta.training import init_state, make_train_loop, make_train_step
 from jmeta.types import Examples, Learner, Model, Task, TrainState
 
 __version__ = "0.1.0"

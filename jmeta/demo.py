@@ -10,7 +10,7 @@ import optax
 
 from jmeta import data, learners, models
 from jmeta.evaluation import evaluate
-from jmeta.training import fit
+from jmeta.fitting import fit
 
 STEPS, EPISODES = 600, 600
 BINS = (np.arange(27) - 0.5) / 25  # a bin for each accuracy that 25 queries can have

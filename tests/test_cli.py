@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from jmeta import checkpoints, cli, data
+from jmeta import checkpoints, cli
+from jmeta.configuration import Configuration, LEARNERS, Protocol, SOURCES
 from jmeta.metrics import read_metrics
-from jmeta.types import Learner
 
 SINUSOID = [
     *("train", "--data", "sinusoid", "--shots", "5", "--queries", "5", "--batch-size", "2"),
@@ -166,14 +166,14 @@ def test_lists_name_every_learner_and_source(capsys):
     assert cli.main(["learners"]) == 0
     assert cli.main(["data", "list"]) == 0
     printed = capsys.readouterr().out
-    for name in (*cli.LEARNERS, *cli.SOURCES):
+    for name in (*LEARNERS, *SOURCES):
         assert f"\n{name} " in f"\n{printed}"
     assert "Finn et al., 2017" in printed
 
 
 def test_help_documents_every_field():
     out = succeeded(jmeta("train", "--help"))
-    told = {field.name for of in (cli.Train, cli.Configuration, cli.Protocol) for field in dataclasses.fields(of)}
+    told = {field.name for of in (cli.Train, Configuration, Protocol) for field in dataclasses.fields(of)}
     for name in told - {"configuration", "protocol"}:
         assert f"--{name.replace('_', '-')} " in out
     assert "Classes in a task." in out
@@ -323,30 +323,3 @@ def test_a_mistake_in_a_process_of_its_own_has_no_traceback():
     assert process.returncode == 2
     assert "Traceback" not in err
     assert "did you mean 'protonet'" in err
-
-
-@pytest.mark.parametrize("name", cli.LEARNERS)
-def test_every_learner_can_be_built_by_its_name(name):
-    classes = 100 if name.startswith("baseline") else None
-    assert isinstance(cli.build_learner(cli.Configuration(learner=name, classes=classes)), Learner)
-
-
-def outputs_of(configuration):
-    """What the learner of a configuration, as initialised, predicts of a task it has adapted to."""
-    learner = cli.build_learner(configuration)
-    task = data.sinusoid(shots=5, queries=5)(jax.random.key(0))
-    params, state = learner.init(jax.random.key(1), task)
-    return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
-
-
-@pytest.mark.parametrize(("name", "rate"), [("maml", 0.01), ("meta_sgd", 0.01), ("cavia", 1.0)])
-def test_an_inner_rate_left_out_on_sinusoids_is_theirs_where_weights_descend(name, rate):
-    left_out = cli.Configuration(learner=name, data="sinusoid", context=4 if name == "cavia" else None)
-    found = outputs_of(left_out)
-    np.testing.assert_array_equal(found, outputs_of(dataclasses.replace(left_out, inner_rate=rate)))
-    assert not np.allclose(found, outputs_of(dataclasses.replace(left_out, inner_rate=0.1)))
-
-
-def test_reptile_keeps_its_optimizer_on_sinusoids():
-    left_out = cli.Configuration(learner="reptile", data="sinusoid")
-    assert not np.allclose(outputs_of(left_out), outputs_of(dataclasses.replace(left_out, inner_rate=0.01)))

@@ -23,12 +23,14 @@ ALLOWED = {
     "files": (),
     "metrics": ("files",),
     "checkpoints": ("types",),
-    "evaluation": ("types", "checks", "losses", "files"),
+    "batching": ("types",),
+    "evaluation": ("types", "checks", "losses", "files", "batching"),
     "plotting": ("types", "evaluation"),
-    "training": ("types", "checks", "losses", "evaluation", "checkpoints", "files", "metrics"),
+    "training": ("types", "checks", "batching", "evaluation"),
+    "fitting": ("types", "checks", "files", "metrics", "checkpoints", "batching", "evaluation", "training"),
 }
-# The face, the command line and its demonstration may import all.
-FREE = {"__init__", "__main__", "cli", "demo"}
+# The face, the command line, its configuration and its demonstration may import all.
+FREE = {"__init__", "__main__", "configuration", "cli", "demo"}
 # Flax stays in models.
 FORBIDDEN = {"functional": ("flax",), "learners": ("flax",), "data": ("flax",)}
 

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from benchmarks import accelerator, peers, peers_jmeta
+from benchmarks.workloads import OMNIGLOT, SINUSOID, tasks_of, WORKLOADS
 
 # Images of enough pixels that jmeta, too, convolves them by `lax`.
-SMALL = peers.OMNIGLOT._replace(tasks=2, queries=1, inner_steps=1, width=9, image=(16, 16, 1))
+SMALL = OMNIGLOT._replace(tasks=2, queries=1, inner_steps=1, width=9, image=(16, 16, 1))
 
 
 def meta_gradient(form):
     """In float64, with convolutions in this form."""
     accelerator.convolve_as(accelerator.FORMS[form])
-    tasks = peers.tasks_of(SMALL)
+    tasks = tasks_of(SMALL)
     weights = peers_jmeta.initial_weights(SMALL, tasks)
     with jax.enable_x64(True):
         return peers.on_host(peers_jmeta.meta_gradient("jmeta", SMALL, weights, tasks, np.float64)())
@@ -49,7 +50,7 @@ def test_a_form_of_convolution_is_what_it_says():
 
 @pytest.mark.long
 def test_a_measurement_has_a_row_for_each_form_precision_and_number_of_tasks(tmp_path, monkeypatch):
-    monkeypatch.setitem(peers.WORKLOADS, "omniglot", SMALL)
+    monkeypatch.setitem(WORKLOADS, "omniglot", SMALL)
     accelerator.main(workloads=("omniglot",), forms=("columns",), sizes=(1,), out=tmp_path)
     result = json.loads((tmp_path / "cpu-omniglot-columns-default.json").read_text())
     found = [(row["form"], row["dtype"], row["tasks"]) for row in result["rows"]]
@@ -68,7 +69,7 @@ FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 def test_tasks_are_added_while_a_step_gains_by_them_and_has_memory(monkeypatch, rates, tried):
     step = Mock(side_effect=[{"tasks_per_second": rate} if isinstance(rate, float) else rate for rate in rates])
     monkeypatch.setattr(accelerator, "measure_step", step)
-    rows = accelerator.measure(peers.SINUSOID, "jmeta", "default", ("float32",), (8, 32, 128))
+    rows = accelerator.measure(SINUSOID, "jmeta", "default", ("float32",), (8, 32, 128))
     assert [row["tasks"] for row in rows] == [8, 32, 128][:tried]
     assert [row["tasks"] for row in rows if "out_of_memory" in row] == [32] * (FULL in rates)
 
@@ -76,7 +77,7 @@ def test_tasks_are_added_while_a_step_gains_by_them_and_has_memory(monkeypatch, 
 def test_another_failure_of_a_step_is_not_taken_for_a_lack_of_memory(monkeypatch):
     monkeypatch.setattr(accelerator, "measure_step", Mock(side_effect=jax.errors.JaxRuntimeError("INTERNAL: no")))
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        accelerator.measure(peers.SINUSOID, "jmeta", "default", ("float32",), (8,))
+        accelerator.measure(SINUSOID, "jmeta", "default", ("float32",), (8,))
 
 
 def test_unknown_names_and_empty_batches_are_refused():

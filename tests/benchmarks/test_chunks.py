@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 
 from benchmarks.record import RESULTS
-from jmeta.evaluation import default_chunk
+from jmeta.batching import default_chunk
 
 
 def test_the_default_chunk_is_within_a_tenth_of_the_best_that_was_measured():

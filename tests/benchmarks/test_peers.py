@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, peers_jax, peers_jmeta
+from benchmarks.workloads import OMNIGLOT, tasks_of, WORKLOADS
 
-STRIDED = peers.OMNIGLOT._replace(tasks=2, queries=2, inner_steps=2, width=3, image=(8, 8, 1), strided=True)
+STRIDED = OMNIGLOT._replace(tasks=2, queries=2, inner_steps=2, width=3, image=(8, 8, 1), strided=True)
 SMALL = {
-    "sinusoid": peers.WORKLOADS["sinusoid"]._replace(tasks=2, inner_steps=2),
+    "sinusoid": WORKLOADS["sinusoid"]._replace(tasks=2, inner_steps=2),
     "omniglot": STRIDED._replace(image=(16, 16, 1), strided=False),
     "omniglot-strided": STRIDED,
     "omniglot-evaluation": STRIDED._replace(tasks=4, work="evaluation"),
@@ -49,19 +50,19 @@ def test_a_peer_with_another_meta_gradient_is_refused(monkeypatch):
 def test_every_kind_of_workload_has_its_arithmetic_and_first_order_less_of_it():
     def operations(**changes):
         workload = SMALL["sinusoid"]._replace(**changes)
-        return peers_jmeta.operations(workload, peers.tasks_of(workload))
+        return peers_jmeta.operations(workload, tasks_of(workload))
 
     assert 0 < operations(work="evaluation") < operations(second_order=False) < operations()
 
 
 def test_workloads_that_differ_in_size_or_draw_their_own_tasks_share_a_check():
-    one, *others = (peers.of_check(peers.WORKLOADS[name]) for name in ("omniglot", "omniglot-32", "omniglot-training"))
+    one, *others = (peers.of_check(WORKLOADS[name]) for name in ("omniglot", "omniglot-32", "omniglot-training"))
     assert others == [one, one]
 
 
 @pytest.mark.long
 def test_a_comparison_writes_a_row_for_each_peer_and_tells_which_could_not_begin(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(peers.WORKLOADS, "sinusoid", SMALL["sinusoid"])
+    monkeypatch.setitem(WORKLOADS, "sinusoid", SMALL["sinusoid"])
     monkeypatch.setattr(peers, "ON_CPU", peers.Measures(0.1, 64))
     first_calls = peers.first_calls
 
@@ -104,7 +105,7 @@ def test_training_moves_every_weight_by_adams_first_step_and_starts_afresh_each_
     workload = SMALL["sinusoid"]._replace(work="training")
     if not peers.has(peer, workload):
         pytest.skip(f"{peers.PEERS[peer].package} is not installed")
-    tasks = peers.tasks_of(workload)
+    tasks = tasks_of(workload)
     weights = peers_jmeta.initial_weights(workload, tasks)
     step = peers.begin(peer, workload, weights, tasks, np.float32)
     for _ in range(2):

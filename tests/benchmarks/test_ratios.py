@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import peers, peers_jmeta
 from benchmarks.timing import in_turns
+from benchmarks.workloads import OMNIGLOT, tasks_of
 
 pytestmark = [
     pytest.mark.long,
@@ -20,13 +21,13 @@ pytestmark = [
     pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="other workers disturb the times"),
 ]
 # All eight tasks: plain JAX is the slower the more of them it vmaps.
-WORKLOAD = peers.OMNIGLOT
+WORKLOAD = OMNIGLOT
 
 
 @pytest.fixture(scope="module")
 def seconds():
     """Of a meta-step of Conv4-64, by who takes it; on one device, for the machine decides how two share cores."""
-    tasks = peers.tasks_of(WORKLOAD)
+    tasks = tasks_of(WORKLOAD)
     weights = peers_jmeta.initial_weights(WORKLOAD, tasks)
     first_order = WORKLOAD._replace(second_order=False)
     steps = {
@@ -53,7 +54,7 @@ def test_second_order_costs_little_more_than_its_arithmetic(seconds):
 @functools.cache
 def temporary_bytes(inner_steps, second_order=True, **options):
     workload = WORKLOAD._replace(width=32, inner_steps=inner_steps, second_order=second_order)
-    batch = peers_jmeta.as_tasks(peers.tasks_of(workload), np.float32)
+    batch = peers_jmeta.as_tasks(tasks_of(workload), np.float32)
     return peers_jmeta.compiled_train_step(workload, batch, **options).memory_analysis().temp_size_in_bytes
 
 

@@ -1,0 +1,207 @@
+"""A function of one task over a batch of them: vmapped in chunks, the chunks divided over devices."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import jaxpr_as_fun, subjaxprs
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jmeta.types import Array, PyTree
+
+# Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
+# cache one at a time is faster (docs/decisions/0004-chunks.md); elsewhere it bounds the memory.
+CHUNK_BYTES = {"cpu": 2**21}
+ACCELERATOR_CHUNK_BYTES = 2**30
+
+TASKS = "tasks"  # the axis of a mesh of devices over which tasks are divided
+
+
+def map_tasks(function: Callable, *batches: PyTree) -> PyTree:
+    """`jax.vmap(function)(*batches)`; of one task alone without the axis inside.
+
+    That axis costs a third more in a meta-step (XLA on the CPU, Conv4-64, 10 inner steps).
+
+    Args:
+        function: of one task.
+        batches: what it is called with, [T, ...].
+    """
+    if len(jax.tree.leaves(batches)[0]) > 1:
+        return jax.vmap(function)(*batches)
+    return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], batches)))
+
+
+def sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
+    """The sum of `function` over chunks of the leading axis of `batch`, the last one perhaps shorter.
+
+    Leaves that do not add up are those of the last chunk.
+    """
+    number = len(jax.tree.leaves(batch)[0])
+    if chunk == number:
+        return function(batch)
+    whole = number // chunk * chunk
+    chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), batch)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], chunks)),
+    )
+
+    def add(sums, one):
+        return jax.tree.map(lambda a, b: a + b if is_summed(b) else b, sums, function(one)), None
+
+    sums, _ = lax.scan(add, zeros, chunks)
+    if whole < number:
+        sums, _ = add(sums, jax.tree.map(lambda leaf: leaf[whole:], batch))
+    return sums
+
+
+def is_summed(leaf: Array) -> bool:
+    """Whether tasks add up; integers, a count in a model's state say, are the same in all of them."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:
+    """How many of `number` tasks to vmap a function over at a time.
+
+    The largest divisor of `number` that is not above `most_at_once`, so that
+    one compiled function does for all chunks.
+
+    Args:
+        number: of tasks.
+        function: of one task.
+        arguments: what it is called with, or their shapes.
+    """
+    most = most_at_once(number, function, *arguments)
+    return max(chunk for chunk in range(1, most + 1) if number % chunk == 0)
+
+
+def most_at_once(number: int, function: Callable, *arguments: PyTree) -> int:
+    """The most tasks, up to `number`, that keep the function's largest array times their number within a bound.
+
+    The arguments are those of `default_chunk`, the bound is the backend's.
+    """
+    bound = CHUNK_BYTES.get(jax.default_backend(), ACCELERATOR_CHUNK_BYTES)
+    return max(1, min(number, bound // largest_array(function, *arguments)))
+
+
+def largest_array(function: Callable, *arguments: PyTree) -> int:
+    """Bytes of the largest array that a function makes on its way; it is traced, not run."""
+
+    def largest(jaxpr):
+        made = [var.aval for eqn in jaxpr.eqns for var in eqn.outvars if hasattr(var.aval, "dtype")]
+        numbers = [aval for aval in made if jnp.issubdtype(aval.dtype, jnp.number)]
+        return max([1, *(aval.size * aval.dtype.itemsize for aval in numbers), *map(largest, subjaxprs(jaxpr))])
+
+    return largest(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] | None:
+    """The devices as a tuple, which can key a cache; raises a `ValueError` if tasks cannot be divided over them."""
+    if devices is None:
+        return None
+    found = tuple(devices) if isinstance(devices, Iterable) else ()
+    if not _can_share(found):
+        raise ValueError(
+            f"devices is {devices!r}; it must be a sequence of different devices of one kind and of this process, as "
+            "jax.local_devices() is, or None."
+        )
+    return found
+
+
+def _can_share(devices):
+    if not devices or not all(isinstance(device, jax.Device) for device in devices):
+        return False
+    kinds = {(device.platform, device.process_index) for device in devices}
+    return len(set(devices)) == len(devices) and kinds == {(devices[0].platform, jax.process_index())}
+
+
+def device_count(devices: tuple[jax.Device, ...] | None) -> int:
+    """How many devices share tasks."""
+    return 1 if devices is None else len(devices)
+
+
+def on_each_device(tree: PyTree, devices: tuple[jax.Device, ...] | None) -> PyTree:
+    """A copy on each of the devices; the tree itself, without devices."""
+    return tree if devices is None else jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
+def _mesh(devices):
+    return Mesh(np.array(devices), (TASKS,))
+
+
+def filled_up(batch: PyTree, multiple: int) -> tuple[PyTree, np.ndarray]:
+    """A batch [T, ...] with its first tasks again, up to the next multiple; and a mask, False for those."""
+    number = len(jax.tree.leaves(batch)[0])
+    index = np.arange(-(-number // multiple) * multiple)
+    if len(index) > number:
+        batch = jax.tree.map(lambda leaf: leaf[index % number], batch)
+    return batch, index < number
+
+
+def over_devices(
+    function: Callable, devices: tuple[jax.Device, ...] | None, add: Callable[[PyTree], PyTree] | None = None
+) -> Callable:
+    """A function `(shared, batch)` that each device runs on its part of the batch; itself, without devices.
+
+    Args:
+        function: what a device runs.
+        devices: which; their number divides that of the tasks in a batch [T, ...].
+        add: sums what the devices found, over the axis `TASKS`.
+
+    Returns:
+        A function that gives what `add` makes of it; without one, what all devices
+        found end to end, [T, ...].
+    """
+    if devices is None:
+        return function
+
+    def divided(shared, batch):
+        traced = _traced(function, shared, batch, len(devices))
+        run_on_each = jax.shard_map(
+            traced if add is None else lambda *arguments: add(traced(*arguments)),
+            mesh=_mesh(devices),
+            in_specs=(PartitionSpec(), PartitionSpec(TASKS)),
+            out_specs=PartitionSpec(TASKS) if add is None else PartitionSpec(),
+            check_vma=False,  # traced elsewhere, the function does not tell what varies over devices
+        )
+        return run_on_each(shared, batch)
+
+    return divided
+
+
+def _traced(function, shared, batch, number):
+    """The function, traced for a batch of one of so many devices.
+
+    Here, and for arrays that lie nowhere, it shares what JAX has traced before; inside `shard_map` it would not.
+    """
+    whole, batch = jax.eval_shape(lambda *arguments: arguments, shared, batch)
+    whole = jax.tree.map(lambda leaf: _nowhere(leaf.shape, leaf), whole)
+    part = jax.tree.map(lambda leaf: _nowhere((len(leaf) // number, *leaf.shape[1:]), leaf), batch)
+    jaxpr, shapes = jax.make_jaxpr(jax.jit(function), return_shape=True)(whole, part)
+
+    def run(*arguments):
+        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(jaxpr)(*jax.tree.leaves(arguments)))
+
+    return run
+
+
+def _nowhere(shape, leaf):
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=leaf.weak_type)
+
+
+def sum_over_devices(sums: PyTree) -> PyTree:
+    """What leaves add up to over all devices; those that do not are one device's.
+
+    Those of a dtype are summed as one vector: on a CPU each array costs all devices a wait for each other, and in a
+    step of a small network they wait for a sixth of it (docs/decisions/0014-devices.md).
+    """
+    leaves, structure = jax.tree.flatten(sums)
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves if is_summed(leaf)):
+        places = [place for place, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        vector, unravel = ravel_pytree([leaves[place] for place in places])
+        for place, total in zip(places, unravel(lax.psum(vector, TASKS)), strict=True):
+            leaves[place] = total
+    return jax.tree.unflatten(structure, leaves)

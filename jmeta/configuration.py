@@ -1,0 +1,223 @@
+"""What is trained on what, by name: as options tell it, and as a run's folder keeps it."""
+
+import dataclasses
+import difflib
+import inspect
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import optax
+import tyro
+
+from jmeta import data, learners, losses, models
+from jmeta.functional import MetaGradientOptions
+from jmeta.training import MAX_TASK_NORM
+from jmeta.types import Array, Learner, Model, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """The tasks."""
+
+    ways: int = 5
+    """Classes in a task."""
+    shots: int = 1
+    """Support examples of each class (for regression, of the task)."""
+    queries: int = 15
+    """Query examples, likewise."""
+
+
+class Source(NamedTuple):
+    """A source of tasks, as the command line knows it."""
+
+    description: str
+    sampler: Callable  # (task protocol, split, data_dir) -> sample
+    regression: bool = False
+    model: str = "conv4"
+    inner_rate: float | None = None  # of gradient descent in weights on it; None: the learner's own
+
+
+def _omniglot(protocol: Protocol, split: str, data_dir: str | None) -> Callable[[Array], Task]:
+    table = data.omniglot(split, data_dir=data_dir)
+    return data.episodes(table, ways=protocol.ways, shots=protocol.shots, queries=protocol.queries)
+
+
+SOURCES = {
+    "glyphs": Source(
+        "endless handwritten-like characters, drawn on the device; no files",
+        lambda protocol, split, data_dir: data.glyphs(
+            ways=protocol.ways, shots=protocol.shots, queries=protocol.queries
+        ),
+    ),
+    "omniglot": Source("1,623 handwritten characters of 50 alphabets (Lake et al., 2015)", _omniglot),
+    "sinusoid": Source(
+        "regression of sine waves (Finn et al., 2017)",
+        lambda protocol, split, data_dir: data.sinusoid(shots=protocol.shots, queries=protocol.queries),
+        regression=True,
+        model="mlp",
+        inner_rate=0.01,  # Finn et al. (2017); at rates for classification its loss diverges
+    ),
+}
+
+LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
+MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
+# Learners whose model has an output layer as wide as the targets; that of others is an encoder.
+HEADED = {"anil", "boil", "cavia", "fomaml", "imaml", "maml", "mamlpp", "meta_curvature", "meta_sgd", "reptile"}
+# Learners whose own rate of gradient descent is for classification. The others of the inner loop have their own on any
+# source: a context has cavia's, reptile has Adam, and imaml needs a minimum.
+DESCEND_IN_WEIGHTS = {"anil", "boil", "fomaml", "maml", "mamlpp", "meta_curvature", "meta_sgd"}
+REGRESSION = {"cnp": losses.gaussian_nll}  # losses of regression other than the squared error
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """What rebuilds a run. An option left out is at the learner's default, or the network's."""
+
+    learner: str = "maml"
+    """Which algorithm; `jmeta learners` lists them."""
+    data: str = "glyphs"
+    """Where tasks come from; `jmeta data list` lists the sources."""
+    data_dir: str | None = None
+    """The folder of TensorFlow Datasets' data sets."""
+    protocol: Annotated[Protocol, tyro.conf.arg(name="")] = Protocol()
+    """The training tasks."""
+    model: str | None = None
+    """conv4, mlp or resnet12; the source's own if left out."""
+    norm: str | None = None
+    """Normalisation policy: batch, running, group, layer or none."""
+    width: int | None = None
+    """Filters of each block of conv4."""
+    strided: bool | None = None
+    """Whether conv4 halves by strides instead of pooling."""
+    context: int | None = None
+    """Parameters of the context that cavia adapts; of mlp and conv4."""
+    inner_steps: int | None = None
+    """Inner gradient steps in meta-training."""
+    test_steps: int | None = None
+    """Inner gradient steps in evaluation."""
+    inner_rate: float | None = None
+    """Learning rate of the inner loop's gradient descent. Left out: the learner's own; on sinusoids 0.01 for those that
+    descend in weights."""
+    inner_batch: int | None = None
+    """Support examples of an inner step; all of them if left out."""
+    multi_step_until: int | None = None
+    """Meta-steps in which mamlpp's loss after every inner step counts."""
+    first_order_until: int | None = None
+    """Meta-steps in which mamlpp's inner gradients are constants."""
+    meta_gradient: str | None = None
+    """How the meta-gradient is taken: second_order, first_order, implicit or truncated."""
+    differentiation: str | None = None
+    """How exact inner steps are differentiated: mixed or reverse."""
+    checkpoint: bool | None = None
+    """Whether inner steps are computed again instead of stored."""
+    last_steps: int | None = None
+    """How many inner steps are exact under truncated."""
+    proximal: float | None = None
+    """Weight of the proximal term of the inner objective."""
+    cg_steps: int | None = None
+    """Most steps of conjugate gradient under implicit."""
+    damping: float | None = None
+    """Added to the weight of the proximal term in the meta-gradient under implicit."""
+    distance: str | None = None
+    """Distance of a prototypical network: euclidean, cosine or mahalanobis."""
+    classes: int | None = None
+    """How many classes the training data have, of a transfer baseline; 4112 of Omniglot."""
+    batch_size: int = 16
+    """Tasks in a meta-step."""
+    learning_rate: float = 1e-3
+    """Learning rate of the outer optimizer, Adam."""
+    nonfinite: str = "skip"
+    """What to do with tasks whose loss or meta-gradient is not finite: skip or raise."""
+    max_task_norm: float = MAX_TASK_NORM
+    """Longer meta-gradients of a task are scaled down to this length."""
+    seed: int = 0
+    """Decides the initial parameters and all tasks."""
+
+
+def build_learner(configuration: Configuration) -> Learner:
+    """The learner of a configuration.
+
+    Raises:
+        ValueError: for an unknown name, an option that the learner or the model does not have, or a rate that is
+            not positive.
+    """
+    source = _named("data", configuration.data, SOURCES)
+    factory = _named("learner", configuration.learner, LEARNERS)
+    for name in ("learning_rate", "inner_rate"):
+        rate = getattr(configuration, name)
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"{name} is {rate}; it must be a positive number.")
+    rate = configuration.inner_rate
+    if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:
+        rate = source.inner_rate
+    by_rate = "inner_rate" in inspect.signature(factory).parameters  # others take an optimizer
+    options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {
+        "inner_rate" if by_rate else "inner_optimizer": rate if by_rate or rate is None else optax.sgd(rate),
+        "loss_fn": REGRESSION.get(configuration.learner, losses.squared_error) if source.regression else None,
+    }
+    return factory(_build_model(configuration, source), **_accepted(factory, configuration.learner, options))
+
+
+# Options of learners that a configuration names as they do.
+LEARNER_OPTIONS = (
+    "inner_steps",
+    "test_steps",
+    "inner_batch",
+    "classes",
+    "distance",
+    "multi_step_until",
+    "first_order_until",
+    *MetaGradientOptions.__annotations__,
+)
+
+
+def _build_model(configuration: Configuration, source: Source) -> Model:
+    name = configuration.model or source.model
+    factory = _named("model", name, MODELS)
+    width = 1 if source.regression else configuration.protocol.ways
+    options = {name: getattr(configuration, name) for name in ("norm", "width", "strided", "context")}
+    outputs = width if configuration.learner in HEADED else None
+    return factory(outputs=outputs, **_accepted(factory, name, options))
+
+
+def _accepted(factory: Callable, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, all of which the factory must have."""
+    given = {option: value for option, value in options.items() if value is not None}
+    parameters = inspect.signature(factory).parameters
+    known = parameters.keys() | (MetaGradientOptions.__annotations__ if "options" in parameters else {})
+    for option in given.keys() - known:
+        if option == "loss_fn":
+            raise ValueError(f"{name} classifies; it cannot be trained on a source of regression tasks.")
+        raise ValueError(f"{OPTION_NAMES.get(option, option)} was given, but {name} has no such option.")
+    for option, parameter in parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and option not in given:
+            raise ValueError(f"{name} needs the option --{option}.")
+    return given
+
+
+OPTION_NAMES = {"inner_optimizer": "inner_rate"}
+
+
+def _named(kind: str, name: str, known: dict[str, Any]) -> Any:
+    if name in known:
+        return known[name]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+    raise ValueError(f"{kind} {name!r} is unknown; did you mean {nearest!r}? There are {', '.join(sorted(known))}.")
+
+
+def build_sampler(name: str, protocol: Protocol, split: str, data_dir: str | None) -> Callable[[Array], Task]:
+    """The tasks of a source."""
+    return _named("data", name, SOURCES).sampler(protocol, split, data_dir)
+
+
+def check_ways(name: str, given: int | None) -> None:
+    """Raises a `ValueError` if classes were asked for of a source that has none."""
+    if given is not None and _named("data", name, SOURCES).regression:
+        raise ValueError(f"--ways {given} was given, but {name} has no classes.")
+
+
+def stand_in(configuration: Configuration) -> Callable[[Array], Task]:
+    """A sampler of tasks of the shapes a run was trained on, for which no data set is read."""
+    name = "sinusoid" if SOURCES[configuration.data].regression else "glyphs"
+    return SOURCES[name].sampler(configuration.protocol, "train", None)

@@ -1,0 +1,309 @@
+"""A whole run of meta-training: progress bar, validation, checkpoints, metrics, clean stop, exact resume."""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from jmeta import checkpoints
+from jmeta.batching import as_devices, on_each_device
+from jmeta.checks import as_key, check_counts, is_count
+from jmeta.evaluation import as_argument, check_episodes, evaluate, Report
+from jmeta.files import sole_writer
+from jmeta.metrics import MetricsLog
+from jmeta.training import (
+    all_finite,
+    check_policy,
+    init_state,
+    make_train_loop,
+    make_train_step,
+    MAX_TASK_NORM,
+    Nonfinite,
+    unshared,
+)
+from jmeta.types import Array, Learner, Task, TrainState
+
+
+def fit(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    sample: Callable[[Array], Task],
+    *,
+    key: Array,
+    steps: int,
+    batch_size: int,
+    validation: Callable[[Array], Task] | None = None,
+    episodes: int = 200,
+    out: str | os.PathLike | None = None,
+    config: dict[str, Any] | None = None,
+    log_every: int = 10,
+    save_every: int = 500,
+    tasks_per_chunk: int | None = None,
+    nonfinite: Nonfinite = "skip",
+    max_task_norm: float = MAX_TASK_NORM,
+    devices: Sequence[jax.Device] | None = None,
+) -> TrainState:
+    """Meta-trains a learner: progress bar, validation, checkpoints, metrics, clean stop, exact resume.
+
+    A run is resumed by calling `fit` again with the same arguments. Killed at
+    any moment and resumed, it ends with the parameters of a run that was not.
+    SIGINT and SIGTERM end it after the current dispatch, with a checkpoint. So does
+    a validation that fails, out of memory say, and is not made up for on resuming.
+
+    Args:
+        learner: what is trained.
+        optimizer: the outer optimizer.
+        sample: `(key) -> Task`, the training tasks; called once as it is, and then compiled
+            with the meta-step and used again in the next call: what it reads from outside
+            is as it was then; make a new function if that changes.
+        key: PRNG key, which alone decides initial parameters and tasks.
+        steps: meta-steps in the whole run.
+        batch_size: tasks in a meta-step.
+        validation: `(key) -> Task`; the same tasks are evaluated each time.
+        episodes: how many of them.
+        out: the run's folder, for `checkpoints/`, `metrics.jsonl` and
+            `tensorboard/`; None keeps nothing.
+        config: a dict of what JSON can say that rebuilds the learner, saved with
+            every checkpoint, with `key` and `batch_size`; a run with another
+            config in `out` is refused.
+        log_every: meta-steps in a dispatch, and between lines of metrics.
+        save_every: meta-steps between checkpoints and evaluations, a multiple
+            of `log_every`.
+        tasks_per_chunk: as for `make_train_step`.
+        nonfinite: as for `make_train_step`.
+        max_task_norm: as for `make_train_step`.
+        devices: as for `make_train_step`; validation is divided over all of them,
+            a batch over no more than it has tasks. Each gets a copy of what the
+            samplers hold. A run that goes on with another number of devices ends
+            with the same parameters to rounding.
+
+    Returns:
+        The last state, on each device that batches were divided over; its `step` is
+        below `steps` if a signal ended the run.
+
+    Raises:
+        ValueError: for numbers out of range, devices that cannot share tasks,
+            `save_every` not a multiple of `log_every`, a `config` that JSON cannot say
+            or whose `key` or `batch_size` is not this run's, another run in `out`,
+            finished or under way, or `validation` of other ways than the learner's
+            outputs.
+        FloatingPointError: when a parameter is no longer finite, or there was no
+            finite task from one line of metrics to the next; or, under
+            `nonfinite="raise"`, at the first task that is not finite, when the
+            state before it is saved. It names the step and the last good
+            checkpoint, which is one that a finite step has followed; the metrics
+            before it are written.
+    """
+    check_schedule(steps, batch_size, log_every, save_every, episodes)
+    check_policy(nonfinite, max_task_norm)
+    key = as_key(key)
+    config = _config(config or {}, key=jax.random.key_data(key).tolist(), batch_size=int(batch_size))
+    devices = as_devices(devices)
+    step_devices = None if devices is None else devices[:batch_size]
+    init_key, validation_key = jax.random.split(key)
+    sampler = on_each_device(as_argument(sample), step_devices)
+    if validation is not None:
+        validation = on_each_device(as_argument(validation), devices)
+    task = sample(validation_key)
+    state = init_state(learner, optimizer, init_key, task, devices=step_devices)
+    if validation is not None:
+        check_episodes(learner, state, validation, episodes=episodes, devices=devices)
+    with contextlib.ExitStack() as held:
+        if out is not None:
+            held.enter_context(sole_writer(out))
+        folder, saved = None if out is None else Path(out) / "checkpoints", None
+        if folder is not None and (saved := checkpoints.latest_step(folder)) is not None:
+            checkpoints.check_config(folder, config)
+            state = on_each_device(checkpoints.restore(folder, state), step_devices)
+        state = unshared(state)
+        options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
+        loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
+        dispatch = functools.partial(_dispatch, loop, sampler)
+
+        done = last_finite = int(state.step)  # the last step with a finite task
+        stopping = held.enter_context(_stop_signals())
+        reporter = held.enter_context(_Reporter(out, steps, done, batch_size))
+        while done < steps and not stopping.is_set():
+            # Up to the next line of metrics, wherever the run was stopped before.
+            before = state
+            state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
+            last_finite = _last_finite(metrics, done, before=last_finite)
+            good = _good_steps(metrics, is_finite, nonfinite)
+            is_diverged = good < len(metrics["loss"])
+            metrics = {name: values[:good] for name, values in metrics.items()}
+            done += good
+            if is_diverged:
+                reporter.write(done, metrics, None, seconds)
+                if folder is not None and nonfinite == "raise" and (saved or 0) < done:
+                    checkpoints.save(folder, dispatch(before, good)[0], config=config)
+                raise FloatingPointError(_diverged(min(done, last_finite) + 1, last_finite, folder))
+            is_due = done % save_every == 0 or done == steps
+            report = None
+            with contextlib.ExitStack() as at_last:
+                if folder is not None and is_due:  # what was trained is kept, also if its validation or metrics fail
+                    at_last.callback(checkpoints.save, folder, state, config=config)
+                    saved = done
+                try:
+                    if validation is not None and is_due:
+                        report = evaluate(
+                            learner, state, validation, key=validation_key, episodes=episodes, devices=devices
+                        )
+                finally:
+                    reporter.write(done, metrics, report, seconds)
+        if folder is not None and saved != done:
+            checkpoints.save(folder, state, config=config)
+    return state
+
+
+def _config(told: dict[str, Any], **own: Any) -> dict[str, Any]:
+    """What a user tells of a run, and what is its own."""
+    if not isinstance(told, dict):
+        raise ValueError(f"config is {told!r}; it must be a dict of what JSON can say.")
+    try:
+        json.dumps(told, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config is {told!r}; it must be what JSON can say, and {error}.") from error
+    for name, value in own.items():
+        if name in told and json.loads(json.dumps(told[name])) != value:
+            raise ValueError(f"config says that {name} is {told[name]}, but fit was given {value}; leave it out.")
+    return told | own
+
+
+# Kept, so that another run of the same functions, as one that goes on, does not compile again; one for each
+# sampler, so that a loop that is dropped frees what its sampler holds.
+@functools.lru_cache(maxsize=16)
+def _compiled_loop(
+    learner, optimizer, batch_size, tasks_per_chunk, nonfinite, max_task_norm, devices, sampler_structure
+):
+    """`(state, sampler, steps) -> (state, metrics, whether parameters and state are finite)`."""
+    train_step = make_train_step(
+        learner,
+        optimizer,
+        tasks_per_chunk=tasks_per_chunk,
+        nonfinite=nonfinite,
+        max_task_norm=max_task_norm,
+        devices=devices,
+    )
+
+    # Under "raise" the state before a dispatch is kept, so that the good steps of it can be run again.
+    @functools.partial(jax.jit, static_argnames="steps", donate_argnames=() if nonfinite == "raise" else ("state",))
+    def loop(state, sampler, steps):
+        state, metrics = make_train_loop(train_step, sampler, batch_size=batch_size, steps=steps)(state)
+        return state, metrics, all_finite((state.params, state.state))
+
+    return loop
+
+
+def _dispatch(loop, sampler, state, steps):
+    """So many meta-steps: the state, their metrics, whether parameters and state are finite, seconds."""
+    start = time.perf_counter()
+    state, metrics, is_finite = loop(state, sampler, steps)
+    metrics = jax.tree.map(np.asarray, metrics)  # waits for the device
+    return state, metrics, bool(is_finite), time.perf_counter() - start
+
+
+class _Reporter:
+    """Tells of a run's progress: a bar on a terminal, and metrics in the run's folder."""
+
+    def __init__(self, out, steps, done, batch_size):
+        self._log = None if out is None else MetricsLog(out, step=done)
+        self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
+        self._batch_size = batch_size
+
+    def write(self, done: int, metrics: dict[str, np.ndarray], report: Report | None, seconds: float) -> None:
+        """Tells of the steps up to `done`, that took `seconds`, and of the validation after them."""
+        number = len(metrics["loss"])
+        if number == 0:
+            return
+        # A step without a finite task has no loss.
+        values = {name: float(np.nanmean(array)) for name, array in metrics.items()}
+        values["nonfinite_tasks"] = int(metrics["nonfinite_tasks"].sum())
+        if report is not None:
+            values |= {"validation_loss": report.loss, "validation_loss_ci95": report.loss_ci95}
+            if report.accuracy is not None and report.ci95 is not None:
+                values |= {"validation_accuracy": report.accuracy, "validation_accuracy_ci95": report.ci95}
+            if not self._bar.disable:
+                self._bar.write(f"step {done}: validation {report}")
+        if self._log is not None:
+            self._log.write(done, values)
+        rate = {"tasks/s": f"{number * self._batch_size / seconds:.3g}"}
+        self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | rate)
+        self._bar.update(number)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+        if self._log is not None:
+            self._log.close()
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set while the block runs; a second signal does what it always did."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number, _):
+        stopping.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int, episodes: int) -> None:
+    """Raises a `ValueError` for numbers that `fit` cannot take."""
+    check_counts(steps=steps)
+    check_counts(least=1, batch_size=batch_size, log_every=log_every)
+    check_counts(least=2, episodes=episodes)
+    if not is_count(save_every, least=1) or save_every % log_every:
+        raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
+
+
+def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonfinite) -> int:
+    """How many meta-steps of a dispatch went well; the last one only if it left finite parameters."""
+    if nonfinite == "raise":
+        bad = metrics["nonfinite_tasks"] > 0
+    else:
+        # One step without a finite task may be bad luck; a whole dispatch is not.
+        bad = np.full(len(metrics["loss"]), np.isnan(metrics["loss"]).all())
+    bad[-1] |= not is_finite
+    return int(bad.argmax()) if bad.any() else len(bad)
+
+
+def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> int:
+    """The last step with a finite task: of those that follow `done`, or that of `before`."""
+    found = np.flatnonzero(~np.isnan(metrics["loss"]))
+    return done + int(found[-1]) + 1 if len(found) else before
+
+
+def _diverged(step: int, last_finite: int, folder: Path | None) -> str:
+    """What is told of a run that is not finite at a step, and had no finite task after `last_finite`."""
+    saved = [] if folder is None else sorted(checkpoints.saved_steps(folder))
+    # A step may have a finite loss and ruin the parameters: only a finite step after it shows a checkpoint to be good.
+    good = max((at for at in saved if at < last_finite), default=None)
+    kept = "no checkpoint is known to be good" if good is None else f"the last good checkpoint is {folder}/{good}"
+    if saved and saved[-1] != good:
+        kept += f": no finite meta-step has followed {folder}/{saved[-1]}"
+    return f"tasks' losses, states or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."

@@ -1,0 +1,38 @@
+"""Learners by name."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jmeta import data
+from jmeta.configuration import build_learner, Configuration, LEARNERS
+from jmeta.types import Learner
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_can_be_built_by_its_name(name):
+    classes = 100 if name.startswith("baseline") else None
+    assert isinstance(build_learner(Configuration(learner=name, classes=classes)), Learner)
+
+
+def outputs_of(configuration):
+    """What the learner of a configuration, as initialised, predicts of a task it has adapted to."""
+    learner = build_learner(configuration)
+    task = data.sinusoid(shots=5, queries=5)(jax.random.key(0))
+    params, state = learner.init(jax.random.key(1), task)
+    return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("maml", 0.01), ("meta_sgd", 0.01), ("cavia", 1.0)])
+def test_an_inner_rate_left_out_on_sinusoids_is_theirs_where_weights_descend(name, rate):
+    left_out = Configuration(learner=name, data="sinusoid", context=4 if name == "cavia" else None)
+    found = outputs_of(left_out)
+    np.testing.assert_array_equal(found, outputs_of(dataclasses.replace(left_out, inner_rate=rate)))
+    assert not np.allclose(found, outputs_of(dataclasses.replace(left_out, inner_rate=0.1)))
+
+
+def test_reptile_keeps_its_optimizer_on_sinusoids():
+    left_out = Configuration(learner="reptile", data="sinusoid")
+    assert not np.allclose(outputs_of(left_out), outputs_of(dataclasses.replace(left_out, inner_rate=0.01)))

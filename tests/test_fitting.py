@@ -1,0 +1,372 @@
+"""Runs: in one or in parts, what they leave in their folder, and how they stop."""
+
+import functools
+import math
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jmeta
+from jmeta import checkpoints, data, fitting, learners, losses, models
+from jmeta.files import sole_writer
+from jmeta.metrics import MetricsLog, read_metrics
+
+SAMPLE = data.sinusoid(shots=5, queries=5)
+OPTIMIZER = optax.adam(1e-3)
+LEARNER = learners.maml(models.mlp(hidden=(8,)), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+
+
+def fitted(out=None, steps=60, **options):
+    options = {"batch_size": 2, "log_every": 10, "save_every": 20, "validation": SAMPLE, "episodes": 10} | options
+    return jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=steps, out=out, **options)
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_second_run_of_the_same_functions_compiles_nothing():
+    traces = []
+
+    def update(*arguments):
+        traces.append(1)
+        return OPTIMIZER.update(*arguments)
+
+    def run(sample, **options):
+        jmeta.fit(LEARNER, counted, sample, key=jax.random.key(0), steps=2, batch_size=2, **options)
+        return len(traces)
+
+    counted = OPTIMIZER._replace(update=update)
+    assert 0 < (once := run(SAMPLE)) == run(SAMPLE)
+    assert run(SAMPLE, nonfinite="raise") > once
+
+
+def test_a_learner_without_parameters_is_trained_all_the_same():
+    sample = data.glyphs(ways=2, shots=1, queries=1)
+    learner = learners.protonet(models.mlp(hidden=(), outputs=None))
+    state = jmeta.fit(learner, OPTIMIZER, sample, key=jax.random.key(0), steps=2, batch_size=2)
+    assert state.step == 2
+
+
+@pytest.mark.parametrize("config", ["maml", {"rate": np.float32(0.1)}, {"rate": float("nan")}])
+def test_a_config_that_json_cannot_say_is_refused_before_anything_is_trained(config, tmp_path):
+    with pytest.raises(ValueError, match=r"config is .*; it must be"):
+        jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=2, batch_size=2, out=tmp_path, config=config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["\0\0", "3", "[]"])
+def test_a_damaged_line_of_metrics_is_told_by_its_number_and_file(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=rf"line 2 of {tmp_path}/metrics.jsonl is damaged"):
+        jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=2, batch_size=2, out=tmp_path)
+
+
+def sometimes_bad(key):
+    """One task in twenty has no finite loss."""
+    task = SAMPLE(key)
+    factor = jnp.where(jax.random.bernoulli(key, 0.05), jnp.nan, 1.0)
+    return task._replace(query=task.query._replace(targets=task.query.targets * factor))
+
+
+def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
+    state = jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, key=jax.random.key(0), steps=60, batch_size=2, out=tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    counted = [line["nonfinite_tasks"] for line in read_metrics(tmp_path)]
+    assert 0 < sum(counted) < 24
+    assert all(np.isfinite(line["loss"]) for line in read_metrics(tmp_path))
+
+
+@pytest.mark.parametrize("devices", [None, jax.devices()])
+def test_a_run_told_to_raise_stops_at_the_first_one_with_the_state_before_it(tmp_path, devices):
+    options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10, "nonfinite": "raise", "devices": devices}
+    with pytest.raises(FloatingPointError, match="not finite at meta-step") as error:
+        jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", **options)
+    step = checkpoints.latest_step(tmp_path / "raised" / "checkpoints")
+    assert f"meta-step {step + 1}; the last good checkpoint is" in str(error.value)
+    expected = jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=step, **options)
+    assert_same(checkpoints.restore(tmp_path / "raised" / "checkpoints", expected).params, expected.params)
+
+
+def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(tmp_path):
+    fitted(tmp_path / "parts", steps=20)
+    parts, whole = fitted(tmp_path / "parts"), fitted(tmp_path / "whole")
+    assert_same(parts.params, whole.params)
+    assert_same(jax.random.key_data(parts.key), jax.random.key_data(whole.key))
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+def test_a_run_on_several_devices_is_resumed_bit_for_bit_and_is_that_of_one_to_rounding(x64, tmp_path):
+    divided = functools.partial(fitted, devices=jax.devices())
+    divided(tmp_path, steps=20)
+    resumed, whole, alone = divided(tmp_path), divided(), fitted()
+    assert_same(resumed.params, whole.params)
+    assert divided(tmp_path).step.devices() == resumed.step.devices() == set(jax.devices())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), alone.params, whole.params)
+    assert fitted(tmp_path, steps=80).step == 80  # and goes on with one
+
+
+def test_a_batch_of_one_task_is_one_devices_and_its_validation_all_devices(tmp_path):
+    state = fitted(tmp_path, steps=20, batch_size=1, devices=jax.devices())
+    alone = fitted(steps=20, batch_size=1)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), state.params, alone.params)
+    assert state.step.devices() == set(jax.devices()[:1])
+
+
+def test_metrics_are_written_as_lines_and_for_tensorboard(tmp_path):
+    fitted(tmp_path)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert {"loss", "gradient_norm"} <= lines[0].keys()
+    assert [line["step"] for line in lines if "validation_loss" in line] == [20, 40, 60]
+    assert all("validation_loss_ci95" in line for line in lines if "validation_loss" in line)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_value_that_is_not_finite_is_null_in_the_lines_and_nan_when_read_also_after_resuming(tmp_path):
+    for step in (1, 2):
+        log = MetricsLog(tmp_path, step=step - 1)
+        log.write(step, {"validation_loss": math.nan})
+        log.close()
+    written = '{"step": 1, "validation_loss": null}\n{"step": 2, "validation_loss": null}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == written
+    assert all(math.isnan(line["validation_loss"]) for line in read_metrics(tmp_path))
+
+
+def test_a_line_cut_short_by_a_kill_is_written_again(tmp_path):
+    fitted(tmp_path, steps=20)
+    whole = read_metrics(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "loss": 1}\n{"step": 40, "lo')
+    fitted(tmp_path, steps=20)
+    assert read_metrics(tmp_path) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
+    def interrupt():
+        while len(read_metrics(tmp_path)) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    before = signal.getsignal(number)
+    state = fitted(tmp_path, steps=10**7, save_every=10**6, validation=None)
+    thread.join()
+    assert 0 < state.step < 10**7
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == state.step
+    assert signal.getsignal(number) is before
+
+
+def poisoned(key):
+    task = SAMPLE(key)
+    return task._replace(query=task.query._replace(targets=task.query.targets * jnp.nan))
+
+
+def test_a_loss_that_turns_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path):
+    fitted(tmp_path, steps=40)
+    options = {"key": jax.random.key(0), "batch_size": 2, "out": tmp_path, "save_every": 20}
+    good, last = (tmp_path / "checkpoints" / str(step) for step in (20, 40))
+    told = f"meta-step 41; the last good checkpoint is {good}: no finite meta-step has followed {last}"
+    with pytest.raises(FloatingPointError, match=told):
+        jmeta.fit(LEARNER, OPTIMIZER, poisoned, steps=60, **options)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 40
+
+
+def test_parameters_that_turn_infinite_are_not_saved(tmp_path):
+    options = {"key": jax.random.key(0), "steps": 4, "batch_size": 2, "out": tmp_path, "log_every": 1, "save_every": 1}
+    with pytest.raises(FloatingPointError, match=r"meta-step 1; no checkpoint is known to be good\."):
+        jmeta.fit(LEARNER, optax.sgd(np.inf), SAMPLE, **options)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize("save_every", [1, 10])
+def test_a_checkpoint_that_no_finite_step_has_followed_is_not_called_good(tmp_path, save_every):
+    options = {"key": jax.random.key(0), "batch_size": 2, "log_every": save_every, "save_every": save_every}
+    told = rf"meta-step 2; no checkpoint is known to be good: .* has followed {tmp_path}/checkpoints/{save_every}"
+    with pytest.raises(FloatingPointError, match=told):  # the first step ruins finite parameters
+        jmeta.fit(LEARNER, optax.sgd(1e30), SAMPLE, steps=40, out=tmp_path, **options)
+
+
+def test_a_validation_of_other_ways_is_refused_before_anything_is_trained(tmp_path):
+    learner = learners.maml(models.mlp(hidden=(8,), outputs=5))
+    tasks, validation = (data.glyphs(ways=ways, shots=1, queries=1) for ways in (5, 3))
+    with pytest.raises(ValueError, match=r"outputs have shape \(3, 5\)"):
+        jmeta.fit(
+            learner,
+            OPTIMIZER,
+            tasks,
+            key=jax.random.key(0),
+            steps=20,
+            batch_size=2,
+            validation=validation,
+            out=tmp_path,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_validation_fails_keeps_what_it_has_trained(tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(fitting, "evaluate", fails)
+    with pytest.raises(MemoryError):
+        fitted(tmp_path, steps=40)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == read_metrics(tmp_path)[-1]["step"] == 20
+
+
+def test_a_run_whose_metrics_cannot_be_written_keeps_what_it_has_trained(tmp_path, monkeypatch):
+    def fails(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MetricsLog, "write", fails)
+    with pytest.raises(OSError, match="No space left"):
+        fitted(tmp_path, steps=20, log_every=20)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 20
+
+
+def test_a_state_with_a_number_of_pythons_is_saved_and_restored(tmp_path):
+    start = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    state = start._replace(step=3)
+    checkpoints.save(tmp_path, state)
+    assert checkpoints.restore(tmp_path, state).step == 3
+
+
+def test_a_run_of_no_steps_has_a_checkpoint_too(tmp_path):
+    assert_same(fitted(tmp_path, steps=0).params, fitted(tmp_path, steps=0).params)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 0
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
+    told = pytest.raises(ValueError, match=f"another run trains in {tmp_path}")
+    with ThreadPoolExecutor(1) as other, sole_writer(tmp_path), told:
+        other.submit(fitted, tmp_path).result()
+    fitted(tmp_path, steps=20)
+
+
+@pytest.mark.parametrize("name", ["a key of the user's", "one array twice"])
+def test_an_optimizer_may_keep_what_is_not_its_own(tmp_path, name):
+    key = jax.random.key(7)
+    optimizer = {
+        "a key of the user's": optax.chain(optax.add_noise(0.01, 0.5, key), optax.sgd(1e-3)),
+        "one array twice": optax.contrib.prodigy(),
+    }[name]
+    run = functools.partial(jmeta.fit, LEARNER, optimizer, SAMPLE, key=jax.random.key(0), batch_size=2, save_every=20)
+    run(steps=20, out=tmp_path)
+    assert_same(run(steps=40, out=tmp_path).params, run(steps=40).params)
+    assert jax.random.split(key).shape == (2,)
+
+
+def test_metrics_of_something_else_are_left_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"mine": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl has lines without a step, so it is of no run"):
+        fitted(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"mine": 1}\n'
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path):
+    fitted(tmp_path, steps=20, config={"seed": 0})
+    with pytest.raises(ValueError, match="are of another run: its seed is 0, not 1"):
+        fitted(tmp_path, config={"seed": 1})
+
+
+def test_another_key_in_the_folder_is_refused(tmp_path):
+    fitted(tmp_path, steps=20)
+    with pytest.raises(ValueError, match="are of another run: its key is"):
+        jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(1), steps=40, batch_size=2, out=tmp_path)
+
+
+def test_a_config_with_another_batch_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="config says that batch_size is 3, but fit was given 2"):
+        fitted(out=tmp_path, config={"batch_size": 3})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_of_tuples_is_its_own_after_json(tmp_path):
+    fitted(tmp_path, steps=20, config={"hidden": (8,)})
+    assert fitted(tmp_path, steps=40, config={"hidden": (8,)}).step == 40
+
+
+def test_a_run_made_longer_from_an_odd_step_is_saved_and_validated_on_time(tmp_path):
+    fitted(tmp_path, steps=25)
+    fitted(tmp_path, steps=65)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20, 25, 30, 40, 50, 60, 65]
+    assert [line["step"] for line in read_metrics(tmp_path) if "validation_loss" in line] == [20, 25, 40, 60, 65]
+
+
+def test_a_raw_key_is_resumed_like_a_typed_one(tmp_path):
+    def run(key, steps):
+        return jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=key, steps=steps, batch_size=2, out=tmp_path)
+
+    run(jax.random.PRNGKey(0), 10)
+    assert run(jax.random.key(0), 20).step == 20
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(8)(x))
+        return nn.Dense(1)(x)
+
+
+class NNXDropped(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden, self.out = nnx.Linear(1, 8, rngs=rngs), nnx.Linear(8, 1, rngs=rngs)
+        self.norm, self.dropout = nnx.BatchNorm(8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(self.norm(self.hidden(x))))
+
+
+@pytest.mark.parametrize("model", [models.from_linen(Dropped()), models.from_nnx(NNXDropped)])
+def test_a_model_with_random_streams_is_trained_saved_and_resumed(tmp_path, model):
+    subject = learners.maml(model, inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+    for steps in (2, 4):
+        state = jmeta.fit(
+            subject,
+            OPTIMIZER,
+            SAMPLE,
+            key=jax.random.key(0),
+            steps=steps,
+            batch_size=2,
+            out=tmp_path,
+            validation=SAMPLE,
+        )
+    assert state.step == 4
+
+
+def test_fit_is_quiet_when_not_on_a_terminal(capsys):
+    fitted(steps=20)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "steps is -1"),
+        ({"save_every": 15}, "save_every is 15; it must be a multiple of log_every, 10"),
+        ({"log_every": 0}, "log_every is 0"),
+        ({"tasks_per_chunk": 0}, "tasks_per_chunk is 0"),
+        ({"batch_size": 2.0}, "batch_size is 2.0; it must be a whole number"),
+        ({"episodes": 1}, "episodes is 1"),
+        ({"nonfinite": "ignore"}, "nonfinite is 'ignore'"),
+        ({"max_task_norm": 0.0}, "max_task_norm is 0.0"),
+        ({"devices": []}, r"devices is \[\]; it must be a sequence of different devices"),
+        ({"devices": 2}, "devices is 2; it must be a sequence"),
+        ({"devices": 2 * jax.devices()[:1]}, r"Cpu.*; it must be a sequence of different"),
+    ],
+)
+def test_refuses_a_schedule_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(**options)
