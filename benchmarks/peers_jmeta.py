@@ -74,8 +74,9 @@ def _start(workload, weights, batch, dtype, optimizer):
 
 
 def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
-    """The train step; its update by gradient descent of rate 1 tells the meta-gradient."""
-    batch, optimizer = as_tasks(tasks, dtype), optax.sgd(1.0)
+    """The train step, with an optimizer that keeps the meta-gradient."""
+    batch = as_tasks(tasks, dtype)
+    optimizer = optax.GradientTransformation(lambda params: params, lambda gradient, *_: (gradient, gradient))
     learner, state = _start(workload, weights, batch, dtype, optimizer)
     devices = devices_of(peer, workload)
     train_step = jmeta.make_train_step(learner, optimizer, max_task_norm=math.inf, devices=devices)
@@ -83,7 +84,8 @@ def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
     @jax.jit
     def step(state, batch):
         after, _ = train_step(state, batch)
-        return by_name(jax.tree.map(jnp.subtract, state.params[0], after.params[0]))
+        network, _ = after.opt_state
+        return by_name(network)
 
     state, batch = on_each_device((state, batch), devices)
     return lambda: jax.block_until_ready(step(state, batch))

@@ -41,6 +41,9 @@ FEW_ROWS = 100
 SMALL_MAP = 16
 FEW_PIXELS = 5000
 BLOCK = 5
+# Columns are made of h * w shifts, or of w shifts along rows and then of h along columns: less to compile, but what is
+# made first is copied again, which costs time where numbers are many.
+FEW_NUMBERS = 2**17
 
 
 def conv(x: Array, w: Array, *, stride: int = 1) -> Array:
@@ -90,8 +93,11 @@ def columns(x: Array, size: tuple[int, int], stride: int = 1) -> Array:
     _, H, W, _ = x.shape
     pads = [max((-(-n // stride) - 1) * stride + k - n, 0) for n, k in zip((H, W), size, strict=True)]
     x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)))
-    shifts = [(i, j) for i in range(size[0]) for j in range(size[1])]
-    return jnp.concatenate([x[:, i : i + H : stride, j : j + W : stride] for i, j in shifts], -1)
+    if x.size > FEW_NUMBERS:
+        shifts = [(i, j) for i in range(size[0]) for j in range(size[1])]
+        return jnp.concatenate([x[:, i : i + H : stride, j : j + W : stride] for i, j in shifts], -1)
+    x = jnp.concatenate([x[:, :, j : j + W : stride] for j in range(size[1])], -1)
+    return jnp.concatenate([x[:, i : i + H : stride] for i in range(size[0])], -1)
 
 
 def _as_matmul(x, w, stride=1):
