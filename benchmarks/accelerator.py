@@ -150,7 +150,7 @@ def measure_step(workload: Workload, dtype: str, options: dict[str, Any], operat
 def step_of(workload: Workload, dtype: str) -> tuple[Callable, jmeta.TrainState, jmeta.Task]:
     """A jitted train step of all tasks at once, and what it is called with; parameters and inputs have this dtype."""
     batch = peers_jmeta.as_tasks(tasks_of(workload), jnp.dtype(dtype))
-    step, state = peers_jmeta.begin_training(workload, batch, tasks_per_chunk=workload.tasks)
+    step, state = peers_jmeta.train_step_and_state(workload, batch, tasks_per_chunk=workload.tasks)
     return step, state._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), state.params)), batch
 
 

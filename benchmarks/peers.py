@@ -10,11 +10,6 @@ take turns. Processes differ, as in where their memory lies, so that all of this
 where JAX does, on the CPU or on a GPU that PyTorch sees too.
 Peers that are not installed (`pip install '.[bench]'`) are left out, unless they are named. A result goes to
 benchmarks/results/peers/PLATFORM-WORKLOAD.json.
-
-There are three kinds of work, each a function `(peer, workload, weights, tasks, dtype) -> step` in the file of a peer.
-`meta_gradient`: the step gives that of the mean query loss over the tasks, by the names of the weights. `training`: it
-draws tasks, takes their meta-gradient and updates the weights by Adam, so many times. `evaluation`: it gives the mean
-query loss after adaptation.
 """
 
 import contextlib

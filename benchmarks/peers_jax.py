@@ -1,6 +1,6 @@
 """MAML and prototypical networks as users of JAX, Flax and optax write them.
 
-Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`; what `step()` gives is told in peers.py.
+Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`; what `step()` gives is told in workloads.py.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""The work that peers do, done by jmeta.
+"""The work that peers do, done by jmeta; and what else is measured of it, its arithmetic and its memory.
 
 Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`, in this file as in those of the peers; what
-`step()` gives is told in peers.py.
+`step()` gives is told in workloads.py.
 """
 
 import functools
@@ -76,7 +76,8 @@ def _start(workload, weights, batch, dtype, optimizer):
 def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
     """The train step, with an optimizer that keeps the meta-gradient."""
     batch = as_tasks(tasks, dtype)
-    optimizer = optax.GradientTransformation(lambda params: params, lambda gradient, *_: (gradient, gradient))
+    nowhere = functools.partial(jax.tree.map, lambda leaf: jnp.full_like(leaf, jnp.nan))  # until there is a gradient
+    optimizer = optax.GradientTransformation(nowhere, lambda gradient, *_: (gradient, gradient))
     learner, state = _start(workload, weights, batch, dtype, optimizer)
     devices = devices_of(peer, workload)
     train_step = jmeta.make_train_step(learner, optimizer, max_task_norm=math.inf, devices=devices)
@@ -89,19 +90,6 @@ def meta_gradient(peer, workload, weights, tasks, dtype) -> Callable:
 
     state, batch = on_each_device((state, batch), devices)
     return lambda: jax.block_until_ready(step(state, batch))
-
-
-def begin_training(workload, batch, *, tasks_per_chunk=None, **options) -> tuple[jax.stages.Wrapped, jmeta.TrainState]:
-    """A jitted meta-step and the state that it begins with; the options are the learner's."""
-    learner, optimizer = learner_of(workload, **options), optax.sgd(0.1)
-    state = jmeta.init_state(learner, optimizer, jax.random.key(0), _one(batch))
-    return jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=tasks_per_chunk)), state
-
-
-def compiled_train_step(workload, batch, **options) -> jax.stages.Compiled:
-    """A meta-step, which knows its temporary memory; the options are the learner's."""
-    step, state = begin_training(workload, batch, **options)
-    return step.lower(state, batch).compile()
 
 
 def training(peer, workload, weights, tasks, dtype) -> Callable:
@@ -161,3 +149,18 @@ def operations(workload, tasks) -> int:
 
 def _outputs(learner, params, state, task):
     return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
+
+
+def train_step_and_state(
+    workload, batch, *, tasks_per_chunk=None, **options
+) -> tuple[jax.stages.Wrapped, jmeta.TrainState]:
+    """A jitted meta-step and the state that it begins with; the options are the learner's."""
+    learner, optimizer = learner_of(workload, **options), optax.sgd(0.1)
+    state = jmeta.init_state(learner, optimizer, jax.random.key(0), _one(batch))
+    return jax.jit(jmeta.make_train_step(learner, optimizer, tasks_per_chunk=tasks_per_chunk)), state
+
+
+def compiled_train_step(workload, batch, **options) -> jax.stages.Compiled:
+    """A meta-step, which knows its temporary memory; the options are the learner's."""
+    step, state = train_step_and_state(workload, batch, **options)
+    return step.lower(state, batch).compile()

@@ -1,7 +1,7 @@
 """MAML and prototypical networks as users of PyTorch write them: `torch.autograd`, `torch.func`, higher,
 TorchOpt, learn2learn.
 
-Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`; what `step()` gives is told in peers.py.
+Each kind of work is `(peer, workload, weights, tasks, dtype) -> step`; what `step()` gives is told in workloads.py.
 """
 
 import functools

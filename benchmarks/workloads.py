@@ -1,4 +1,10 @@
-"""Tasks that peers are compared on: how many, of what, for which network, and what is to be done with them."""
+"""What peers are compared on: tasks, how many and of what, a network, and the work that is done with them.
+
+There are three kinds of work, each a function `(peer, workload, weights, tasks, dtype) -> step` in the file of a peer.
+`meta_gradient`: the step gives that of the mean query loss over the tasks, by the names of the weights. `training`: it
+draws tasks, takes their meta-gradient and updates the weights by Adam, so many times. `evaluation`: it gives the mean
+query loss after adaptation.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +31,7 @@ class Workload(NamedTuple):
     strided: bool = False
     second_order: bool = True
     learner: str = "maml"  # or "protonet"
-    work: str = "meta_gradient"
+    work: str = "meta_gradient"  # or "training" or "evaluation", as above
     meta_steps: int = 1  # of one call, in training
 
     @property
@@ -34,7 +40,7 @@ class Workload(NamedTuple):
         return tuple(self.width * times // 2 for times in (2, 5, 10, 20))
 
     def examples(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets [T, K, ...] of so many examples of a class: what they show costs no time."""
+        """Inputs and targets [T, K, ...] of so many examples of a class, random: time does not depend on them."""
         shape = (self.tasks, self.ways * number)
         if self.image is None:
             return rng.uniform(-5, 5, (*shape, 1)), rng.normal(size=(*shape, 1))

@@ -1,4 +1,4 @@
-"""A function of one task over a batch of them: vmapped in chunks, the chunks divided over devices."""
+"""A function of one task over a batch of them: divided over devices, and vmapped in chunks on each."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,7 +10,7 @@ from jax.extend.core import jaxpr_as_fun, subjaxprs
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jmeta.types import Array, PyTree
+from jmeta.types import Array, PyTree, Task
 
 # Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
 # cache one at a time is faster (docs/decisions/0004-chunks.md); elsewhere it bounds the memory.
@@ -35,27 +35,20 @@ def map_tasks(function: Callable, *batches: PyTree) -> PyTree:
 
 
 def sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
-    """The sum of `function` over chunks of the leading axis of `batch`, the last one perhaps shorter.
+    """The sum of `function` over chunks of the leading axis of `batch`, which `chunk` divides.
 
     Leaves that do not add up are those of the last chunk.
     """
-    number = len(jax.tree.leaves(batch)[0])
-    if chunk == number:
+    if chunk == len(jax.tree.leaves(batch)[0]):
         return function(batch)
-    whole = number // chunk * chunk
-    chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), batch)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], chunks)),
-    )
+    chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), batch)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], chunks))
 
     def add(sums, one):
         return jax.tree.map(lambda a, b: a + b if is_summed(b) else b, sums, function(one)), None
 
-    sums, _ = lax.scan(add, zeros, chunks)
-    if whole < number:
-        sums, _ = add(sums, jax.tree.map(lambda leaf: leaf[whole:], batch))
-    return sums
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return lax.scan(add, zeros, chunks)[0]
 
 
 def is_summed(leaf: Array) -> bool:
@@ -66,8 +59,8 @@ def is_summed(leaf: Array) -> bool:
 def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:
     """How many of `number` tasks to vmap a function over at a time.
 
-    The largest divisor of `number` that is not above `most_at_once`, so that
-    one compiled function does for all chunks.
+    One compiled function does for all chunks, the last of which is filled up. So of the numbers above half of
+    `most_at_once` it is the one that leaves the least to fill up, and of those the largest.
 
     Args:
         number: of tasks.
@@ -75,7 +68,7 @@ def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:
         arguments: what it is called with, or their shapes.
     """
     most = most_at_once(number, function, *arguments)
-    return max(chunk for chunk in range(1, most + 1) if number % chunk == 0)
+    return min(range(most // 2 + 1, most + 1), key=lambda chunk: (-number % chunk, -chunk))
 
 
 def most_at_once(number: int, function: Callable, *arguments: PyTree) -> int:
@@ -96,6 +89,11 @@ def largest_array(function: Callable, *arguments: PyTree) -> int:
         return max([1, *(aval.size * aval.dtype.itemsize for aval in numbers), *map(largest, subjaxprs(jaxpr))])
 
     return largest(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
+    """The sampler as a pytree: passed to a compiled function, its table is an argument and not a constant."""
+    return sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
 
 
 def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] | None:

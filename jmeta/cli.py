@@ -22,8 +22,9 @@ from jmeta import checkpoints, data, demo
 from jmeta.configuration import (
     build_learner,
     build_sampler,
-    check_ways,
+    check_protocol,
     Configuration,
+    key_of,
     LEARNERS,
     Protocol,
     SOURCES,
@@ -31,9 +32,10 @@ from jmeta.configuration import (
 )
 from jmeta.evaluation import evaluate
 from jmeta.files import sole_writer, write_whole
-from jmeta.fitting import check_schedule, fit
-from jmeta.training import check_policy, init_state
-from jmeta.types import Array, Learner, Task, TrainState
+from jmeta.fitting import check_schedule, check_taken, fit
+from jmeta.runs import load, read_run, Run
+from jmeta.training import check_policy
+from jmeta.types import Array, Task
 
 Benchmark = Literal["order", "learners", "linear_regression"]  # those in benchmarks/ that the command runs
 
@@ -146,24 +148,13 @@ Command = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What `run.json` in a run's folder says."""
-
-    configuration: Configuration
-    steps: int
-    save_every: int
-    log_every: int
-    episodes: int
-
-
 def train(command: Train) -> None:
     """`jmeta train`."""
     folder, run = _begun(command) if command.resume is None else _resumed(command, command.resume)
     configuration = run.configuration
     check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
     check_policy(configuration.nonfinite, configuration.max_task_norm)
-    learner, key = build_learner(configuration), _key(configuration.seed)
+    learner, key = build_learner(configuration), key_of(configuration.seed)
     tasks, validation = (
         build_sampler(configuration.data, configuration.protocol, split, configuration.data_dir)
         for split in ("train", "val")
@@ -197,20 +188,17 @@ def train(command: Train) -> None:
     print(f"trained for {state.step} meta-steps; evaluate with: jmeta evaluate {folder}")
 
 
-def _key(seed: int) -> Array:
-    try:
-        return jax.random.key(seed)
-    except OverflowError:
-        raise ValueError(f"seed is {seed}; it must be a whole number of 64 bits.") from None
-
-
 def _begun(command: Train) -> tuple[Path, Run]:
     """A new run."""
     if command.out is None:
         raise ValueError("train needs --out, the folder of a new run, or --resume, that of one to go on with.")
     _check_empty(command.out)
     ways = command.configuration.protocol.ways
-    check_ways(command.configuration.data, None if ways == Protocol().ways else ways)
+    check_protocol(
+        command.configuration.data,
+        ways=None if ways == Protocol().ways else ways,
+        data_dir=command.configuration.data_dir,
+    )
     steps = 2000 if command.steps is None else command.steps
     return command.out, Run(command.configuration, steps, command.save_every, command.log_every, command.episodes)
 
@@ -234,38 +222,21 @@ def _check_resumed(arguments: list[str]) -> None:
 
 def _resumed(command: Train, folder: Path) -> tuple[Path, Run]:
     """The run in the folder, with more steps if some are given."""
-    run = _read_run(folder)
+    run = read_run(folder)
     if command.steps is None:
         return folder, run
-    if command.steps < (taken := checkpoints.latest_step(folder / "checkpoints") or 0):
-        raise ValueError(
-            f"steps is {command.steps}, but the run in {folder} has taken {taken}; give it at least those."
-        )
+    check_taken(folder, checkpoints.latest_step(folder / "checkpoints") or 0, command.steps)
     return folder, dataclasses.replace(run, steps=command.steps)
-
-
-def _read_run(folder: Path) -> Run:
-    path = folder / "run.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there is no run in {folder}: {path} is missing; start one: jmeta train --out {folder}"
-        )
-    try:
-        saved = json.loads(path.read_text())
-        configuration = saved.pop("configuration")
-        return Run(Configuration(**configuration | {"protocol": Protocol(**configuration["protocol"])}), **saved)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not what `jmeta train` writes: {error}") from error
 
 
 def evaluate_run(command: Evaluate) -> None:
     """`jmeta evaluate`."""
-    configuration = _read_run(command.run).configuration
+    configuration = read_run(command.run).configuration
     given = {name: getattr(command, name) for name in ("ways", "shots", "queries")}
     protocol = dataclasses.replace(configuration.protocol, **{k: v for k, v in given.items() if v is not None})
     name = command.data or configuration.data
-    check_ways(name, command.ways)
-    key = _key(command.seed)
+    check_protocol(name, ways=command.ways, data_dir=command.data_dir)
+    key = key_of(command.seed)
     if command.out is not None:
         _check_file(command.out)
     sample = build_sampler(name, protocol, "test", command.data_dir or configuration.data_dir)
@@ -293,21 +264,6 @@ def _check_file(out: Path) -> None:
         raise ValueError(f"--out {out} is a folder; it must be a file.")
     if not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out {out} is in a folder that you may not write to.")
-
-
-def load(run: Path) -> tuple[Learner, TrainState]:
-    """The learner and the newest state of a run made by `jmeta train`.
-
-    Raises:
-        FileNotFoundError: if there is no run or no checkpoint in it.
-        ValueError: if the checkpoint is of another learner.
-    """
-    configuration = _read_run(run).configuration
-    checkpoints.check_config(run / "checkpoints", dataclasses.asdict(configuration))
-    learner = build_learner(configuration)
-    key = _key(configuration.seed)
-    like = init_state(learner, optax.adam(configuration.learning_rate), key, jax.jit(stand_in(configuration))(key))
-    return learner, checkpoints.restore(run / "checkpoints", like)
 
 
 def _input_shape(sample: Callable[[Array], Task]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What is trained on what, by name: as options tell it, and as a run's folder keeps it."""
+"""A learner, its network and its tasks by their names, as options and a run's folder tell them."""
 
 import dataclasses
 import difflib
@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 import tyro
 
@@ -29,10 +31,11 @@ class Protocol:
 
 
 class Source(NamedTuple):
-    """A source of tasks, as the command line knows it."""
+    """A source of tasks."""
 
     description: str
     sampler: Callable  # (task protocol, split, data_dir) -> sample
+    files: bool = False  # which lie in `data_dir`
     regression: bool = False
     model: str = "conv4"
     inner_rate: float | None = None  # of gradient descent in weights on it; None: the learner's own
@@ -50,7 +53,7 @@ SOURCES = {
             ways=protocol.ways, shots=protocol.shots, queries=protocol.queries
         ),
     ),
-    "omniglot": Source("1,623 handwritten characters of 50 alphabets (Lake et al., 2015)", _omniglot),
+    "omniglot": Source("1,623 handwritten characters of 50 alphabets (Lake et al., 2015)", _omniglot, files=True),
     "sinusoid": Source(
         "regression of sine waves (Finn et al., 2017)",
         lambda protocol, split, data_dir: data.sinusoid(shots=protocol.shots, queries=protocol.queries),
@@ -62,11 +65,11 @@ SOURCES = {
 
 LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
-# Learners whose model has an output layer as wide as the targets; that of others is an encoder.
-HEADED = {"anil", "boil", "cavia", "fomaml", "imaml", "maml", "mamlpp", "meta_curvature", "meta_sgd", "reptile"}
-# Learners whose own rate of gradient descent is for classification. The others of the inner loop have their own on any
+# Learners whose own rate of gradient descent is for classification. Others of the inner loop have their own on any
 # source: a context has cavia's, reptile has Adam, and imaml needs a minimum.
 DESCEND_IN_WEIGHTS = {"anil", "boil", "fomaml", "maml", "mamlpp", "meta_curvature", "meta_sgd"}
+# Learners whose model has an output layer as wide as the targets; that of others is an encoder.
+HEADED = DESCEND_IN_WEIGHTS | {"cavia", "imaml", "reptile"}
 REGRESSION = {"cnp": losses.gaussian_nll}  # losses of regression other than the squared error
 
 
@@ -135,6 +138,20 @@ class Configuration:
     """Decides the initial parameters and all tasks."""
 
 
+# Options of learners that a configuration names as they do.
+LEARNER_OPTIONS = (
+    "inner_steps",
+    "test_steps",
+    "inner_batch",
+    "classes",
+    "distance",
+    "multi_step_until",
+    "first_order_until",
+    *MetaGradientOptions.__annotations__,
+)
+OPTION_NAMES = {"inner_optimizer": "inner_rate"}  # of those that it names otherwise
+
+
 def build_learner(configuration: Configuration) -> Learner:
     """The learner of a configuration.
 
@@ -159,19 +176,6 @@ def build_learner(configuration: Configuration) -> Learner:
     return factory(_build_model(configuration, source), **_accepted(factory, configuration.learner, options))
 
 
-# Options of learners that a configuration names as they do.
-LEARNER_OPTIONS = (
-    "inner_steps",
-    "test_steps",
-    "inner_batch",
-    "classes",
-    "distance",
-    "multi_step_until",
-    "first_order_until",
-    *MetaGradientOptions.__annotations__,
-)
-
-
 def _build_model(configuration: Configuration, source: Source) -> Model:
     name = configuration.model or source.model
     factory = _named("model", name, MODELS)
@@ -186,7 +190,9 @@ def _accepted(factory: Callable, name: str, options: dict[str, Any]) -> dict[str
     given = {option: value for option, value in options.items() if value is not None}
     parameters = inspect.signature(factory).parameters
     known = parameters.keys() | (MetaGradientOptions.__annotations__ if "options" in parameters else {})
-    for option in given.keys() - known:
+    for option in given:
+        if option in known:
+            continue
         if option == "loss_fn":
             raise ValueError(f"{name} classifies; it cannot be trained on a source of regression tasks.")
         raise ValueError(f"{OPTION_NAMES.get(option, option)} was given, but {name} has no such option.")
@@ -194,9 +200,6 @@ def _accepted(factory: Callable, name: str, options: dict[str, Any]) -> dict[str
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and option not in given:
             raise ValueError(f"{name} needs the option --{option}.")
     return given
-
-
-OPTION_NAMES = {"inner_optimizer": "inner_rate"}
 
 
 def _named(kind: str, name: str, known: dict[str, Any]) -> Any:
@@ -211,13 +214,30 @@ def build_sampler(name: str, protocol: Protocol, split: str, data_dir: str | Non
     return _named("data", name, SOURCES).sampler(protocol, split, data_dir)
 
 
-def check_ways(name: str, given: int | None) -> None:
-    """Raises a `ValueError` if classes were asked for of a source that has none."""
-    if given is not None and _named("data", name, SOURCES).regression:
-        raise ValueError(f"--ways {given} was given, but {name} has no classes.")
+def check_protocol(name: str, *, ways: int | None, data_dir: str | None) -> None:
+    """Raises a `ValueError` for what was given and a source has not: classes, or a folder of files."""
+    source = _named("data", name, SOURCES)
+    if ways is not None and source.regression:
+        raise ValueError(f"--ways {ways} was given, but {name} has no classes.")
+    if data_dir is not None and not source.files:
+        raise ValueError(f"--data-dir {data_dir} was given, but {name} reads no files.")
 
 
 def stand_in(configuration: Configuration) -> Callable[[Array], Task]:
-    """A sampler of tasks of the shapes a run was trained on, for which no data set is read."""
-    name = "sinusoid" if SOURCES[configuration.data].regression else "glyphs"
-    return SOURCES[name].sampler(configuration.protocol, "train", None)
+    """A sampler of tasks of the shapes a run was trained on, for which no data set is read.
+
+    All sources of classes have images of 28 x 28 x 1. Its classes are numbered from 0, which every learner takes.
+    """
+    protocol = configuration.protocol
+    if SOURCES[configuration.data].regression:
+        return SOURCES["sinusoid"].sampler(protocol, "train", None)
+    sample = SOURCES["glyphs"].sampler(protocol, "train", None)
+    return lambda key: sample(key)._replace(class_ids=jnp.arange(protocol.ways, dtype=jnp.int32))
+
+
+def key_of(seed: int) -> Array:
+    """The key of a seed; raises a `ValueError` for one that is too large."""
+    try:
+        return jax.random.key(seed)
+    except OverflowError:
+        raise ValueError(f"seed is {seed}; it must be a whole number of 64 bits.") from None

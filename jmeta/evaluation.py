@@ -11,10 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmeta import losses
-from jmeta.batching import as_devices, device_count, filled_up, map_tasks, most_at_once, on_each_device, over_devices
+from jmeta.batching import (
+    as_argument,
+    as_devices,
+    default_chunk,
+    device_count,
+    filled_up,
+    map_tasks,
+    on_each_device,
+    over_devices,
+)
 from jmeta.checks import as_key, check_counts
 from jmeta.files import to_json
-from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, TrainState
+from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, tells_accuracy, TrainState
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,8 @@ def evaluate(
         ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, devices
             that cannot share episodes, what is no key or no state of training, a
             learner whose outputs are not as wide as the targets, or an episode with
-            queries of a class that has no support example.
+            queries of a class that has no support example, or of classes with real
+            numbers as targets.
 
     Example:
         >>> import optax, jmeta
@@ -126,8 +136,7 @@ def evaluate(
     run = _evaluator(learner, devices)
     parts = [run((False, *arguments), keys) for keys in chunks]
     found = {name: np.concatenate([part[name] for part in parts])[:episodes] for name in parts[0]}
-    if "orphans" in found and found["orphans"].any():
-        raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
+    _check_classes(found)
     alone = np.asarray(run((True, *arguments), chunks[0])["first"])[:episodes]
     return _report(found, _differ(found["first"][:chunk], alone), normalisations(state.state))
 
@@ -146,11 +155,6 @@ def check_episodes(
     """
     arguments = as_argument(sample), state.params, state.state
     _episodes_at_once(learner, arguments, math.ceil(episodes / device_count(devices)))
-
-
-def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
-    """The sampler as a pytree: passed to a compiled function, its table is an argument and not a constant."""
-    return sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
 
 
 @functools.lru_cache(maxsize=16)
@@ -173,9 +177,7 @@ def _episodes_at_once(learner: Learner, arguments: PyTree, episodes: int) -> int
 def _episodes_at_once_of_shapes(learner, structure, shapes, episodes):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.tree.unflatten(structure, shapes)
-    most = most_at_once(episodes, functools.partial(_episode, learner, False), *arguments, key)
-    # As few chunks as possible, of nearly equal size, so that little is computed twice to fill up the last one.
-    return math.ceil(episodes / math.ceil(episodes / most))
+    return default_chunk(episodes, functools.partial(_episode, learner, False), *arguments, key)
 
 
 def _episode(learner, is_blanked, sample, params, state, key):
@@ -203,13 +205,6 @@ def _classifies(learner, params, state, task):
     return task.class_ids is not None or tells_accuracy(learner, params, state, task)
 
 
-def tells_accuracy(learner: Learner, params: PyTree, state: PyTree, task: Task) -> bool:
-    """Whether the learner's loss is over classes: its metrics have their accuracy."""
-    # The function itself: its trace is then the one of `init` and of the train step.
-    _, (_, metrics) = jax.eval_shape(learner.loss, params, state, task, key=jax.random.key(0))
-    return "accuracy" in metrics
-
-
 def _protocol(task):
     """Ways, and the fewest and most shots and queries of a class, of one task."""
     shots, queries = losses.class_counts(task.support), losses.class_counts(task.query)
@@ -218,7 +213,26 @@ def _protocol(task):
         name: jnp.stack([jnp.where(present, counts, jnp.inf).min(), counts.max()])
         for name, counts in (("shots", shots), ("queries", queries))
     }
-    return {"ways": present.sum(), "orphans": (~present & (queries > 0)).any()} | extremes
+    orphans = (~present & (queries > 0)).any()
+    return {"ways": present.sum(), "orphans": orphans, "real": ~_is_of_distributions(task)} | extremes
+
+
+def _is_of_distributions(task):
+    """Whether the targets of all examples are probabilities of classes."""
+    targets, mask = (jnp.concatenate(parts) for parts in zip(task.support[1:], task.query[1:], strict=True))
+    near_one = jnp.abs(targets.sum(-1) - 1) < 1e-2  # as near as half precision is
+    return jnp.where(mask > 0, near_one & (targets >= 0).all(-1), True).all()
+
+
+def _check_classes(found: dict[str, np.ndarray]) -> None:
+    """Raises a `ValueError` for an episode of classes that is none, by what was found in all of them."""
+    if found.get("real", np.False_).any():
+        raise ValueError(
+            f"episode {found['real'].argmax()} has targets that are neither one-hot nor probabilities, but its classes "
+            "are numbered or the learner's loss is over classes; tasks of real targets have no class_ids."
+        )
+    if found.get("orphans", np.False_).any():
+        raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:

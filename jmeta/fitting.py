@@ -17,9 +17,9 @@ import optax
 from tqdm import tqdm
 
 from jmeta import checkpoints
-from jmeta.batching import as_devices, on_each_device
+from jmeta.batching import as_argument, as_devices, on_each_device
 from jmeta.checks import as_key, check_counts, is_count
-from jmeta.evaluation import as_argument, check_episodes, evaluate, Report
+from jmeta.evaluation import check_episodes, evaluate, Report
 from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog
 from jmeta.training import (
@@ -96,8 +96,8 @@ def fit(
         ValueError: for numbers out of range, devices that cannot share tasks,
             `save_every` not a multiple of `log_every`, a `config` that JSON cannot say
             or whose `key` or `batch_size` is not this run's, another run in `out`,
-            finished or under way, or `validation` of other ways than the learner's
-            outputs.
+            finished or under way, one there that has taken more steps, or `validation`
+            of other ways than the learner's outputs.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
             `nonfinite="raise"`, at the first task that is not finite, when the
@@ -125,6 +125,7 @@ def fit(
         folder, saved = None if out is None else Path(out) / "checkpoints", None
         if folder is not None and (saved := checkpoints.latest_step(folder)) is not None:
             checkpoints.check_config(folder, config)
+            check_taken(folder.parent, saved, steps)
             state = on_each_device(checkpoints.restore(folder, state), step_devices)
         state = unshared(state)
         options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
@@ -141,12 +142,14 @@ def fit(
             last_finite = _last_finite(metrics, done, before=last_finite)
             good = _good_steps(metrics, is_finite, nonfinite)
             is_diverged = good < len(metrics["loss"])
+            if is_diverged and nonfinite == "raise":
+                state, good = _last_good(dispatch, before, good)
             metrics = {name: values[:good] for name, values in metrics.items()}
             done += good
             if is_diverged:
-                reporter.write(done, metrics, None, seconds)
                 if folder is not None and nonfinite == "raise" and (saved or 0) < done:
-                    checkpoints.save(folder, dispatch(before, good)[0], config=config)
+                    checkpoints.save(folder, state, config=config)
+                reporter.write(done, metrics, None, seconds)
                 raise FloatingPointError(_diverged(min(done, last_finite) + 1, last_finite, folder))
             is_due = done % save_every == 0 or done == steps
             report = None
@@ -164,6 +167,21 @@ def fit(
         if folder is not None and saved != done:
             checkpoints.save(folder, state, config=config)
     return state
+
+
+def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int, episodes: int) -> None:
+    """Raises a `ValueError` for numbers that `fit` cannot take."""
+    check_counts(steps=steps)
+    check_counts(least=1, batch_size=batch_size, log_every=log_every)
+    check_counts(least=2, episodes=episodes)
+    if not is_count(save_every, least=1) or save_every % log_every:
+        raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
+
+
+def check_taken(folder: Path, taken: int, steps: int) -> None:
+    """Raises a `ValueError` if the run in a folder has taken more meta-steps than it shall have."""
+    if steps < taken:
+        raise ValueError(f"steps is {steps}, but the run in {folder} has taken {taken}; give it at least those.")
 
 
 def _config(told: dict[str, Any], **own: Any) -> dict[str, Any]:
@@ -211,6 +229,43 @@ def _dispatch(loop, sampler, state, steps):
     state, metrics, is_finite = loop(state, sampler, steps)
     metrics = jax.tree.map(np.asarray, metrics)  # waits for the device
     return state, metrics, bool(is_finite), time.perf_counter() - start
+
+
+def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> int:
+    """The last step with a finite task: of those that follow `done`, or that of `before`."""
+    found = np.flatnonzero(~np.isnan(metrics["loss"]))
+    return done + int(found[-1]) + 1 if len(found) else before
+
+
+def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonfinite) -> int:
+    """How many meta-steps of a dispatch went well; the last one only if it left finite parameters."""
+    if nonfinite == "raise":
+        bad = metrics["nonfinite_tasks"] > 0
+    else:
+        # One step without a finite task may be bad luck; a whole dispatch is not.
+        bad = np.full(len(metrics["loss"]), np.isnan(metrics["loss"]).all())
+    bad[-1] |= not is_finite
+    return int(bad.argmax()) if bad.any() else len(bad)
+
+
+def _last_good(dispatch, before, good):
+    """The last finite state of the good steps after `before`, and of how many: their last may have ruined it."""
+    for number in range(good, -1, -1):
+        state, _, is_finite, _ = dispatch(before, number)
+        if is_finite:
+            break
+    return state, number
+
+
+def _diverged(step: int, last_finite: int, folder: Path | None) -> str:
+    """What is told of a run that is not finite at a step, and had no finite task after `last_finite`."""
+    saved = [] if folder is None else sorted(checkpoints.saved_steps(folder))
+    # A step may have a finite loss and ruin the parameters: only a finite step after it shows a checkpoint to be good.
+    good = max((at for at in saved if at < last_finite), default=None)
+    kept = "no checkpoint is known to be good" if good is None else f"the last good checkpoint is {folder}/{good}"
+    if saved and saved[-1] != good:
+        kept += f": no finite meta-step has followed {folder}/{saved[-1]}"
+    return f"tasks' losses, states or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."
 
 
 class _Reporter:
@@ -270,40 +325,3 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int, episodes: int) -> None:
-    """Raises a `ValueError` for numbers that `fit` cannot take."""
-    check_counts(steps=steps)
-    check_counts(least=1, batch_size=batch_size, log_every=log_every)
-    check_counts(least=2, episodes=episodes)
-    if not is_count(save_every, least=1) or save_every % log_every:
-        raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
-
-
-def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonfinite) -> int:
-    """How many meta-steps of a dispatch went well; the last one only if it left finite parameters."""
-    if nonfinite == "raise":
-        bad = metrics["nonfinite_tasks"] > 0
-    else:
-        # One step without a finite task may be bad luck; a whole dispatch is not.
-        bad = np.full(len(metrics["loss"]), np.isnan(metrics["loss"]).all())
-    bad[-1] |= not is_finite
-    return int(bad.argmax()) if bad.any() else len(bad)
-
-
-def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> int:
-    """The last step with a finite task: of those that follow `done`, or that of `before`."""
-    found = np.flatnonzero(~np.isnan(metrics["loss"]))
-    return done + int(found[-1]) + 1 if len(found) else before
-
-
-def _diverged(step: int, last_finite: int, folder: Path | None) -> str:
-    """What is told of a run that is not finite at a step, and had no finite task after `last_finite`."""
-    saved = [] if folder is None else sorted(checkpoints.saved_steps(folder))
-    # A step may have a finite loss and ruin the parameters: only a finite step after it shows a checkpoint to be good.
-    good = max((at for at in saved if at < last_finite), default=None)
-    kept = "no checkpoint is known to be good" if good is None else f"the last good checkpoint is {folder}/{good}"
-    if saved and saved[-1] != good:
-        kept += f": no finite meta-step has followed {folder}/{saved[-1]}"
-    return f"tasks' losses, states or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."

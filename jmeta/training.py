@@ -24,8 +24,18 @@ from jmeta.batching import (
     sum_over_devices,
 )
 from jmeta.checks import as_key, check_counts, check_examples, check_transformation
-from jmeta.evaluation import tells_accuracy
-from jmeta.types import Array, at_least_single, by_path, Examples, first_difference, Learner, PyTree, Task, TrainState
+from jmeta.types import (
+    Array,
+    at_least_single,
+    by_path,
+    Examples,
+    first_difference,
+    Learner,
+    PyTree,
+    Task,
+    tells_accuracy,
+    TrainState,
+)
 
 # What a train step does with tasks whose loss or meta-gradient is not finite.
 Nonfinite = Literal["skip", "raise"]
@@ -53,10 +63,11 @@ def init_state(
             jitted step need not compile again for the state that it gives back.
 
     Raises:
-        ValueError: if targets are labels and not one-hot, the model's output width
-            is not the number of ways, a class has queries and no support example,
-            targets are real numbers where the loss is over classes, the optimizer is
-            none, or the devices cannot share tasks.
+        ValueError: if targets are labels and not one-hot, or of other ways in the
+            query set than in the support set, the model's output width is not the
+            number of ways, a class has queries and no support example, targets are
+            real numbers where the loss is over classes, the optimizer is no optax
+            transformation, or the devices cannot share tasks.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -108,7 +119,8 @@ def make_train_step(
         optimizer: the outer optimizer.
         tasks_per_chunk: how many tasks are vmapped at a time, the gradients of
             the chunks being added up. The result is the same to rounding; time
-            and memory are not. None takes as many as keep their arrays within
+            and memory are not. What the last chunk lacks is filled up with tasks
+            that do not count. None takes about as many as keep their arrays within
             the backend's bound: the cache on a CPU, where that is often one.
         nonfinite: `"skip"` leaves such tasks out of the mean; a step without a
             finite task changes no parameter. `"raise"` gives the state back as it
@@ -120,8 +132,8 @@ def make_train_step(
             targets of order one; where losses are larger, set it.
         devices: those that the tasks are divided over, `jax.local_devices()` say;
             `tasks_per_chunk` is then of each. A batch that they do not divide is
-            filled up with tasks that do not count. The result is the same to
-            rounding. None: each device on which the state lies does all the work.
+            filled up in the same way. The result is the same to rounding. None:
+            each device on which the state lies does all the work.
 
     Returns:
         `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate
@@ -152,39 +164,20 @@ def make_train_step(
     # A learner is pure, so that one trace of its loss serves `init`, the choice of a chunk and the gradient.
     task_loss = jax.jit(learner.loss)
 
-    def contribution(shared, task, key, is_counted):
-        """A task's weight, and what is added up: its gradient [P], times the weight, its state, metrics and itself.
-
-        All are zeros if it is not finite, the gradient too, since zero times NaN is NaN.
-        """
-        params, state = shared
-        differentiate = jax.value_and_grad(task_loss, has_aux=True)
-        (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
-        _check_state(state, after)
-        loss, state = jax.tree.map(_to_add_up, (loss, after))
-        # As one vector it is measured and added up in two operations, not in two for each parameter. Behind a barrier,
-        # or XLA computes it again in both.
-        gradient = _to_add_up(ravel_pytree(lax.optimization_barrier(gradient))[0])
-        length = jnp.linalg.norm(gradient)
-        is_finite = all_finite((loss, length, state)) & is_counted
-        measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
-        parts = gradient, state, measured, jnp.ones((), jnp.float32)
-        parts = jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if is_summed(leaf) else leaf, parts)
-        return jnp.where(is_finite, jnp.minimum(1, max_task_norm / length), 0), *parts
-
     def total_of_chunk(shared, batch):
-        weight, gradient, *parts = map_tasks(functools.partial(contribution, shared), *batch)
+        contribution = functools.partial(_contribution, task_loss, max_task_norm, *shared)
+        weight, gradient, *parts = map_tasks(contribution, *batch)
         # A product is faster than to scale and reduce; an accelerator would round its operands.
         gradient = jnp.matmul(weight, gradient, precision="highest")
         return gradient, *jax.tree.map(lambda leaf: leaf.sum(0) if is_summed(leaf) else leaf[-1], parts)
 
     def total_of_device(shared, batch):
-        params, state = shared
         tasks, keys, _ = batch
         one = jax.eval_shape(lambda tasks: jax.tree.map(lambda leaf: leaf[0], tasks), tasks)
-        loss = functools.partial(task_loss, params, state, key=keys[0])
+        loss = functools.partial(task_loss, *shared, key=keys[0])
         chunk = min(tasks_per_chunk or default_chunk(len(keys), loss, one), len(keys))
-        return sum_over_chunks(functools.partial(total_of_chunk, shared), batch, chunk)
+        (tasks, keys, is_counted), is_real = filled_up(batch, chunk)
+        return sum_over_chunks(functools.partial(total_of_chunk, shared), (tasks, keys, is_counted & is_real), chunk)
 
     total = over_devices(total_of_device, devices, sum_over_devices)
 
@@ -212,6 +205,26 @@ def make_train_step(
         return jax.tree.map(functools.partial(jnp.where, is_taken), after, before), metrics
 
     return train_step
+
+
+def _contribution(task_loss, max_task_norm, params, state, task, key, is_counted):
+    """A task's weight, and what is added up: its gradient [P], times the weight, its state, metrics and itself.
+
+    All are zeros if it is not finite, the gradient too, since zero times NaN is NaN.
+    """
+    differentiate = jax.value_and_grad(task_loss, has_aux=True)
+    (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
+    _check_state(state, after)
+    loss, state = jax.tree.map(_to_add_up, (loss, after))
+    # As one vector it is measured and added up in two operations, not in two for each parameter. Behind a barrier, or
+    # XLA computes it again in both.
+    gradient = _to_add_up(ravel_pytree(lax.optimization_barrier(gradient))[0])
+    length = jnp.linalg.norm(gradient)
+    is_finite = all_finite((loss, length, state)) & is_counted
+    measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
+    parts = gradient, state, measured, jnp.ones((), jnp.float32)
+    parts = jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if is_summed(leaf) else leaf, parts)
+    return jnp.where(is_finite, jnp.minimum(1, max_task_norm / length), 0), *parts
 
 
 def _to_add_up(leaf: Array) -> Array:
@@ -288,16 +301,16 @@ def _check_state(before: PyTree, after: PyTree) -> None:
 
 
 def _check_task(task: Task) -> None:
-    """Raises a `ValueError` for labels as targets, or if a class has queries and no support example."""
+    """Raises a `ValueError` for labels as targets, other ways in the query set, or a class with queries alone."""
     for name in ("support", "query"):
         check_examples(f"task.{name}", getattr(task, name))
-    if _is_traced(task):
-        return
-    widths = [np.shape(part.targets)[1] for part in (task.support, task.query)]
+    widths = [jnp.shape(part.targets)[1] for part in (task.support, task.query)]
     if widths[0] != widths[1]:
         raise ValueError(
             f"task.support has targets of {widths[0]} columns and task.query of {widths[1]}; they must be the same."
         )
+    if _is_traced(task):
+        return
     targets = [_real_targets(part) for part in (task.support, task.query)]
     if not all(map(_is_one_hot, targets)):
         return

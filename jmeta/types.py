@@ -196,6 +196,13 @@ def takes_mask(function: Callable) -> bool:
     return accepts(function, "mask")
 
 
+def tells_accuracy(learner: Learner, params: PyTree, state: PyTree, task: Task) -> bool:
+    """Whether the learner's loss is over classes: its metrics have their accuracy."""
+    # The function itself: its trace is then the one of `init` and of the train step.
+    _, (_, metrics) = jax.eval_shape(learner.loss, params, state, task, key=jax.random.key(0))
+    return "accuracy" in metrics
+
+
 def init_model(model: Model, key: Array, inputs: Array) -> tuple[PyTree, PyTree]:
     """`model.init`, with the inputs that `apply_model` would give it.
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from jmeta import checkpoints, cli
-from jmeta.configuration import Configuration, LEARNERS, Protocol, SOURCES
+from jmeta import checkpoints, cli, data, runs
+from jmeta.configuration import Configuration, LEARNERS, Protocol, Source, SOURCES
 from jmeta.metrics import read_metrics
 
 SINUSOID = [
@@ -76,8 +76,8 @@ def test_a_run_killed_again_and_again_ends_with_the_parameters_of_one_that_was_n
         assert process.returncode == -signal.SIGKILL
         process = jmeta("train", "--resume", folder)
     succeeded(process)
-    _, killed = cli.load(folder)
-    _, whole = cli.load(run_folder)
+    _, killed = runs.load(folder)
+    _, whole = runs.load(run_folder)
     assert killed.step == whole.step == 400
     jax.tree.map(np.testing.assert_array_equal, (killed.params, killed.opt_state), (whole.params, whole.opt_state))
     np.testing.assert_array_equal(jax.random.key_data(killed.key), jax.random.key_data(whole.key))
@@ -94,9 +94,9 @@ def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(run_folder, tmp_
         if file.is_file():
             os.truncate(file, file.stat().st_size // 2)
     assert checkpoints.latest_step(folder / "checkpoints") == 400
-    assert cli.load(folder)[1].step == 400
+    assert runs.load(folder)[1].step == 400
     assert cli.main(["train", "--resume", str(folder), "--steps", "420"]) == 0  # and it is written anew
-    assert cli.load(folder)[1].step == 420
+    assert runs.load(folder)[1].step == 420
 
 
 def test_evaluate_prints_one_line_and_writes_the_whole_report(run_folder, tmp_path, capsys):
@@ -122,7 +122,7 @@ def test_shots_may_differ_in_evaluation(run_folder, tmp_path, capsys):
 
 
 def test_tasks_are_divided_over_all_devices(run_folder, tmp_path, monkeypatch):
-    used, state = [], cli.load(run_folder)[1]
+    used, state = [], runs.load(run_folder)[1]
     monkeypatch.setattr(cli, "fit", lambda *_, devices, **options: used.append(devices) or state)
     monkeypatch.setattr(cli, "evaluate", lambda *_, devices, **options: used.append(devices))
     assert (
@@ -148,6 +148,20 @@ def test_a_metric_learner_is_evaluated_at_other_ways(protonet_folder, tmp_path):
     assert cli.main(arguments.split()) == 0
     report = json.loads(path.read_text())
     assert (report["ways"], report["shots"]) == (7, 2)
+
+
+def test_a_baseline_is_trained_and_evaluated(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 255, (24, 28, 28, 1), dtype=np.uint8)
+    table = data.class_table(images, np.repeat(np.arange(6), 4))
+
+    def sampler(protocol, split, data_dir):
+        return data.episodes(table, **dataclasses.asdict(protocol))
+
+    monkeypatch.setitem(SOURCES, "table", Source("six classes", sampler))
+    options = "--data table --classes 6 --queries 2 --width 4 --strided True --steps 2 --batch-size 2 --episodes 2"
+    folder = str(tmp_path / "run")
+    assert cli.main(["train", "--learner", "baseline", *options.split(), "--out", folder]) == 0
+    assert cli.main(["evaluate", folder, "--episodes", "2"]) == 0
 
 
 def test_a_run_of_other_ways_is_told_of_the_inputs_alone(protonet_folder, capsys):
@@ -203,6 +217,8 @@ MISTAKES = {
     "train --resume {run} --seed=0": "only --steps may be given, not --seed",
     "train --resume {run} --steps 3": "steps is 3, but the run in {run} has taken 400; give it at least those",
     "train --data sinusoid --ways 3 --out {new}": "--ways 3 was given, but sinusoid has no classes",
+    "train --data-dir {new} --out {new}": "--data-dir {new} was given, but glyphs reads no files",
+    "evaluate {run} --data-dir {new}": "--data-dir {new} was given, but sinusoid reads no files",
     "train --seed 99999999999999999999 --out {new}": "it must be a whole number of 64 bits",
     "evaluate {run} --seed 99999999999999999999": "it must be a whole number of 64 bits",
     "evaluate {run} --ways 3": "--ways 3 was given, but sinusoid has no classes",
@@ -238,7 +254,7 @@ def test_a_mistake_leaves_no_folder_behind(tmp_path, mistake):
 
 
 def test_a_checkpoint_of_another_network_is_refused(run_folder):
-    _, state = cli.load(run_folder)
+    _, state = runs.load(run_folder)
     wider = state._replace(params=jax.tree.map(lambda leaf: np.zeros((*leaf.shape, 2)), state.params))
     with pytest.raises(ValueError, match=r"is of another learner, model or optimizer: its .* is float32"):
         checkpoints.restore(run_folder / "checkpoints", wider)
@@ -303,9 +319,9 @@ def test_a_damaged_checkpoint_is_told_by_the_name_of_its_folder(run_folder, tmp_
         if file.is_file():
             os.truncate(file, 0)
     with pytest.raises(ValueError, match=f"{folder}/checkpoints/400 cannot be read"):
-        cli.load(folder)
+        runs.load(folder)
     subprocess.run(["rm", "-r", folder / "checkpoints" / "400"], check=True)
-    assert cli.load(folder)[1].step == 380
+    assert runs.load(folder)[1].step == 380
 
 
 def test_another_configuration_in_a_runs_folder_is_refused(run_folder, tmp_path, capsys):

@@ -7,14 +7,27 @@ import numpy as np
 import pytest
 
 from jmeta import data
-from jmeta.configuration import build_learner, Configuration, LEARNERS
-from jmeta.types import Learner
+from jmeta.configuration import build_learner, Configuration, HEADED, LEARNERS, stand_in
 
 
+@pytest.mark.parametrize("source", ["glyphs", "sinusoid"])
 @pytest.mark.parametrize("name", LEARNERS)
-def test_every_learner_can_be_built_by_its_name(name):
+def test_every_learner_can_be_built_by_its_name_and_predicts_its_tasks(name, source):
     classes = 100 if name.startswith("baseline") else None
-    assert isinstance(build_learner(Configuration(learner=name, classes=classes)), Learner)
+    configuration = Configuration(learner=name, data=source, classes=classes, context=4 if name == "cavia" else None)
+    if source == "sinusoid" and name not in HEADED | {"cnp", "in_context", "mann", "r2d2", "snail"}:
+        with pytest.raises(ValueError, match=r"classifies|is not over classes"):
+            build_learner(configuration)
+        return
+    learner = build_learner(configuration)
+
+    def predicted(key):
+        task = stand_in(configuration)(key)
+        params, state = learner.init(key, task)
+        return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs), task
+
+    outputs, task = jax.eval_shape(predicted, jax.random.key(0))
+    assert all(leaf.shape == task.query.targets.shape for leaf in jax.tree.leaves(outputs))
 
 
 def outputs_of(configuration):

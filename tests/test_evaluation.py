@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import jmeta
-from jmeta import data, evaluation, learners, losses, models
+from jmeta import batching, data, evaluation, learners, losses, models
 from jmeta.functional import HeadParams
-from jmeta.types import Learner, Model
+from jmeta.types import Examples, Learner, Model, Task
 
 TABLE = data.class_table(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.repeat(np.arange(6), 10))
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
@@ -144,6 +144,17 @@ def test_queries_of_a_class_without_support_are_an_error():
         jmeta.evaluate(learner, state, orphaned, key=jax.random.key(2), episodes=4)
 
 
+def test_real_numbers_as_targets_of_numbered_classes_are_an_error():
+    def numbered(key):
+        points = Examples(jnp.ones((4, 1)), jax.random.normal(key, (4, 2)), jnp.ones(4))
+        return Task(points, points, jnp.arange(2))
+
+    learner = learners.maml(models.mlp(hidden=(4,), outputs=2), loss_fn=losses.squared_error)
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), numbered(jax.random.key(1)))
+    with pytest.raises(ValueError, match="episode 0 has targets that are neither one-hot nor probabilities"):
+        jmeta.evaluate(learner, state, numbered, key=jax.random.key(2), episodes=4)
+
+
 def test_variable_ways_and_shots_are_stated_as_ranges():
     report = evaluated(IDENTITY, data.episodes(TABLE, ways=(2, 4), shots=(1, 3), queries=2))
     assert (report.ways, report.shots, report.queries) == ((2, 4), (1, 3), 2)
@@ -203,7 +214,7 @@ def test_episodes_divided_over_devices_are_the_same(monkeypatch, episodes, chunk
 
 
 def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
-    monkeypatch.setattr(evaluation, "most_at_once", lambda number, *_: 4)
+    monkeypatch.setattr(batching, "most_at_once", lambda number, *_: 4)
     evaluation._episodes_at_once_of_shapes.cache_clear()
     sizes = []
 

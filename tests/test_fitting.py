@@ -1,7 +1,6 @@
 """Runs: in one or in parts, what they leave in their folder, and how they stop."""
 
 import functools
-import math
 import os
 import signal
 import threading
@@ -133,16 +132,6 @@ def test_metrics_are_written_as_lines_and_for_tensorboard(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_a_value_that_is_not_finite_is_null_in_the_lines_and_nan_when_read_also_after_resuming(tmp_path):
-    for step in (1, 2):
-        log = MetricsLog(tmp_path, step=step - 1)
-        log.write(step, {"validation_loss": math.nan})
-        log.close()
-    written = '{"step": 1, "validation_loss": null}\n{"step": 2, "validation_loss": null}\n'
-    assert (tmp_path / "metrics.jsonl").read_text() == written
-    assert all(math.isnan(line["validation_loss"]) for line in read_metrics(tmp_path))
-
-
 def test_a_line_cut_short_by_a_kill_is_written_again(tmp_path):
     fitted(tmp_path, steps=20)
     whole = read_metrics(tmp_path)
@@ -184,10 +173,14 @@ def test_a_loss_that_turns_nan_stops_with_the_step_and_the_last_good_checkpoint(
     assert checkpoints.latest_step(tmp_path / "checkpoints") == 40
 
 
-def test_parameters_that_turn_infinite_are_not_saved(tmp_path):
-    options = {"key": jax.random.key(0), "steps": 4, "batch_size": 2, "out": tmp_path, "log_every": 1, "save_every": 1}
-    with pytest.raises(FloatingPointError, match=r"meta-step 1; no checkpoint is known to be good\."):
-        jmeta.fit(LEARNER, optax.sgd(np.inf), SAMPLE, **options)
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+@pytest.mark.parametrize("log_every", [1, 10])
+def test_parameters_that_turn_infinite_are_not_saved(tmp_path, nonfinite, log_every):
+    options = {"batch_size": 2, "log_every": log_every, "save_every": log_every, "nonfinite": nonfinite}
+    # Of a dispatch of ten the first step is finite, and only those that follow show what it left.
+    step = 2 if nonfinite == "skip" and log_every == 10 else 1
+    with pytest.raises(FloatingPointError, match=rf"meta-step {step}; no checkpoint is known to be good\."):
+        jmeta.fit(LEARNER, optax.sgd(np.inf), SAMPLE, key=jax.random.key(0), steps=20, out=tmp_path, **options)
     assert checkpoints.latest_step(tmp_path / "checkpoints") is None
 
 
@@ -236,13 +229,6 @@ def test_a_run_whose_metrics_cannot_be_written_keeps_what_it_has_trained(tmp_pat
     assert checkpoints.latest_step(tmp_path / "checkpoints") == 20
 
 
-def test_a_state_with_a_number_of_pythons_is_saved_and_restored(tmp_path):
-    start = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
-    state = start._replace(step=3)
-    checkpoints.save(tmp_path, state)
-    assert checkpoints.restore(tmp_path, state).step == 3
-
-
 def test_a_run_of_no_steps_has_a_checkpoint_too(tmp_path):
     assert_same(fitted(tmp_path, steps=0).params, fitted(tmp_path, steps=0).params)
     assert checkpoints.latest_step(tmp_path / "checkpoints") == 0
@@ -273,6 +259,12 @@ def test_metrics_of_something_else_are_left_alone(tmp_path):
     with pytest.raises(ValueError, match=r"metrics.jsonl has lines without a step, so it is of no run"):
         fitted(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"mine": 1}\n'
+
+
+def test_a_run_of_fewer_steps_than_the_folder_has_taken_is_refused(tmp_path):
+    fitted(tmp_path, steps=20)
+    with pytest.raises(ValueError, match=rf"steps is 10, but the run in {tmp_path} has taken 20; give it at least"):
+        fitted(tmp_path, steps=10)
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path):

@@ -26,11 +26,13 @@ ALLOWED = {
     "batching": ("types",),
     "evaluation": ("types", "checks", "losses", "files", "batching"),
     "plotting": ("types", "evaluation"),
-    "training": ("types", "checks", "batching", "evaluation"),
+    "training": ("types", "checks", "batching"),
     "fitting": ("types", "checks", "files", "metrics", "checkpoints", "batching", "evaluation", "training"),
+    "configuration": ("types", "losses", "functional", "models", "learners", "data", "training"),
+    "runs": ("types", "checkpoints", "training", "configuration"),
 }
-# The face, the command line, its configuration and its demonstration may import all.
-FREE = {"__init__", "__main__", "configuration", "cli", "demo"}
+# The face, the command line and its demonstration may import all.
+FREE = {"__init__", "__main__", "cli", "demo"}
 # Flax stays in models.
 FORBIDDEN = {"functional": ("flax",), "learners": ("flax",), "data": ("flax",)}
 

@@ -186,10 +186,13 @@ def test_real_numbers_are_refused_where_the_loss_is_over_classes():
 
 
 def test_a_query_set_of_other_ways_than_the_support_set_is_refused():
-    task = data.glyphs(ways=3, shots=1, queries=1)(jax.random.key(0))
-    wide = task.query._replace(targets=jnp.eye(4)[:3])
-    with pytest.raises(ValueError, match=r"targets of 3 columns and task.query of 4; they must be the same"):
-        jmeta.init_state(learners.protonet(models.mlp(outputs=None)), OPTIMIZER, jax.random.key(0), Task(task[0], wide))
+    support, query, _ = data.glyphs(ways=3, shots=1, queries=1)(jax.random.key(0))
+    task = Task(support, query._replace(targets=jnp.eye(4)[:3]))
+    learner = learners.protonet(models.mlp(outputs=None))
+    make = functools.partial(jmeta.init_state, learner, OPTIMIZER, jax.random.key(0))
+    for made in (make, jax.jit(make)):
+        with pytest.raises(ValueError, match=r"targets of 3 columns and task.query of 4; they must be the same"):
+            made(task)
 
 
 def test_a_class_beyond_those_of_a_baseline_is_refused_before_it_trains():

@@ -19,6 +19,7 @@ SHAPES = {
     "blocks with a remainder": (27, 14, 14, 10, 2, (3, 3), 1),
     "many numbers in columns": (23, 27, 28, 8, 2, (3, 5), 1),
     "strided": (4, 7, 8, 3, 2, (3, 3), 2),
+    "strided, many numbers in columns": (23, 27, 28, 9, 2, (3, 5), 2),
     "pointwise": (2, 5, 5, 3, 2, (1, 1), 2),
 }
 

@@ -1,0 +1,59 @@
+"""A run of `jmeta train`, read from its folder again."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import optax
+
+from jmeta import checkpoints
+from jmeta.configuration import build_learner, Configuration, key_of, Protocol, stand_in
+from jmeta.training import init_state
+from jmeta.types import Learner, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `run.json` in a run's folder says."""
+
+    configuration: Configuration
+    steps: int
+    save_every: int
+    log_every: int
+    episodes: int
+
+
+def read_run(folder: Path) -> Run:
+    """What `run.json` in a folder says.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no run in {folder}: {path} is missing; start one: jmeta train --out {folder}"
+        )
+    try:
+        saved = json.loads(path.read_text())
+        configuration = saved.pop("configuration")
+        return Run(Configuration(**configuration | {"protocol": Protocol(**configuration["protocol"])}), **saved)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not what `jmeta train` writes: {error}") from error
+
+
+def load(run: Path) -> tuple[Learner, TrainState]:
+    """The learner and the newest state of a run made by `jmeta train`.
+
+    Raises:
+        FileNotFoundError: if there is no run or no checkpoint in it.
+        ValueError: if the checkpoint is of another learner.
+    """
+    configuration = read_run(run).configuration
+    checkpoints.check_config(run / "checkpoints", dataclasses.asdict(configuration))
+    learner = build_learner(configuration)
+    key = key_of(configuration.seed)
+    like = init_state(learner, optax.adam(configuration.learning_rate), key, jax.jit(stand_in(configuration))(key))
+    return learner, checkpoints.restore(run / "checkpoints", like)

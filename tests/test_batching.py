@@ -1,0 +1,54 @@
+"""Tasks in chunks, and divided over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import batching
+from jmeta.batching import default_chunk, filled_up, largest_array, over_devices, sum_over_chunks, sum_over_devices
+
+BATCH = {"x": jnp.arange(12.0).reshape(6, 2), "n": jnp.arange(6)}
+
+
+def total(batch):
+    """A sum that adds up, one of half precision, and a count that is the same in all tasks."""
+    return {"x": batch["x"].sum(0), "half": batch["x"].sum().astype(jnp.bfloat16), "count": jnp.int32(7)}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 6])
+def test_the_sum_over_chunks_is_that_of_all_and_a_count_is_the_last_ones(chunk):
+    found = sum_over_chunks(total, BATCH, chunk)
+    jax.tree.map(np.testing.assert_array_equal, found, total(BATCH))
+
+
+def test_the_sum_over_devices_is_that_of_all_for_every_dtype():
+    found = over_devices(lambda _, batch: total(batch), tuple(jax.devices()), sum_over_devices)((), BATCH)
+    jax.tree.map(np.testing.assert_array_equal, found, total(BATCH))
+    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [leaf.dtype for leaf in jax.tree.leaves(total(BATCH))]
+
+
+def test_a_batch_is_filled_up_with_its_first_tasks_which_do_not_count():
+    batch, is_real = filled_up(BATCH, 4)
+    np.testing.assert_array_equal(batch["n"], [0, 1, 2, 3, 4, 5, 0, 1])
+    np.testing.assert_array_equal(is_real, [True] * 6 + [False] * 2)
+    whole, is_real = filled_up(BATCH, 3)
+    assert whole is BATCH
+    assert is_real.all()
+
+
+@pytest.mark.parametrize(
+    ("number", "most", "chunk"), [(16, 16, 16), (25, 8, 5), (13, 8, 7), (11, 4, 4), (600, 43, 40), (7, 1, 1)]
+)
+def test_the_default_chunk_leaves_little_to_fill_up_and_is_more_than_half_of_what_fits(
+    number, most, chunk, monkeypatch
+):
+    monkeypatch.setattr(batching, "most_at_once", lambda *_: most)
+    assert default_chunk(number, None) == chunk
+
+
+def test_the_largest_array_is_found_in_loops_too_and_nothing_is_computed():
+    def function(x):
+        return jax.lax.scan(lambda carry, _: (carry + jnp.ones((50, 3)).sum(), None), x, None, length=3)[0]
+
+    assert largest_array(function, jax.ShapeDtypeStruct((), jnp.float32)) == 50 * 3 * 4

@@ -1,0 +1,15 @@
+"""Metrics on disk."""
+
+import math
+
+from jmeta.metrics import MetricsLog, read_metrics
+
+
+def test_a_value_that_is_not_finite_is_null_in_the_lines_and_nan_when_read_also_after_resuming(tmp_path):
+    for step in (1, 2):
+        log = MetricsLog(tmp_path, step=step - 1)
+        log.write(step, {"validation_loss": math.nan})
+        log.close()
+    written = '{"step": 1, "validation_loss": null}\n{"step": 2, "validation_loss": null}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == written
+    assert all(math.isnan(line["validation_loss"]) for line in read_metrics(tmp_path))
