@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -44,16 +45,20 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{path} is not what `jmeta train` writes: {error}") from error
 
 
-def load(run: Path) -> tuple[Learner, TrainState]:
-    """The learner and the newest state of a run made by `jmeta train`.
+def load(folder: str | os.PathLike) -> tuple[Learner, TrainState]:
+    """The learner and the newest state of a run.
+
+    Args:
+        folder: what `jmeta train` was given as `--out`.
 
     Raises:
         FileNotFoundError: if there is no run or no checkpoint in it.
         ValueError: if the checkpoint is of another learner.
     """
-    configuration = read_run(run).configuration
-    checkpoints.check_config(run / "checkpoints", dataclasses.asdict(configuration))
+    folder = Path(folder)
+    configuration = read_run(folder).configuration
+    checkpoints.check_config(folder / "checkpoints", dataclasses.asdict(configuration))
     learner = build_learner(configuration)
     key = key_of(configuration.seed)
     like = init_state(learner, optax.adam(configuration.learning_rate), key, jax.jit(stand_in(configuration))(key))
-    return learner, checkpoints.restore(run / "checkpoints", like)
+    return learner, checkpoints.restore(folder / "checkpoints", like)

@@ -162,6 +162,7 @@ def test_a_baseline_is_trained_and_evaluated(tmp_path, monkeypatch):
     folder = str(tmp_path / "run")
     assert cli.main(["train", "--learner", "baseline", *options.split(), "--out", folder]) == 0
     assert cli.main(["evaluate", folder, "--episodes", "2"]) == 0
+    assert runs.load(folder)[1].step == 2
 
 
 def test_a_run_of_other_ways_is_told_of_the_inputs_alone(protonet_folder, capsys):
