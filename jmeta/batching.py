@@ -57,17 +57,23 @@ def is_summed(leaf: Array) -> bool:
 
 
 def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:
-    """How many of `number` tasks to vmap a function over at a time.
-
-    One compiled function does for all chunks, the last of which is filled up. So of the numbers above half of
-    `most_at_once` it is the one that leaves the least to fill up, and of those the largest.
+    """How many of `number` tasks to vmap a function over at a time, that their arrays stay within the backend's bound.
 
     Args:
         number: of tasks.
         function: of one task.
         arguments: what it is called with, or their shapes.
     """
-    most = most_at_once(number, function, *arguments)
+    return even_chunk(number, most_at_once(number, function, *arguments))
+
+
+def even_chunk(number: int, most: int) -> int:
+    """How many of `number` tasks to take at a time, at most so many.
+
+    One compiled function does for all chunks, the last of which is filled up. So of the numbers above half of the most
+    it is the one that leaves the least to fill up, and of those the largest.
+    """
+    most = min(most, number)
     return min(range(most // 2 + 1, most + 1), key=lambda chunk: (-number % chunk, -chunk))
 
 

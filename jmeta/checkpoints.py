@@ -134,9 +134,13 @@ def _read(manager, directory, step, **item):
 
 def _flat(state: TrainState) -> dict[str, np.ndarray]:
     """The numbers of all leaves by their paths: of any learner's or optimizer's tree, with no class to unpickle."""
-    return {
-        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for name, leaf in by_path(state).items()
-    }
+    return {name: np.asarray(_numbers(leaf)) for name, leaf in by_path(state).items()}
+
+
+def _numbers(leaf):
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)  # Python's numbers are what JAX makes of them
 
 
 def _is_key(leaf):

@@ -8,6 +8,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -153,7 +154,8 @@ def train(command: Train) -> None:
     folder, run = _begun(command) if command.resume is None else _resumed(command, command.resume)
     configuration = run.configuration
     check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
-    check_policy(configuration.nonfinite, configuration.max_task_norm)
+    max_task_norm = math.inf if configuration.max_task_norm is None else configuration.max_task_norm
+    check_policy(configuration.nonfinite, max_task_norm)
     learner, key = build_learner(configuration), key_of(configuration.seed)
     tasks, validation = (
         build_sampler(configuration.data, configuration.protocol, split, configuration.data_dir)
@@ -179,7 +181,7 @@ def train(command: Train) -> None:
             log_every=run.log_every,
             save_every=run.save_every,
             nonfinite=configuration.nonfinite,  # type: ignore[arg-type]  # checked there
-            max_task_norm=configuration.max_task_norm,
+            max_task_norm=max_task_norm,
             devices=jax.local_devices(),
         )
     if state.step < run.steps:

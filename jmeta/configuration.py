@@ -132,8 +132,8 @@ class Configuration:
     """Learning rate of the outer optimizer, Adam."""
     nonfinite: str = "skip"
     """What to do with tasks whose loss or meta-gradient is not finite: skip or raise."""
-    max_task_norm: float = MAX_TASK_NORM
-    """Longer meta-gradients of a task are scaled down to this length."""
+    max_task_norm: float | None = MAX_TASK_NORM
+    """Longer meta-gradients of a task are scaled down to this length; None for no bound."""
     seed: int = 0
     """Decides the initial parameters and all tasks."""
 
@@ -161,9 +161,12 @@ def build_learner(configuration: Configuration) -> Learner:
     """
     source = _named("data", configuration.data, SOURCES)
     factory = _named("learner", configuration.learner, LEARNERS)
+    for name, value in dataclasses.asdict(configuration).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be a finite number.")
     for name in ("learning_rate", "inner_rate"):
         rate = getattr(configuration, name)
-        if rate is not None and not 0 < rate < math.inf:
+        if rate is not None and not rate > 0:
             raise ValueError(f"{name} is {rate}; it must be a positive number.")
     rate = configuration.inner_rate
     if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:

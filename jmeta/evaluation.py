@@ -16,6 +16,7 @@ from jmeta.batching import (
     as_devices,
     default_chunk,
     device_count,
+    even_chunk,
     filled_up,
     map_tasks,
     on_each_device,
@@ -96,7 +97,7 @@ def evaluate(
             it reads from outside is as it was then; make a new function if that changes.
         key: PRNG key of the list of episodes.
         episodes: how many, at least 2.
-        tasks_per_chunk: how many are vmapped at a time, on each device; None chooses.
+        tasks_per_chunk: how many are vmapped at a time, at most, on each device; None chooses.
         devices: those that the episodes are divided over, `jax.local_devices()`
             say; None: each device on which the state lies does all the work.
 
@@ -129,7 +130,8 @@ def evaluate(
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
     number = device_count(devices)
     each = math.ceil(episodes / number)
-    chunk = number * min(tasks_per_chunk or _episodes_at_once(learner, arguments, each), each)
+    chunk = even_chunk(each, tasks_per_chunk) if tasks_per_chunk else _episodes_at_once(learner, arguments, each)
+    chunk *= number
     # The last chunk is filled up with the first episodes, so that one compiled function does for all.
     keys, _ = filled_up(on_each_device(jax.random.split(key, episodes), devices), chunk)
     chunks = keys.reshape(-1, chunk, *keys.shape[1:])
@@ -269,5 +271,5 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _span(values: np.ndarray) -> int | tuple[int, int]:
-    low, high = int(values.min()), int(values.max())
+    low, high = round(float(values.min())), round(float(values.max()))  # of soft labels they are not whole
     return low if low == high else (low, high)

@@ -25,6 +25,7 @@ from jmeta.metrics import MetricsLog
 from jmeta.training import (
     all_finite,
     check_policy,
+    check_task,
     init_state,
     make_train_loop,
     make_train_step,
@@ -101,7 +102,7 @@ def fit(
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
             `nonfinite="raise"`, at the first task that is not finite, when the
-            state before it is saved. It names the step and the last good
+            state before it is saved if a step led there. It names the step and the last good
             checkpoint, which is one that a finite step has followed; the metrics
             before it are written.
     """
@@ -118,6 +119,7 @@ def fit(
     task = sample(validation_key)
     state = init_state(learner, optimizer, init_key, task, devices=step_devices)
     if validation is not None:
+        check_task(validation(validation_key))
         check_episodes(learner, state, validation, episodes=episodes, devices=devices)
     with contextlib.ExitStack() as held:
         if out is not None:
@@ -147,9 +149,11 @@ def fit(
             metrics = {name: values[:good] for name, values in metrics.items()}
             done += good
             if is_diverged:
-                if folder is not None and nonfinite == "raise" and (saved or 0) < done:
-                    checkpoints.save(folder, state, config=config)
-                reporter.write(done, metrics, None, seconds)
+                try:
+                    reporter.write(done, metrics, None, seconds)
+                finally:
+                    if folder is not None and nonfinite == "raise" and (saved or 0) < done:
+                        checkpoints.save(folder, state, config=config)
                 raise FloatingPointError(_diverged(min(done, last_finite) + 1, last_finite, folder))
             is_due = done % save_every == 0 or done == steps
             report = None
@@ -248,13 +252,14 @@ def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonf
     return int(bad.argmax()) if bad.any() else len(bad)
 
 
-def _last_good(dispatch, before, good):
-    """The last finite state of the good steps after `before`, and of how many: their last may have ruined it."""
-    for number in range(good, -1, -1):
-        state, _, is_finite, _ = dispatch(before, number)
-        if is_finite:
-            break
-    return state, number
+def _last_good(dispatch, state, good):
+    """The state after so many good steps, or after those before one that ruined it; and how many they are."""
+    for number in range(good):
+        after, _, is_finite, _ = dispatch(state, 1)
+        if not is_finite:
+            return state, number
+        state = after
+    return state, good
 
 
 def _diverged(step: int, last_finite: int, folder: Path | None) -> str:

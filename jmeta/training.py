@@ -15,6 +15,7 @@ from jmeta.batching import (
     as_devices,
     default_chunk,
     device_count,
+    even_chunk,
     filled_up,
     is_summed,
     map_tasks,
@@ -76,7 +77,7 @@ def init_state(
         >>> print(init_state(learner, optax.adam(1e-3), jax.random.key(1), task).step)
         0
     """
-    _check_task(task)
+    check_task(task)
     check_transformation("optimizer", optimizer)
     devices = as_devices(devices)
     init_key, key = jax.random.split(as_key(key))
@@ -117,8 +118,8 @@ def make_train_step(
     Args:
         learner: what is trained.
         optimizer: the outer optimizer.
-        tasks_per_chunk: how many tasks are vmapped at a time, the gradients of
-            the chunks being added up. The result is the same to rounding; time
+        tasks_per_chunk: how many tasks are vmapped at a time, at most, the
+            gradients of the chunks being added up. The result is the same to rounding; time
             and memory are not. What the last chunk lacks is filled up with tasks
             that do not count. None takes about as many as keep their arrays within
             the backend's bound: the cache on a CPU, where that is often one.
@@ -175,7 +176,8 @@ def make_train_step(
         tasks, keys, _ = batch
         one = jax.eval_shape(lambda tasks: jax.tree.map(lambda leaf: leaf[0], tasks), tasks)
         loss = functools.partial(task_loss, *shared, key=keys[0])
-        chunk = min(tasks_per_chunk or default_chunk(len(keys), loss, one), len(keys))
+        number = len(keys)
+        chunk = even_chunk(number, tasks_per_chunk) if tasks_per_chunk else default_chunk(number, loss, one)
         (tasks, keys, is_counted), is_real = filled_up(batch, chunk)
         return sum_over_chunks(functools.partial(total_of_chunk, shared), (tasks, keys, is_counted & is_real), chunk)
 
@@ -300,8 +302,8 @@ def _check_state(before: PyTree, after: PyTree) -> None:
         )
 
 
-def _check_task(task: Task) -> None:
-    """Raises a `ValueError` for labels as targets, other ways in the query set, or a class with queries alone."""
+def check_task(task: Task) -> None:
+    """Raises a `ValueError` for labels as targets, other ways in the query set, or what is no task of its classes."""
     for name in ("support", "query"):
         check_examples(f"task.{name}", getattr(task, name))
     widths = [jnp.shape(part.targets)[1] for part in (task.support, task.query)]
@@ -312,6 +314,11 @@ def _check_task(task: Task) -> None:
     if _is_traced(task):
         return
     targets = [_real_targets(part) for part in (task.support, task.query)]
+    if task.class_ids is not None and not all(map(_is_distribution, targets)):
+        raise ValueError(
+            "the task's classes are numbered, but its targets are neither one-hot nor probabilities; a task of real "
+            "targets has no class_ids."
+        )
     if not all(map(_is_one_hot, targets)):
         return
     support, query = (real.sum(0) for real in targets)

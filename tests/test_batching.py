@@ -5,27 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmeta import batching
-from jmeta.batching import default_chunk, filled_up, largest_array, over_devices, sum_over_chunks, sum_over_devices
+from jmeta.batching import even_chunk, filled_up, largest_array, over_devices, sum_over_chunks, sum_over_devices
 
 BATCH = {"x": jnp.arange(12.0).reshape(6, 2), "n": jnp.arange(6)}
 
 
 def total(batch):
-    """A sum that adds up, one of half precision, and a count that is the same in all tasks."""
-    return {"x": batch["x"].sum(0), "half": batch["x"].sum().astype(jnp.bfloat16), "count": jnp.int32(7)}
+    """Sums of two precisions, which add up, and an integer, which does not."""
+    return {"x": batch["x"].sum(0), "half": batch["x"].sum().astype(jnp.bfloat16), "last": batch["n"][-1]}
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 6])
-def test_the_sum_over_chunks_is_that_of_all_and_a_count_is_the_last_ones(chunk):
+def test_the_sum_over_chunks_is_that_of_all_and_an_integer_is_the_last_ones(chunk):
     found = sum_over_chunks(total, BATCH, chunk)
     jax.tree.map(np.testing.assert_array_equal, found, total(BATCH))
 
 
 def test_the_sum_over_devices_is_that_of_all_for_every_dtype():
-    found = over_devices(lambda _, batch: total(batch), tuple(jax.devices()), sum_over_devices)((), BATCH)
-    jax.tree.map(np.testing.assert_array_equal, found, total(BATCH))
-    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [leaf.dtype for leaf in jax.tree.leaves(total(BATCH))]
+    devices = tuple(jax.devices())
+    found = over_devices(lambda _, batch: total(batch), devices, sum_over_devices)((), BATCH)
+    for name in ("x", "half"):
+        np.testing.assert_array_equal(found[name], total(BATCH)[name])
+        assert found[name].dtype == total(BATCH)[name].dtype
+    assert found["last"] == len(BATCH["n"]) // len(devices) - 1  # one device's
 
 
 def test_a_batch_is_filled_up_with_its_first_tasks_which_do_not_count():
@@ -38,13 +40,11 @@ def test_a_batch_is_filled_up_with_its_first_tasks_which_do_not_count():
 
 
 @pytest.mark.parametrize(
-    ("number", "most", "chunk"), [(16, 16, 16), (25, 8, 5), (13, 8, 7), (11, 4, 4), (600, 43, 40), (7, 1, 1)]
+    ("number", "most", "chunk"),
+    [(16, 16, 16), (25, 8, 5), (25, 24, 13), (13, 8, 7), (11, 4, 4), (600, 43, 40), (7, 1, 1), (3, 9, 3)],
 )
-def test_the_default_chunk_leaves_little_to_fill_up_and_is_more_than_half_of_what_fits(
-    number, most, chunk, monkeypatch
-):
-    monkeypatch.setattr(batching, "most_at_once", lambda *_: most)
-    assert default_chunk(number, None) == chunk
+def test_a_chunk_leaves_little_to_fill_up_and_is_more_than_half_of_what_fits(number, most, chunk):
+    assert even_chunk(number, most) == chunk
 
 
 def test_the_largest_array_is_found_in_loops_too_and_nothing_is_computed():

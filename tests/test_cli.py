@@ -159,6 +159,7 @@ def test_a_baseline_is_trained_and_evaluated(tmp_path, monkeypatch):
 
     monkeypatch.setitem(SOURCES, "table", Source("six classes", sampler))
     options = "--data table --classes 6 --queries 2 --width 4 --strided True --steps 2 --batch-size 2 --episodes 2"
+    options += " --max-task-norm None"
     folder = str(tmp_path / "run")
     assert cli.main(["train", "--learner", "baseline", *options.split(), "--out", folder]) == 0
     assert cli.main(["evaluate", folder, "--episodes", "2"]) == 0
@@ -208,7 +209,9 @@ MISTAKES = {
     "train --learner protonet --data sinusoid --out {new}": "protonet classifies",
     "train --data sinusoid --model conv4 --out {new}": "inputs have shape (1, 1); a convolutional network needs images",
     "train --model conv4 --width 0 --out {new}": "width is 0; a layer's width",
-    "train --learning-rate nan --out {new}": "learning_rate is nan; it must be a positive number",
+    "train --learning-rate nan --out {new}": "learning_rate is nan; it must be a finite number",
+    "train --learning-rate 0 --out {new}": "learning_rate is 0.0; it must be a positive number",
+    "train --max-task-norm inf --out {new}": "max_task_norm is inf; it must be a finite number",
     "train --out {run}/run.json": "run.json",
     "evaluate {run} --out {new}/x.json": "is in a folder that does not exist",
     "train --learner protonet --inner-rate 0.1 --out {new}": "inner_rate was given, but protonet has no such option",

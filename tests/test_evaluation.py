@@ -145,14 +145,20 @@ def test_queries_of_a_class_without_support_are_an_error():
 
 
 def test_real_numbers_as_targets_of_numbered_classes_are_an_error():
-    def numbered(key):
-        points = Examples(jnp.ones((4, 1)), jax.random.normal(key, (4, 2)), jnp.ones(4))
-        return Task(points, points, jnp.arange(2))
-
+    points = Examples(jnp.ones((4, 1)), jnp.linspace(-1, 1, 8).reshape(4, 2), jnp.ones(4))
     learner = learners.maml(models.mlp(hidden=(4,), outputs=2), loss_fn=losses.squared_error)
-    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), numbered(jax.random.key(1)))
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), Task(points, points))
     with pytest.raises(ValueError, match="episode 0 has targets that are neither one-hot nor probabilities"):
-        jmeta.evaluate(learner, state, numbered, key=jax.random.key(2), episodes=4)
+        jmeta.evaluate(learner, state, lambda _: Task(points, points, jnp.arange(2)), key=jax.random.key(2), episodes=4)
+
+
+def test_the_shots_of_soft_labels_are_rounded():
+    task = data.glyphs(ways=2, shots=3, queries=1)(jax.random.key(0))
+    soft = task.support._replace(targets=0.8 * task.support.targets + 0.1)
+    learner = learners.protonet(models.mlp(hidden=(4,), outputs=None))
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), task)
+    report = jmeta.evaluate(learner, state, lambda _: task._replace(support=soft), key=jax.random.key(2), episodes=2)
+    assert (report.ways, report.shots, report.queries) == (2, 3, 1)
 
 
 def test_variable_ways_and_shots_are_stated_as_ranges():

@@ -89,9 +89,13 @@ def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
 @pytest.mark.parametrize("devices", [None, jax.devices()])
 def test_a_run_told_to_raise_stops_at_the_first_one_with_the_state_before_it(tmp_path, devices):
     options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10, "nonfinite": "raise", "devices": devices}
+    skipping = {**options, "log_every": 1, "nonfinite": "skip"}
     with pytest.raises(FloatingPointError, match="not finite at meta-step") as error:
         jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", **options)
     step = checkpoints.latest_step(tmp_path / "raised" / "checkpoints")
+    jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "skipped", **skipping)
+    bad = [line["step"] for line in read_metrics(tmp_path / "skipped") if line["nonfinite_tasks"]]
+    assert step == bad[0] - 1
     assert f"meta-step {step + 1}; the last good checkpoint is" in str(error.value)
     expected = jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=step, **options)
     assert_same(checkpoints.restore(tmp_path / "raised" / "checkpoints", expected).params, expected.params)
@@ -182,6 +186,16 @@ def test_parameters_that_turn_infinite_are_not_saved(tmp_path, nonfinite, log_ev
     with pytest.raises(FloatingPointError, match=rf"meta-step {step}; no checkpoint is known to be good\."):
         jmeta.fit(LEARNER, optax.sgd(np.inf), SAMPLE, key=jax.random.key(0), steps=20, out=tmp_path, **options)
     assert checkpoints.latest_step(tmp_path / "checkpoints") is None
+
+
+def test_the_state_before_a_step_that_ruins_the_parameters_is_saved(tmp_path):
+    optimizer = optax.sgd(lambda count: jnp.where(count == 4, jnp.inf, 1e-3))
+    options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10, "nonfinite": "raise"}
+    with pytest.raises(FloatingPointError, match=rf"meta-step 5; the last good checkpoint is {tmp_path}/checkpoints/4"):
+        jmeta.fit(LEARNER, optimizer, SAMPLE, steps=20, out=tmp_path, **options)
+    state = checkpoints.restore(tmp_path / "checkpoints", jmeta.fit(LEARNER, optimizer, SAMPLE, steps=0, **options))
+    assert state.step == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
 @pytest.mark.parametrize("save_every", [1, 10])

@@ -179,8 +179,13 @@ def test_real_numbers_are_refused_where_the_loss_is_over_classes():
     with pytest.raises(ValueError, match="targets are neither one-hot nor probabilities"):
         jmeta.init_state(learners.maml(model), OPTIMIZER, jax.random.key(0), task)
     jmeta.init_state(learners.maml(model, loss_fn=losses.squared_error), OPTIMIZER, jax.random.key(0), task)
-    numbered = task._replace(class_ids=jnp.arange(2))  # of numbered classes a loss may still be of real numbers
-    jmeta.init_state(learners.maml(model, loss_fn=losses.squared_error), OPTIMIZER, jax.random.key(0), numbered)
+    with pytest.raises(ValueError, match="classes are numbered, but its targets are neither one-hot nor probabilities"):
+        jmeta.init_state(
+            learners.maml(model, loss_fn=losses.squared_error),
+            OPTIMIZER,
+            jax.random.key(0),
+            task._replace(class_ids=jnp.arange(2)),
+        )
     soft = points._replace(targets=jnp.full((4, 60), 1 / 60, jnp.bfloat16))
     jmeta.init_state(learners.maml(models.mlp(outputs=60)), OPTIMIZER, jax.random.key(0), Task(soft, soft))
 

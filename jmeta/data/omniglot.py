@@ -91,6 +91,8 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
     _require_tfds()
     from jmeta.data.omniglot_builder import ARCHIVES, OmniglotDrawings, URL
 
+    if archives is None and (found := _find(data_dir)) is not None:
+        return found
     builder = OmniglotDrawings(data_dir=data_dir, file_format="array_record")
     if archives is None:
         _download_and_prepare(builder, data_dir, URL + ARCHIVES["train"])
@@ -160,7 +162,12 @@ def _drawings(builder, split) -> Iterator[tuple[str, int, np.ndarray]]:
     for example in builder.as_data_source(split=split):
         alphabet, image = example["alphabet"], example["image"]
         alphabet = alphabets.int2str(alphabet) if hasattr(alphabets, "int2str") else alphabet.decode()
-        yield alphabet, int(example["alphabet_char_id"]) + 1, 1 - image.reshape(105, 105, -1)[..., 0]
+        yield alphabet, int(example["alphabet_char_id"]) + 1, _ink(image)
+
+
+def _ink(image):
+    """[105, 105] of 0 and 1 from a PNG of one bit, whose paper is 1 or, where OpenCV reads it for TFDS, 255."""
+    return (image.reshape(105, 105, -1)[..., 0] == 0).astype(np.uint8)
 
 
 def _table(images, labels, rotations):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jmeta import data
+from jmeta.data.omniglot import _ink
 
 # TFDS and its dependencies warn on import and leave files for the garbage collector to close.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -40,6 +41,20 @@ def test_turned_characters_are_classes_of_their_own(val_split):
         np.asarray(val_split.inputs[val_split.starts[of[alphabet, number, degrees]] :][:20]) for degrees in (0, 90)
     )
     np.testing.assert_array_equal(turned, np.rot90(upright, axes=(1, 2)))
+
+
+@pytest.mark.parametrize("paper", [1, 255])
+def test_ink_is_what_a_png_has_as_zero_whoever_reads_it(paper):
+    image = np.full((105, 105, 1), paper, np.uint8)
+    image[3, 4] = 0
+    ink = _ink(image)
+    assert ink.sum() == ink[3, 4] == 1
+
+
+def test_a_copy_that_is_prepared_is_found_without_a_network(omniglot_files, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("asks the network"))
+    builder = data.prepare_omniglot(data_dir=omniglot_files / "tfds")
+    assert builder.info.splits["train"].num_examples > 0
 
 
 def test_ink_is_bright_and_scarce(val_split):
