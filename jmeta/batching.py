@@ -64,7 +64,7 @@ def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:
         function: of one task.
         arguments: what it is called with, or their shapes.
     """
-    return even_chunk(number, most_at_once(number, function, *arguments))
+    return even_chunk(number, most_at_once(function, *arguments))
 
 
 def even_chunk(number: int, most: int) -> int:
@@ -77,13 +77,13 @@ def even_chunk(number: int, most: int) -> int:
     return min(range(most // 2 + 1, most + 1), key=lambda chunk: (-number % chunk, -chunk))
 
 
-def most_at_once(number: int, function: Callable, *arguments: PyTree) -> int:
-    """The most tasks, up to `number`, that keep the function's largest array times their number within a bound.
+def most_at_once(function: Callable, *arguments: PyTree) -> int:
+    """The most tasks that keep the function's largest array times their number within the backend's bound.
 
-    The arguments are those of `default_chunk`, the bound is the backend's.
+    The arguments are those of `default_chunk`.
     """
     bound = CHUNK_BYTES.get(jax.default_backend(), ACCELERATOR_CHUNK_BYTES)
-    return max(1, min(number, bound // largest_array(function, *arguments)))
+    return max(1, bound // largest_array(function, *arguments))
 
 
 def largest_array(function: Callable, *arguments: PyTree) -> int:

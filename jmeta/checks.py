@@ -43,6 +43,12 @@ def check_examples(name: str, examples: Examples) -> None:
         )
 
 
+def is_of_classes(targets: Any, mask: Any) -> Any:
+    """Whether the targets of all examples but padding are probabilities of classes; NumPy's arrays or JAX's."""
+    near_one = abs(targets.astype("float32").sum(-1) - 1) <= 1e-2  # as near as half precision is
+    return ((near_one & (targets >= 0).all(-1)) | (mask <= 0)).all()
+
+
 def check_transformation(name: str, optimizer: Any) -> None:
     """Raises a `ValueError` for what is no optimizer: has no `init` and no `update`."""
     if not all(callable(getattr(optimizer, function, None)) for function in ("init", "update")):

@@ -22,7 +22,7 @@ from jmeta.batching import (
     on_each_device,
     over_devices,
 )
-from jmeta.checks import as_key, check_counts
+from jmeta.checks import as_key, check_counts, is_of_classes
 from jmeta.files import to_json
 from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, tells_accuracy, TrainState
 
@@ -216,14 +216,8 @@ def _protocol(task):
         for name, counts in (("shots", shots), ("queries", queries))
     }
     orphans = (~present & (queries > 0)).any()
-    return {"ways": present.sum(), "orphans": orphans, "real": ~_is_of_distributions(task)} | extremes
-
-
-def _is_of_distributions(task):
-    """Whether the targets of all examples are probabilities of classes."""
-    targets, mask = (jnp.concatenate(parts) for parts in zip(task.support[1:], task.query[1:], strict=True))
-    near_one = jnp.abs(targets.sum(-1) - 1) < 1e-2  # as near as half precision is
-    return jnp.where(mask > 0, near_one & (targets >= 0).all(-1), True).all()
+    is_real = ~(is_of_classes(*task.support[1:]) & is_of_classes(*task.query[1:]))
+    return {"ways": present.sum(), "orphans": orphans, "real": is_real} | extremes
 
 
 def _check_classes(found: dict[str, np.ndarray]) -> None:

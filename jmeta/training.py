@@ -24,7 +24,7 @@ from jmeta.batching import (
     sum_over_chunks,
     sum_over_devices,
 )
-from jmeta.checks import as_key, check_counts, check_examples, check_transformation
+from jmeta.checks import as_key, check_counts, check_examples, check_transformation, is_of_classes
 from jmeta.types import (
     Array,
     at_least_single,
@@ -313,12 +313,12 @@ def check_task(task: Task) -> None:
         )
     if _is_traced(task):
         return
-    targets = [_real_targets(part) for part in (task.support, task.query)]
-    if task.class_ids is not None and not all(map(_is_distribution, targets)):
+    if task.class_ids is not None and not _is_of_classes(task):
         raise ValueError(
             "the task's classes are numbered, but its targets are neither one-hot nor probabilities; a task of real "
             "targets has no class_ids."
         )
+    targets = [_real_targets(part) for part in (task.support, task.query)]
     if not all(map(_is_one_hot, targets)):
         return
     support, query = (real.sum(0) for real in targets)
@@ -330,8 +330,7 @@ def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task
     """Raises a `ValueError` for real numbers as targets of a loss over classes."""
     if _is_traced(task):
         return
-    is_over_classes = all(_is_distribution(_real_targets(part)) for part in (task.support, task.query))
-    if not is_over_classes and tells_accuracy(learner, params, state, task):
+    if not _is_of_classes(task) and tells_accuracy(learner, params, state, task):
         raise ValueError(
             "the learner's loss is over classes, but the task's targets are neither one-hot nor probabilities; if they "
             "are real numbers, take a loss of such, as loss_fn=losses.squared_error."
@@ -342,14 +341,14 @@ def _is_traced(task: Task) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task))
 
 
+def _is_of_classes(task: Task) -> bool:
+    # Of NumPy's arrays, on which nothing is compiled.
+    return all(is_of_classes(np.asarray(part.targets), np.asarray(part.mask)) for part in (task.support, task.query))
+
+
 def _real_targets(examples: Examples) -> np.ndarray:
     """The targets of the examples that are not padding."""
     return np.asarray(examples.targets)[np.asarray(examples.mask) > 0]
-
-
-def _is_distribution(targets: np.ndarray) -> bool:
-    sums = targets.astype(np.float64).sum(1)
-    return bool((targets >= 0).all() and np.allclose(sums, 1, atol=1e-2))  # as near as half precision is
 
 
 def _is_one_hot(targets: np.ndarray) -> bool:

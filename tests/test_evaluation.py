@@ -220,7 +220,7 @@ def test_episodes_divided_over_devices_are_the_same(monkeypatch, episodes, chunk
 
 
 def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
-    monkeypatch.setattr(batching, "most_at_once", lambda number, *_: 4)
+    monkeypatch.setattr(batching, "most_at_once", lambda *_: 4)
     evaluation._episodes_at_once_of_shapes.cache_clear()
     sizes = []
 
