@@ -56,15 +56,19 @@ def is_summed(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def default_chunk(number: int, function: Callable, *arguments: PyTree) -> int:
-    """How many of `number` tasks to vmap a function over at a time, that their arrays stay within the backend's bound.
+def default_chunk(
+    number: int, function: Callable, *arguments: PyTree, devices: tuple[jax.Device, ...] | None = None
+) -> int:
+    """How many of `number` tasks to vmap a function over at a time, that their arrays stay within a device's bound.
 
     Args:
-        number: of tasks.
+        number: of tasks, on each device.
         function: of one task.
         arguments: what it is called with, or their shapes.
+        devices: those that share tasks; None: one where JAX puts arrays.
     """
-    return even_chunk(number, most_at_once(function, *arguments))
+    platform = jax.default_backend() if devices is None else devices[0].platform
+    return even_chunk(number, most_at_once(CHUNK_BYTES.get(platform, ACCELERATOR_CHUNK_BYTES), function, *arguments))
 
 
 def even_chunk(number: int, most: int) -> int:
@@ -77,12 +81,8 @@ def even_chunk(number: int, most: int) -> int:
     return min(range(most // 2 + 1, most + 1), key=lambda chunk: (-number % chunk, -chunk))
 
 
-def most_at_once(function: Callable, *arguments: PyTree) -> int:
-    """The most tasks that keep the function's largest array times their number within the backend's bound.
-
-    The arguments are those of `default_chunk`.
-    """
-    bound = CHUNK_BYTES.get(jax.default_backend(), ACCELERATOR_CHUNK_BYTES)
+def most_at_once(bound: int, function: Callable, *arguments: PyTree) -> int:
+    """The most tasks that keep the function's largest array times their number within so many bytes; at least one."""
     return max(1, bound // largest_array(function, *arguments))
 
 

@@ -130,8 +130,10 @@ def evaluate(
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
     number = device_count(devices)
     each = math.ceil(episodes / number)
-    chunk = even_chunk(each, tasks_per_chunk) if tasks_per_chunk else _episodes_at_once(learner, arguments, each)
-    chunk *= number
+    at_once = (
+        even_chunk(each, tasks_per_chunk) if tasks_per_chunk else _default_chunk(learner, arguments, each, devices)
+    )
+    chunk = at_once * number
     # The last chunk is filled up with the first episodes, so that one compiled function does for all.
     keys, _ = filled_up(on_each_device(jax.random.split(key, episodes), devices), chunk)
     chunks = keys.reshape(-1, chunk, *keys.shape[1:])
@@ -156,7 +158,7 @@ def check_episodes(
     The arguments are those of `evaluate`, which finds there how many episodes it vmaps at a time.
     """
     arguments = as_argument(sample), state.params, state.state
-    _episodes_at_once(learner, arguments, math.ceil(episodes / device_count(devices)))
+    _default_chunk(learner, arguments, math.ceil(episodes / device_count(devices)), devices)
 
 
 @functools.lru_cache(maxsize=16)
@@ -169,17 +171,18 @@ def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None) -> Call
     return jax.jit(over_devices(run, devices))
 
 
-def _episodes_at_once(learner: Learner, arguments: PyTree, episodes: int) -> int:
+def _default_chunk(learner: Learner, arguments: PyTree, episodes: int, devices: tuple[jax.Device, ...] | None) -> int:
+    """How many of so many episodes each device vmaps at a time."""
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple(jax.eval_shape(lambda *leaves: leaves, *leaves))
-    return _episodes_at_once_of_shapes(learner, structure, shapes, episodes)
+    return _default_chunk_of_shapes(learner, structure, shapes, episodes, devices)
 
 
 @functools.lru_cache(maxsize=64)
-def _episodes_at_once_of_shapes(learner, structure, shapes, episodes):
+def _default_chunk_of_shapes(learner, structure, shapes, episodes, devices):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.tree.unflatten(structure, shapes)
-    return default_chunk(episodes, functools.partial(_episode, learner, False), *arguments, key)
+    return default_chunk(episodes, functools.partial(_episode, learner, False), *arguments, key, devices=devices)
 
 
 def _episode(learner, is_blanked, sample, params, state, key):

@@ -177,7 +177,10 @@ def make_train_step(
         one = jax.eval_shape(lambda tasks: jax.tree.map(lambda leaf: leaf[0], tasks), tasks)
         loss = functools.partial(task_loss, *shared, key=keys[0])
         number = len(keys)
-        chunk = even_chunk(number, tasks_per_chunk) if tasks_per_chunk else default_chunk(number, loss, one)
+        if tasks_per_chunk is None:
+            chunk = default_chunk(number, loss, one, devices=devices)
+        else:
+            chunk = even_chunk(number, tasks_per_chunk)
         (tasks, keys, is_counted), is_real = filled_up(batch, chunk)
         return sum_over_chunks(functools.partial(total_of_chunk, shared), (tasks, keys, is_counted & is_real), chunk)
 

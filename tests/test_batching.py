@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmeta.batching import even_chunk, filled_up, largest_array, over_devices, sum_over_chunks, sum_over_devices
+from jmeta.batching import (
+    default_chunk,
+    even_chunk,
+    filled_up,
+    largest_array,
+    over_devices,
+    sum_over_chunks,
+    sum_over_devices,
+)
 
 BATCH = {"x": jnp.arange(12.0).reshape(6, 2), "n": jnp.arange(6)}
 
@@ -52,3 +60,10 @@ def test_the_largest_array_is_found_in_loops_too_and_nothing_is_computed():
         return jax.lax.scan(lambda carry, _: (carry + jnp.ones((50, 3)).sum(), None), x, None, length=3)[0]
 
     assert largest_array(function, jax.ShapeDtypeStruct((), jnp.float32)) == 50 * 3 * 4
+
+
+def test_a_chunk_stays_within_the_bound_of_the_devices_given_whatever_the_default_is(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    cpus = tuple(jax.local_devices(backend="cpu"))
+    assert default_chunk(8, jnp.sin, jnp.zeros(2**18), devices=cpus) == 2  # of 1 MiB each
+    assert default_chunk(8, jnp.sin, jnp.zeros(2**18)) == 8

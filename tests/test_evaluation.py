@@ -221,7 +221,7 @@ def test_episodes_divided_over_devices_are_the_same(monkeypatch, episodes, chunk
 
 def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
     monkeypatch.setattr(batching, "most_at_once", lambda *_: 4)
-    evaluation._episodes_at_once_of_shapes.cache_clear()
+    evaluation._default_chunk_of_shapes.cache_clear()
     sizes = []
 
     def adapt(params, state, support, *, key=None):
@@ -232,7 +232,7 @@ def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
     state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
     jmeta.evaluate(learner._replace(adapt=adapt), state, sample, key=jax.random.key(2), episodes=11)
     jax.effects_barrier()
-    evaluation._episodes_at_once_of_shapes.cache_clear()
+    evaluation._default_chunk_of_shapes.cache_clear()
     assert len(sizes) == 3 * 4 + 4  # 11 filled up to 12; and those of the first chunk once more, queries blanked
 
 
