@@ -103,7 +103,7 @@ def measure(
                 row = {"tasks_per_second": 0.0, "out_of_memory": True}
             rows.append({"form": form, "xla": option, "dtype": dtype, "tasks": size, **row})
             print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
-            if row["tasks_per_second"] < GAIN * rate:
+            if "out_of_memory" in row or row["tasks_per_second"] < GAIN * rate:
                 break
             rate = row["tasks_per_second"]
     return rows

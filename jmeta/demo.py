@@ -27,7 +27,10 @@ def run(out: str | os.PathLike) -> None:
         ValueError: if `out` is in no folder, or of no format that it draws.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("the demo draws with matplotlib, which is missing; pip install 'jmeta[plot]'")
+        raise ModuleNotFoundError(
+            "the demo draws with matplotlib, which is missing; install jmeta with its extra plot: in a clone, "
+            "pip install '.[plot]'."
+        )
     import matplotlib.figure
 
     _check_picture(Path(out), matplotlib.figure.Figure().canvas.get_supported_filetypes())

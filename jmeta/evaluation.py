@@ -190,7 +190,7 @@ def _episode(learner, is_blanked, sample, params, state, key):
     sample_key, adapt_key = jax.random.split(key)
     task = jax.tree.map(jnp.asarray, sample(sample_key))
     query, inputs = task.query, task.query.inputs
-    inputs = jnp.where(is_blanked, inputs.at[1:].set(0), inputs)
+    inputs = jnp.where(is_blanked, inputs.at[1:].set(jnp.zeros((), inputs.dtype)), inputs)
     adapted = learner.adapt(params, state, task.support, key=adapt_key)
     extra = {"mask": query.mask} if takes_mask(learner.predict) else {}
     outputs = learner.predict(params, state, adapted, inputs, **extra)

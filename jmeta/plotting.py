@@ -17,7 +17,8 @@ try:
     from matplotlib.axes import Axes
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "jmeta.plotting draws with matplotlib, which is missing; pip install 'jmeta[plot]'"
+        "jmeta.plotting draws with matplotlib, which is missing; install jmeta with its extra plot: in a clone, "
+        "pip install '.[plot]'."
     ) from error
 
 

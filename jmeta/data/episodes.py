@@ -1,5 +1,6 @@
 """The episode sampler: few-shot tasks drawn from a table, on the device."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,10 @@ from jax import lax
 from jmeta.checks import check_counts, is_count
 from jmeta.data.table import ClassTable
 from jmeta.types import Array, as_float, Examples, Task
+
+# Of more than so many examples of a class, or classes, those of an episode are drawn one by one: of 10,000 that takes
+# 0.3 ms for a batch of 16 tasks and not 12, of 20 not less time (two x86 cores; 5 ways, 16 examples).
+MOST_SCORED = 1000
 
 
 def episodes(
@@ -47,15 +52,15 @@ def episodes(
         ((3, 2), (6, 3))
     """
     check_counts(least=1, queries=queries)
-    spec = _Spec(_range("ways", ways, 2), _range("shots", shots, 1), queries, _largest(table))
+    spec = _Spec(_range("ways", ways, 2), _range("shots", shots, 1), queries, int(table.counts.max()))
     _check_fits(table, spec)
-    # The table is an argument of `_draw`, so that a compiled function may take it as one and hold no copy;
-    # two samplers of one spec compile once.
-    return jax.tree_util.Partial(_sample, spec, table)
+    # Arrays are arguments of `_draw`, so that a compiled function may take them as such and hold no copy; without the
+    # table's names, of which a compiled function would be another: two samplers of one spec compile once.
+    return jax.tree_util.Partial(_sample, spec, table.inputs, table.starts, table.counts)
 
 
-def _sample(spec, table, key):  # a plain function, which can be pickled
-    return _draw(spec, table, key)
+def _sample(*arguments):  # a plain function, which can be pickled
+    return _draw(*arguments)
 
 
 @jax.tree_util.register_static
@@ -70,28 +75,24 @@ class _Spec:
 
 
 @jax.jit
-def _draw(spec: _Spec, table: ClassTable, key: Array) -> Task:
+def _draw(spec: _Spec, inputs: Array, starts: Array, counts: Array, key: Array) -> Task:
     ways_key, shots_key, class_key, example_key = jax.random.split(key, 4)
     widest, most = spec.ways[1], spec.shots[1]
-    classes = _without_replacement(class_key, len(table), len(table), widest)
-    rows = jax.vmap(_rows_of_class, (None, None, 0, 0))(spec, table, jax.random.split(example_key, widest), classes)
+    classes = _without_replacement(class_key, len(starts), len(starts), widest)
+    rows_of = functools.partial(_without_replacement, bound=spec.largest, number=most + spec.queries)
+    rows = starts[classes][:, None] + jax.vmap(rows_of)(jax.random.split(example_key, widest), counts[classes])
     is_way = jnp.arange(widest) < _between(ways_key, spec.ways)
     is_shot = jnp.arange(most) < _between(shots_key, spec.shots)
-    support = _examples(table, rows[:, :most], is_way[:, None] & is_shot[None, :])
-    query = _examples(table, rows[:, most:], jnp.broadcast_to(is_way[:, None], (widest, spec.queries)))
+    support = _examples(inputs, rows[:, :most], is_way[:, None] & is_shot[None, :])
+    query = _examples(inputs, rows[:, most:], jnp.broadcast_to(is_way[:, None], (widest, spec.queries)))
     return Task(support, query, jnp.where(is_way, classes, -1))
 
 
-def _rows_of_class(spec, table, key, index):
-    number = spec.shots[1] + spec.queries
-    return table.starts[index] + _without_replacement(key, table.counts[index], spec.largest, number)
-
-
-def _examples(table, rows, mask):
+def _examples(inputs, rows, mask):
     """The examples at `rows`, [N, shots] or [N, queries], of which those outside `mask`, likewise, are zeroed."""
     targets = jnp.repeat(jnp.eye(len(rows)), rows.shape[1], axis=0)
     mask = mask.reshape(-1)
-    inputs = as_float(table.inputs[rows.reshape(-1)])
+    inputs = as_float(inputs[rows.reshape(-1)])
     shape = (-1,) + (1,) * (inputs.ndim - 1)
     return Examples(
         jnp.where(mask.reshape(shape), inputs, jnp.zeros((), inputs.dtype)),
@@ -102,16 +103,27 @@ def _examples(table, rows, mask):
 
 def _without_replacement(key, size, bound, number):
     """`number` different integers below `size`, itself at most `bound`, in random order."""
+    if bound > MOST_SCORED:
+        return _one_by_one(key, size, number)
     scores = jnp.where(jnp.arange(bound) < size, jax.random.uniform(key, (bound,)), -1.0)
     return lax.top_k(scores, number)[1]
 
 
+def _one_by_one(key, size, number):
+    """The same without a number for each that could be drawn: of those left, the one at a random place."""
+    places = jax.random.randint(key, (number,), 0, size - jnp.arange(number))
+
+    def draw(drawn, place):  # in order, filled up with what is above all
+        # Before the one drawn are as many as have fewer than so many integers left below them.
+        found = place + (drawn - jnp.arange(number) <= place).sum(dtype=place.dtype)
+        return jnp.sort(drawn.at[-1].set(found)), found
+
+    nothing = jnp.full(number, jnp.iinfo(places.dtype).max, places.dtype)
+    return lax.scan(draw, nothing, places)[1]
+
+
 def _between(key, bounds):
     return jax.random.randint(key, (), bounds[0], bounds[1] + 1)
-
-
-def _largest(table):
-    return int(table.counts.max())
 
 
 def _range(name, value, least):

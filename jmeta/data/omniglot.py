@@ -1,10 +1,13 @@
 """Omniglot (Lake et al., 2015): 1,623 handwritten characters, each drawn by 20 people."""
 
+import contextlib
 import importlib.util
 import json
+import operator
 import os
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,6 +20,7 @@ from jmeta.data.table import class_table, ClassTable
 SIZE = 28
 PARTS = {"background": "train", "evaluation": "test"}  # Lake's names and TFDS's
 VINYALS_SPLITS = ("train", "val", "test")
+COPIES = ("omniglot_drawings", "omniglot")  # data sets of TFDS that can be read, ours first
 COMMAND = "jmeta data prepare omniglot"
 
 
@@ -50,19 +54,16 @@ def omniglot(
         A `ClassTable`; names are (alphabet, character from 1, degrees).
 
     Raises:
-        ValueError: for an unknown split, or for no rotations, or ones that are not multiples of 90 or repeat.
+        ValueError: for an unknown split; for no rotations, or ones that are not multiples of 90 or repeat; for
+            a copy that is damaged, or an archive that is.
         FileNotFoundError: if the data is not there and cannot be had; it names
             what is missing, where it was looked for, and what gets it.
         ModuleNotFoundError: without the extra `tfds`.
     """
+    characters = _characters(split)
     if rotations is None:
         rotations = (0, 90, 180, 270) if split in VINYALS_SPLITS else (0,)
-    turns = [degrees % 360 for degrees in rotations]
-    if not turns or any(degrees % 90 for degrees in turns) or len(set(turns)) < len(turns):
-        raise ValueError(
-            f"rotations is {tuple(rotations)}; they must be multiples of 90 degrees, at least one and no two alike."
-        )
-    characters = _characters(split)
+    rotations = _checked_rotations(rotations)
     data_dir = _data_dir(data_dir)
     builder = _find(data_dir) or prepare_omniglot(data_dir=data_dir, archives=archives)
     images, labels = [], []
@@ -72,6 +73,19 @@ def omniglot(
                 images.append(image)
                 labels.append((alphabet, number))
     return _table(np.stack(images), labels, rotations)
+
+
+def _checked_rotations(rotations):
+    try:
+        found = tuple(map(operator.index, rotations))
+        is_right = found and not any(degrees % 90 for degrees in found)
+    except TypeError:  # no sequence, or of what is no whole number
+        is_right = False
+    if not is_right or len({degrees % 360 for degrees in found}) < len(found):
+        raise ValueError(
+            f"rotations is {rotations!r}; they must be multiples of 90 degrees, at least one and no two alike."
+        )
+    return found
 
 
 def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str | os.PathLike | None = None) -> Any:
@@ -85,7 +99,7 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
     Raises:
         FileNotFoundError: if an archive is missing, or the download fails.
         ModuleNotFoundError: without the extra `tfds`.
-        ValueError: if an archive is not whole.
+        ValueError: if an archive is damaged or holds no drawings.
     """
     data_dir = _data_dir(data_dir)
     _require_tfds()
@@ -102,10 +116,21 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
     if missing:
         raise FileNotFoundError(f"{', '.join(missing)} not found in {builder.archives}; they are to be had from {URL}.")
     for name in ARCHIVES.values():
-        if not zipfile.is_zipfile(builder.archives / name):
-            raise ValueError(f"{builder.archives / name} is not a whole zip file; it is to be had from {URL}.")
+        if reason := _what_is_wrong(builder.archives / name):
+            raise ValueError(f"{builder.archives / name} {reason}; it is to be had from {URL}.")
     builder.download_and_prepare()
     return builder
+
+
+def _what_is_wrong(archive):
+    """Why an archive cannot be read, or None."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            if (damaged := opened.testzip()) is not None:
+                return f"is damaged at {damaged}"
+            return None if any(name.endswith(".png") for name in opened.namelist()) else "holds no drawings"
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        return "is not a whole zip file"
 
 
 def _download_and_prepare(builder, data_dir, url):
@@ -126,10 +151,10 @@ def _download_and_prepare(builder, data_dir, url):
 
 def _characters(split):
     """The (part, alphabet, character) of a split of Vinyals et al.; None for a part of Lake's."""
+    if split not in (*VINYALS_SPLITS, *PARTS):
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join((*VINYALS_SPLITS, *PARTS))}.")
     if split in PARTS:
         return None
-    if split not in VINYALS_SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {', '.join((*VINYALS_SPLITS, *PARTS))}.")
     listed = json.loads(resources.files("jmeta.data").joinpath("omniglot_splits.json").read_text())[split]
     return {(part, alphabet, n) for part, alphabets in listed.items() for alphabet, ns in alphabets.items() for n in ns}
 
@@ -141,28 +166,47 @@ def _data_dir(data_dir):
 def _require_tfds():
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise ModuleNotFoundError(
-            "Omniglot is read by TensorFlow Datasets, which is missing; pip install 'jmeta[tfds]'"
+            "Omniglot is read by TensorFlow Datasets, which is missing; install jmeta with its extra tfds: in a clone, "
+            "pip install '.[tfds]'."
         )
 
 
 def _find(data_dir):
     """The builder of a prepared copy in `data_dir` that can be read without TensorFlow, or None."""
-    for path in sorted(data_dir.glob("omniglot*/*/dataset_info.json"), reverse=True):
-        if json.loads(path.read_text()).get("fileFormat") == "array_record":
-            _require_tfds()
-            import tensorflow_datasets as tfds
+    for path in (
+        path for name in COPIES for path in sorted(data_dir.glob(f"{name}/*/dataset_info.json"), reverse=True)
+    ):
+        with _names_damage(path.parent):
+            if json.loads(path.read_text()).get("fileFormat") == "array_record":
+                _require_tfds()
+                import tensorflow_datasets as tfds
 
-            return tfds.builder_from_directory(path.parent)
+                return tfds.builder_from_directory(path.parent)
     return None
+
+
+@contextlib.contextmanager
+def _names_damage(folder):
+    """Whatever is raised while a prepared copy is read says which, and what to do."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # those of readers that TFDS has for the files; the cause is kept
+        raise ValueError(
+            f"the copy of Omniglot in {folder} cannot be read ({type(error).__name__}: {error}); remove that folder "
+            f"and run: {COMMAND}"
+        ) from error
 
 
 def _drawings(builder, split) -> Iterator[tuple[str, int, np.ndarray]]:
     """Alphabet, character from 1, and image [105, 105] of 0 and 1, ink 1, of every drawing."""
-    alphabets = builder.info.features["alphabet"]
-    for example in builder.as_data_source(split=split):
-        alphabet, image = example["alphabet"], example["image"]
-        alphabet = alphabets.int2str(alphabet) if hasattr(alphabets, "int2str") else alphabet.decode()
-        yield alphabet, int(example["alphabet_char_id"]) + 1, _ink(image)
+    with _names_damage(builder.data_dir):
+        alphabets = builder.info.features["alphabet"]
+        for example in builder.as_data_source(split=split):
+            alphabet, image = example["alphabet"], example["image"]
+            alphabet = alphabets.int2str(alphabet) if hasattr(alphabets, "int2str") else alphabet.decode()
+            yield alphabet, int(example["alphabet_char_id"]) + 1, _ink(image)
 
 
 def _ink(image):

@@ -47,22 +47,24 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
         labels: [M] the class of each: numbers, or names.
 
     Raises:
-        ValueError: if the two differ in length, there are none, or `inputs` are no
-            numbers, or have a NaN or infinity, or whole numbers too large, in the precision of JAX.
+        ValueError: if the two differ in length, there are none, or `inputs` are no real
+            numbers, or have a NaN or infinity, or whole numbers too large, in the precision of JAX;
+            for a label that is missing, None or NaN, and for labels of several kinds.
 
     Example:
         >>> class_table(np.zeros((6, 4), np.float32), ["cat", "dog", "cat", "cow", "dog", "cow"])
         ClassTable(3 classes, 6 examples of float32[4])
     """
-    inputs, labels = np.asarray(inputs), np.asarray(labels)
-    if labels.ndim != 1:
-        raise ValueError(f"labels have shape {labels.shape}; they must be one class per example, [M].")
+    inputs, labels = np.asarray(inputs), _of_one_kind(labels)
+    if inputs.ndim < 1:
+        raise ValueError(f"inputs is {inputs}; it must be an array of examples, [M, ...].")
     if len(inputs) != len(labels):
         raise ValueError(f"inputs has {len(inputs)} examples and labels {len(labels)}; there must be one label each.")
     if not len(inputs):
         raise ValueError("inputs is empty; a table needs at least one example.")
-    if not (jnp.issubdtype(inputs.dtype, np.number) or inputs.dtype == bool):
-        raise ValueError(f"inputs are of {inputs.dtype}; they must be numbers.")
+    is_real = jnp.issubdtype(inputs.dtype, np.number) and not jnp.issubdtype(inputs.dtype, np.complexfloating)
+    if not is_real and inputs.dtype != bool:
+        raise ValueError(f"inputs are of {inputs.dtype}; they must be real numbers.")
     inputs = _in_jax(inputs)
     if jnp.issubdtype(inputs.dtype, jnp.inexact) and not np.isfinite(inputs).all():
         bad = int(np.argmin(np.isfinite(inputs).reshape(len(inputs), -1).all(1)))
@@ -76,6 +78,25 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
         jnp.asarray(counts, jnp.int32),
         tuple(names.tolist()),
     )
+
+
+def _of_one_kind(labels):
+    """The labels as an array [M], of which none is missing and all can be compared."""
+    found = np.asarray(labels)
+    if found.ndim != 1:
+        raise ValueError(f"labels have shape {found.shape}; they must be one class per example, [M].")
+    for example, label in enumerate(found.tolist()):
+        if label is None or label != label:  # a NaN is not what it is
+            raise ValueError(
+                f"labels has no class for example {example}, but {label}; leave it out, or name its class."
+            )
+    # NumPy would write numbers among names as names.
+    kinds = sorted({str if isinstance(label, str) else type(label) for label in np.asarray(labels, object)}, key=str)
+    if len(kinds) > 1 and str in kinds:
+        raise ValueError(
+            f"labels are of {' and '.join(kind.__name__ for kind in kinds)}; they must be all numbers or all names."
+        )
+    return found
 
 
 def _in_jax(inputs):

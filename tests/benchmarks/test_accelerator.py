@@ -63,15 +63,20 @@ FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
 @pytest.mark.parametrize(
     ("rates", "tried"),
-    [([10.0, 20.0, 30.0], 3), ([10.0, 10.1, 30.0], 2), ([10.0, FULL, 30.0], 2)],
-    ids=["gains", "no gain", "no memory"],
+    [
+        ([10.0, 20.0, 30.0], [8, 32, 128]),
+        ([10.0, 10.1, 30.0], [8, 32]),
+        ([10.0, FULL, 30.0], [8, 32]),
+        ([FULL] * 3, [8]),
+    ],
+    ids=["gains", "no gain", "no memory", "no memory at all"],
 )
 def test_tasks_are_added_while_a_step_gains_by_them_and_has_memory(monkeypatch, rates, tried):
     step = Mock(side_effect=[{"tasks_per_second": rate} if isinstance(rate, float) else rate for rate in rates])
     monkeypatch.setattr(accelerator, "measure_step", step)
     rows = accelerator.measure(SINUSOID, "jmeta", "default", ("float32",), (8, 32, 128))
-    assert [row["tasks"] for row in rows] == [8, 32, 128][:tried]
-    assert [row["tasks"] for row in rows if "out_of_memory" in row] == [32] * (FULL in rates)
+    assert [row["tasks"] for row in rows] == tried
+    assert [row["tasks"] for row in rows if "out_of_memory" in row] == (tried[-1:] if FULL in rates else [])
 
 
 def test_another_failure_of_a_step_is_not_taken_for_a_lack_of_memory(monkeypatch):

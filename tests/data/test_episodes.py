@@ -1,6 +1,8 @@
 """The episode sampler, by its statistics."""
 
+import functools
 import pickle
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 import scipy.stats
 
 from jmeta import data
+from jmeta.data.episodes import _without_replacement
 
 SIZES = (6, 4, 9, 5, 7)  # examples of each class: ragged
 LABELS = np.repeat(np.arange(5), SIZES)
@@ -104,11 +107,49 @@ def test_refuses_episodes_that_the_table_cannot_give(options, message):
         data.episodes(TABLE, **{"ways": 3, "shots": 1, "queries": 1} | options)
 
 
-@pytest.mark.parametrize("sample", [data.sinusoid(shots=2), data.glyphs(ways=2, shots=1, queries=1), None])
-def test_a_sampler_can_be_pickled(sample):
-    if sample is None:
-        table = data.class_table(np.arange(8.0).reshape(8, 1), np.repeat(np.arange(2), 4))
-        sample = data.episodes(table, ways=2, shots=1, queries=1)
+def test_of_large_classes_every_example_is_equally_likely_at_every_place_and_none_comes_twice(monkeypatch):
+    monkeypatch.setattr(sys.modules["jmeta.data.episodes"], "MOST_SCORED", 1)  # so that small ones count as large
+    draw = functools.partial(_without_replacement, bound=7, number=4)
+    keys = jax.random.split(jax.random.key(0), 3000)
+    for size in (4, 6, 7):
+        drawn = np.asarray(jax.vmap(draw, (0, None))(keys, size))
+        assert all(len(set(row)) == 4 for row in drawn.tolist())
+        for place in range(4):
+            assert_uniform(drawn[:, place], size)
+        assert_uniform(size * drawn[:, 0] + drawn[:, 1] - (drawn[:, 0] < drawn[:, 1]) - drawn[:, 0], size * (size - 1))
+
+
+def test_an_episode_of_a_large_class_holds_different_examples_of_it():
+    table = data.class_table(np.arange(3000)[:, None], np.repeat([0, 1], [2990, 10]))
+    task = data.episodes(table, ways=2, shots=3, queries=7)(jax.random.key(0))
+    for name, low, high in ((0, 0, 2990), (1, 2990, 3000)):
+        label = int(np.flatnonzero(task.class_ids == name)[0])
+        parts = [np.asarray(part.inputs)[np.asarray(part.targets)[:, label] > 0, 0] for part in task[:2]]
+        drawn = np.concatenate(parts)
+        assert len(set(drawn.tolist())) == 10
+        assert ((drawn >= low) & (drawn < high)).all()
+
+
+def test_tables_that_differ_in_names_alone_compile_once():
+    draw = sys.modules["jmeta.data.episodes"]._draw
+    sizes = []
+    for names in (["a", "b"], ["c", "d"]):
+        table = data.class_table(np.zeros((6, 5)), np.repeat(names, 3))
+        data.episodes(table, ways=2, shots=1, queries=1)(jax.random.key(0))
+        sizes.append(draw._cache_size())
+    assert sizes[0] == sizes[1]
+
+
+def episode_sampler():
+    table = data.class_table(np.arange(8.0).reshape(8, 1), np.repeat(np.arange(2), 4))
+    return data.episodes(table, ways=2, shots=1, queries=1)
+
+
+@pytest.mark.parametrize(
+    "make", [functools.partial(data.sinusoid, shots=2), functools.partial(data.glyphs, ways=2), episode_sampler]
+)
+def test_a_sampler_can_be_pickled(make):
+    sample = make()
     again = pickle.loads(pickle.dumps(sample))
     one, other = (of(jax.random.key(0)) for of in (sample, again))
     jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jmeta import data
+from jmeta.data.glyphs import _character, CHARACTER
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,14 @@ def test_no_two_drawings_and_no_two_characters_are_the_same(tasks):
     assert len(np.unique(tasks.class_ids)) == 1000
     means = np.asarray(tasks.query.inputs).reshape(1000, 15, 784).mean(1)
     assert len(np.unique(means, axis=0)) == 1000
+
+
+def test_a_character_has_two_to_four_strokes_half_of_which_start_where_the_last_one_ended():
+    numbers = jax.random.uniform(jax.random.key(0), (2000, sum(CHARACTER)))
+    controls, is_drawn = map(np.asarray, jax.vmap(_character)(numbers))
+    np.testing.assert_allclose(np.bincount(is_drawn.sum(1)) / 2000, [0, 0, 1 / 3, 1 / 3, 1 / 3], atol=0.05)
+    is_joined = (controls[:, 1:, 0] == controls[:, :-1, 2]).all(-1)
+    np.testing.assert_allclose(is_joined.mean(), 0.5, atol=0.05)
 
 
 def test_the_same_key_draws_the_same_task():

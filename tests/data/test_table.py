@@ -8,11 +8,13 @@ from jmeta import data
 
 
 def test_examples_are_grouped_by_class_in_their_order():
-    table = data.class_table(np.array([[1], [2], [3], [4]]), ["b", "a", "b", "c"])
+    labels = np.tile(["b", "a", "b", "c"], 25)  # of so many an unstable sort would mix some up
+    table = data.class_table(np.arange(100)[:, None], labels)
     assert table.names == ("a", "b", "c")
-    np.testing.assert_array_equal(table.inputs[:, 0], [2, 1, 3, 4])
-    np.testing.assert_array_equal(table.starts, [0, 1, 3])
-    np.testing.assert_array_equal(table.counts, [1, 2, 1])
+    np.testing.assert_array_equal(table.starts, [0, 25, 75])
+    np.testing.assert_array_equal(table.counts, [25, 50, 25])
+    for name, start, count in zip(table.names, table.starts, table.counts, strict=True):
+        np.testing.assert_array_equal(table.inputs[start : start + count, 0], np.flatnonzero(labels == name))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,12 @@ def test_examples_are_grouped_by_class_in_their_order():
         (jnp.array([[0.0], [jnp.inf]], jnp.bfloat16), [0, 1], "NaN or infinity in example 1, as bfloat16"),
         (np.array([[2**40 + 3]]), [0], "numbers of int64 that int32 does not hold; enable x64"),
         (np.zeros((2, 2)), [[0], [1]], r"labels have shape \(2, 1\)"),
+        (np.zeros((3, 2)), [0.0, np.nan, 1.0], "labels has no class for example 1, but nan"),
+        (np.zeros((3, 2)), ["a", "b", None], "labels has no class for example 2, but None"),
+        (np.zeros((2, 2)), ["a", 1], "labels are of int and str; they must be all numbers or all names"),
+        (np.zeros((2, 2)), np.array([1, "a"], object), "labels are of int and str"),
+        (np.float32(5), [1], "inputs is 5.0; it must be an array of examples"),
+        (np.zeros((2, 2), complex), [0, 1], "inputs are of complex128; they must be real numbers"),
     ],
 )
 def test_refuses_arrays_that_are_no_table(inputs, labels, message):
@@ -33,5 +41,5 @@ def test_refuses_arrays_that_are_no_table(inputs, labels, message):
 
 
 def test_inputs_that_are_no_numbers_are_refused():
-    with pytest.raises(ValueError, match="inputs are of <U1; they must be numbers"):
+    with pytest.raises(ValueError, match="inputs are of <U1; they must be real numbers"):
         data.class_table(np.array(["a", "b"]), [0, 1])
