@@ -1,5 +1,6 @@
 """A function of one task over a batch of them: divided over devices, and vmapped in chunks on each."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -99,7 +100,25 @@ def largest_array(function: Callable, *arguments: PyTree) -> int:
 
 def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
     """The sampler as a pytree: passed to a compiled function, its table is an argument and not a constant."""
-    return sample if isinstance(sample, jax.tree_util.Partial) else jax.tree_util.Partial(sample)
+    if isinstance(sample, jax.tree_util.Partial):
+        return sample
+    return jax.tree_util.Partial(sample if inspect.isroutine(sample) else _Itself(sample))
+
+
+class _Itself:
+    """A callable object that equals itself alone: its class may compare by value, and arrays have no one truth."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+    def __eq__(self, other):
+        return isinstance(other, _Itself) and self.function is other.function
+
+    def __hash__(self):
+        return id(self.function)
 
 
 def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] | None:

@@ -26,11 +26,16 @@ def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, A
         directory: of this run's checkpoints; made if it is not there.
         state: parameters, state, optimizer state, PRNG key and step.
         config: anything JSON can say that rebuilds the learner.
+
+    Raises:
+        ValueError: if there is a checkpoint of this step, or of a later one, which would be taken for the newest.
     """
     import orbax.checkpoint as ocp  # a fifth of a second that `import jmeta` does not need
 
     items = {"state": ocp.args.StandardSave(_flat(state)), "config": ocp.args.JsonSave(config or {})}
     with _manager(directory, create=True) as manager:
+        if (newest := manager.latest_step()) is not None and state.step <= newest:
+            raise ValueError(f"{directory} has a checkpoint of step {newest}; one of step {state.step} must be later.")
         manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
         manager.wait_until_finished()
 
@@ -52,7 +57,7 @@ def restore(directory: str | os.PathLike, like: TrainState) -> TrainState:
         step = _newest(manager, directory)
         saved = _read(manager, directory, step, state=ocp.args.StandardRestore())
     _check_alike(directory, saved, _flat(like))
-    leaves = [_as(leaf, saved[name]) for name, leaf in by_path(like).items()]
+    leaves = [_as(leaf, saved[name]) if name in saved else leaf for name, leaf in by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -79,10 +84,9 @@ def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> None:
     """
     saved = restore_config(directory)
     for name, value in json.loads(json.dumps(config)).items():  # as it came back: tuples are lists
+        found = f"its {name} is {saved[name]!r}" if name in saved else f"it has no {name}"
         if name not in saved or saved[name] != value:
-            raise ValueError(
-                f"the checkpoints in {directory} are of another run: its {name} is {saved.get(name)!r}, not {value!r}."
-            )
+            raise ValueError(f"the checkpoints in {directory} are of another run: {found}, not {value!r}.")
 
 
 def latest_step(directory: str | os.PathLike) -> int | None:
@@ -133,8 +137,11 @@ def _read(manager, directory, step, **item):
 
 
 def _flat(state: TrainState) -> dict[str, np.ndarray]:
-    """The numbers of all leaves by their paths: of any learner's or optimizer's tree, with no class to unpickle."""
-    return {name: np.asarray(_numbers(leaf)) for name, leaf in by_path(state).items()}
+    """The numbers of all leaves by their paths: of any learner's or optimizer's tree, with no class to unpickle.
+
+    Arrays without a number, of which Orbax saves none, are left out.
+    """
+    return {name: np.asarray(_numbers(leaf)) for name, leaf in by_path(state).items() if np.size(leaf)}
 
 
 def _numbers(leaf):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.types import Array, Examples
+from jmeta.types import Array, Examples, Learner, Task
 
 
 def check_positive(**numbers: float) -> None:
@@ -25,7 +25,28 @@ def check_counts(*, least: int = 0, **counts: Any) -> None:
 
 def is_count(value: Any, least: int = 0) -> bool:
     """Whether it is an integer, of Python or NumPy, and not below the least."""
-    return isinstance(value, int | np.integer) and bool(value >= least)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def check_learner(learner: Any) -> None:
+    """Raises a `ValueError` for what is no `Learner`."""
+    if not isinstance(learner, Learner):
+        raise ValueError(
+            f"learner is of {type(learner).__name__}; it must be a jmeta.Learner, as learners.maml(...) makes it."
+        )
+
+
+def check_sampler(**samplers: Any) -> None:
+    """Raises a `ValueError` for what is, by its name, no function."""
+    for name, sampler in samplers.items():
+        if not callable(sampler):
+            raise ValueError(f"{name} is {sampler!r}; it must be a function from a key to a Task.")
+
+
+def check_is_task(task: Any) -> None:
+    """Raises a `ValueError` for what is no `Task`, nor anything of such fields."""
+    if not all(hasattr(task, name) for name in Task._fields):
+        raise ValueError(f"the task is of {type(task).__name__}; it must be a jmeta.Task, and a sampler must give one.")
 
 
 def check_examples(name: str, examples: Examples) -> None:

@@ -195,14 +195,17 @@ def _begun(command: Train) -> tuple[Path, Run]:
     if command.out is None:
         raise ValueError("train needs --out, the folder of a new run, or --resume, that of one to go on with.")
     _check_empty(command.out)
-    ways = command.configuration.protocol.ways
+    configuration = command.configuration
+    if configuration.max_task_norm == math.inf:  # which JSON cannot say
+        configuration = dataclasses.replace(configuration, max_task_norm=None)
+    ways = configuration.protocol.ways
     check_protocol(
-        command.configuration.data,
+        configuration.data,
         ways=None if ways == Protocol().ways else ways,
-        data_dir=command.configuration.data_dir,
+        data_dir=configuration.data_dir,
     )
     steps = 2000 if command.steps is None else command.steps
-    return command.out, Run(command.configuration, steps, command.save_every, command.log_every, command.episodes)
+    return command.out, Run(configuration, steps, command.save_every, command.log_every, command.episodes)
 
 
 def _check_empty(folder: Path) -> None:
@@ -227,7 +230,7 @@ def _resumed(command: Train, folder: Path) -> tuple[Path, Run]:
     run = read_run(folder)
     if command.steps is None:
         return folder, run
-    check_taken(folder, checkpoints.latest_step(folder / "checkpoints") or 0, command.steps)
+    check_taken(folder, checkpoints.latest_step(folder / "checkpoints"), command.steps)
     return folder, dataclasses.replace(run, steps=command.steps)
 
 

@@ -133,7 +133,7 @@ class Configuration:
     nonfinite: str = "skip"
     """What to do with tasks whose loss or meta-gradient is not finite: skip or raise."""
     max_task_norm: float | None = MAX_TASK_NORM
-    """Longer meta-gradients of a task are scaled down to this length; None for no bound."""
+    """Longer meta-gradients of a task are scaled down to this length; None or inf for no bound."""
     seed: int = 0
     """Decides the initial parameters and all tasks."""
 

@@ -22,7 +22,7 @@ from jmeta.batching import (
     on_each_device,
     over_devices,
 )
-from jmeta.checks import as_key, check_counts, is_of_classes
+from jmeta.checks import as_key, check_counts, check_is_task, check_learner, check_sampler, is_of_classes
 from jmeta.files import to_json
 from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, tells_accuracy, TrainState
 
@@ -108,9 +108,9 @@ def evaluate(
     Raises:
         ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, devices
             that cannot share episodes, what is no key or no state of training, a
-            learner whose outputs are not as wide as the targets, or an episode with
-            queries of a class that has no support example, or of classes with real
-            numbers as targets.
+            learner whose outputs are not as wide as the targets, or an episode without
+            support examples, with queries of a class that has none, or of classes with
+            real numbers as targets; for what is no learner, or no sampler of tasks.
 
     Example:
         >>> import optax, jmeta
@@ -127,6 +127,8 @@ def evaluate(
     devices, key = as_devices(devices), as_key(key)
     if not isinstance(state, TrainState):
         raise ValueError(f"state is of {type(state).__name__}; it must be a TrainState, as init_state and fit give it.")
+    check_learner(learner)
+    check_sampler(sample=sample)
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
     number = device_count(devices)
     each = math.ceil(episodes / number)
@@ -188,7 +190,9 @@ def _default_chunk_of_shapes(learner, structure, shapes, episodes, devices):
 def _episode(learner, is_blanked, sample, params, state, key):
     """What is measured in one episode; `is_blanked`, all its queries but the first are blanked."""
     sample_key, adapt_key = jax.random.split(key)
-    task = jax.tree.map(jnp.asarray, sample(sample_key))
+    task = sample(sample_key)
+    check_is_task(task)
+    task = jax.tree.map(jnp.asarray, task)
     query, inputs = task.query, task.query.inputs
     inputs = jnp.where(is_blanked, inputs.at[1:].set(jnp.zeros((), inputs.dtype)), inputs)
     adapted = learner.adapt(params, state, task.support, key=adapt_key)
@@ -230,6 +234,8 @@ def _check_classes(found: dict[str, np.ndarray]) -> None:
             f"episode {found['real'].argmax()} has targets that are neither one-hot nor probabilities, but its classes "
             "are numbered or the learner's loss is over classes; tasks of real targets have no class_ids."
         )
+    if (empty := found.get("ways", np.ones(1)) == 0).any():
+        raise ValueError(f"episode {empty.argmax()} has no support example; each needs one of every class.")
     if found.get("orphans", np.False_).any():
         raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jmeta import checkpoints
 from jmeta.batching import as_argument, as_devices, on_each_device
-from jmeta.checks import as_key, check_counts, is_count
+from jmeta.checks import as_key, check_counts, check_learner, check_sampler, is_count
 from jmeta.evaluation import check_episodes, evaluate, Report
 from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog
@@ -67,7 +67,9 @@ def fit(
         optimizer: the outer optimizer.
         sample: `(key) -> Task`, the training tasks; called once as it is, and then compiled
             with the meta-step and used again in the next call: what it reads from outside
-            is as it was then; make a new function if that changes.
+            is as it was then; make a new function if that changes. JAX holds what compiled
+            functions read: large arrays are let go of if they are arguments, as in
+            `jax.tree_util.Partial(function, arrays)`, which `data.episodes` gives.
         key: PRNG key, which alone decides initial parameters and tasks.
         steps: meta-steps in the whole run.
         batch_size: tasks in a meta-step.
@@ -76,8 +78,8 @@ def fit(
         out: the run's folder, for `checkpoints/`, `metrics.jsonl` and
             `tensorboard/`; None keeps nothing.
         config: a dict of what JSON can say that rebuilds the learner, saved with
-            every checkpoint, with `key` and `batch_size`; a run with another
-            config in `out` is refused.
+            every checkpoint, with `key` and `batch_size`. A run in `out` that was told
+            otherwise is refused; what it was told beyond this is kept.
         log_every: meta-steps in a dispatch, and between lines of metrics.
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
@@ -108,28 +110,26 @@ def fit(
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
+    check_learner(learner)
+    check_sampler(sample=sample, **({} if validation is None else {"validation": validation}))
     key = as_key(key)
     config = _config(config or {}, key=jax.random.key_data(key).tolist(), batch_size=int(batch_size))
     devices = as_devices(devices)
     step_devices = None if devices is None else devices[:batch_size]
     init_key, validation_key = jax.random.split(key)
     sampler = on_each_device(as_argument(sample), step_devices)
-    if validation is not None:
-        validation = on_each_device(as_argument(validation), devices)
     task = sample(validation_key)
     state = init_state(learner, optimizer, init_key, task, devices=step_devices)
     if validation is not None:
         check_task(validation(validation_key))
+        validation = on_each_device(as_argument(validation), devices)
         check_episodes(learner, state, validation, episodes=episodes, devices=devices)
     with contextlib.ExitStack() as held:
         if out is not None:
             held.enter_context(sole_writer(out))
-        folder, saved = None if out is None else Path(out) / "checkpoints", None
-        if folder is not None and (saved := checkpoints.latest_step(folder)) is not None:
-            checkpoints.check_config(folder, config)
-            check_taken(folder.parent, saved, steps)
-            state = on_each_device(checkpoints.restore(folder, state), step_devices)
-        state = unshared(state)
+        kept = _Kept(out, config)
+        kept.check_steps(steps)
+        state = unshared(on_each_device(kept.newest(state), step_devices))
         options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
         loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
         dispatch = functools.partial(_dispatch, loop, sampler)
@@ -152,15 +152,14 @@ def fit(
                 try:
                     reporter.write(done, metrics, None, seconds)
                 finally:
-                    if folder is not None and nonfinite == "raise" and (saved or 0) < done:
-                        checkpoints.save(folder, state, config=config)
-                raise FloatingPointError(_diverged(min(done, last_finite) + 1, last_finite, folder))
+                    if nonfinite == "raise" and done > 0:
+                        kept.save(state)
+                raise FloatingPointError(_diverged(min(done, last_finite) + 1, last_finite, kept.folder))
             is_due = done % save_every == 0 or done == steps
             report = None
             with contextlib.ExitStack() as at_last:
-                if folder is not None and is_due:  # what was trained is kept, also if its validation or metrics fail
-                    at_last.callback(checkpoints.save, folder, state, config=config)
-                    saved = done
+                if is_due:  # what was trained is kept, also if its validation or metrics fail
+                    at_last.callback(kept.save, state)
                 try:
                     if validation is not None and is_due:
                         report = evaluate(
@@ -168,8 +167,7 @@ def fit(
                         )
                 finally:
                     reporter.write(done, metrics, report, seconds)
-        if folder is not None and saved != done:
-            checkpoints.save(folder, state, config=config)
+        kept.save(state)
     return state
 
 
@@ -182,10 +180,42 @@ def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int,
         raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
 
 
-def check_taken(folder: Path, taken: int, steps: int) -> None:
+def check_taken(folder: Path, taken: int | None, steps: int) -> None:
     """Raises a `ValueError` if the run in a folder has taken more meta-steps than it shall have."""
-    if steps < taken:
+    if steps < (taken or 0):
         raise ValueError(f"steps is {steps}, but the run in {folder} has taken {taken}; give it at least those.")
+
+
+class _Kept:
+    """The checkpoints of a run, if it has a folder.
+
+    What an earlier configuration says beyond this one is kept: the run that goes on is still rebuilt by it.
+    """
+
+    def __init__(self, out, config):
+        self.folder = None if out is None else Path(out) / "checkpoints"
+        self._step = None if self.folder is None else checkpoints.latest_step(self.folder)
+        self._config = config
+        if self.folder is not None and self._step is not None:
+            checkpoints.check_config(self.folder, config)
+            self._config = checkpoints.restore_config(self.folder) | config
+
+    def check_steps(self, steps: int) -> None:
+        """Raises a `ValueError` if more meta-steps were taken than there shall be."""
+        if self.folder is not None:
+            check_taken(self.folder.parent, self._step, steps)
+
+    def newest(self, start: TrainState) -> TrainState:
+        """The state last saved; the start, if there is none."""
+        if self.folder is None or self._step is None:
+            return start
+        return checkpoints.restore(self.folder, start)
+
+    def save(self, state: TrainState) -> None:
+        """Saves a state, unless it is saved."""
+        if self.folder is not None and state.step != self._step:
+            checkpoints.save(self.folder, state, config=self._config)
+            self._step = int(state.step)
 
 
 def _config(told: dict[str, Any], **own: Any) -> dict[str, Any]:
@@ -287,7 +317,7 @@ class _Reporter:
         if number == 0:
             return
         # A step without a finite task has no loss.
-        values = {name: float(np.nanmean(array)) for name, array in metrics.items()}
+        values = {name: _mean(array[~np.isnan(array)]) for name, array in metrics.items()}
         values["nonfinite_tasks"] = int(metrics["nonfinite_tasks"].sum())
         if report is not None:
             values |= {"validation_loss": report.loss, "validation_loss_ci95": report.loss_ci95}
@@ -310,6 +340,11 @@ class _Reporter:
             self._log.close()
 
 
+def _mean(numbers):
+    """That of none is not a number."""
+    return float(numbers.mean()) if len(numbers) else float("nan")
+
+
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set while the block runs; a second signal does what it always did."""
@@ -318,6 +353,8 @@ def _stop_signals() -> Iterator[threading.Event]:
         yield stopping
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # One that is ignored, as a shell has background jobs ignore SIGINT, stays so; None is of no handler in Python.
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     def stop(number, _):
         stopping.set()

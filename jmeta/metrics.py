@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
+
 from jmeta.files import to_json, write_whole
 
 
@@ -32,6 +34,7 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Logs the values of one step."""
+        values = {name: np.asarray(value).item() for name, value in values.items()}  # JSON knows Python's numbers alone
         self._lines.write(_line({"step": step, **values}))
         self._lines.flush()
         for name, value in values.items():
@@ -39,8 +42,10 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes both files."""
-        self._lines.close()
-        self._events.close()
+        try:
+            self._lines.close()
+        finally:
+            self._events.close()
 
 
 def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:

@@ -24,8 +24,17 @@ from jmeta.batching import (
     sum_over_chunks,
     sum_over_devices,
 )
-from jmeta.checks import as_key, check_counts, check_examples, check_transformation, is_of_classes
+from jmeta.checks import (
+    as_key,
+    check_counts,
+    check_examples,
+    check_is_task,
+    check_learner,
+    check_transformation,
+    is_of_classes,
+)
 from jmeta.types import (
+    accepts,
     Array,
     at_least_single,
     by_path,
@@ -64,7 +73,7 @@ def init_state(
             jitted step need not compile again for the state that it gives back.
 
     Raises:
-        ValueError: if targets are labels and not one-hot, or of other ways in the
+        ValueError: for what is no learner or no task; if targets are labels and not one-hot, or of other ways in the
             query set than in the support set, the model's output width is not the
             number of ways, a class has queries and no support example, targets are
             real numbers where the loss is over classes, the optimizer is no optax
@@ -77,6 +86,7 @@ def init_state(
         >>> print(init_state(learner, optax.adam(1e-3), jax.random.key(1), task).step)
         0
     """
+    check_learner(learner)
     check_task(task)
     check_transformation("optimizer", optimizer)
     devices = as_devices(devices)
@@ -117,7 +127,8 @@ def make_train_step(
 
     Args:
         learner: what is trained.
-        optimizer: the outer optimizer.
+        optimizer: the outer optimizer. One that asks for a loss, as
+            `optax.contrib.reduce_on_plateau` does, is given the mean as `value`.
         tasks_per_chunk: how many tasks are vmapped at a time, at most, the
             gradients of the chunks being added up. The result is the same to rounding; time
             and memory are not. What the last chunk lacks is filled up with tasks
@@ -145,8 +156,9 @@ def make_train_step(
     Raises:
         ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
             that is not positive, or devices that cannot share tasks; from the step, for
-            what is no batch of tasks, and for a loss that gives back another state than
-            it was given, by shapes and dtypes.
+            what is no batch of tasks, for a loss that gives back another state than
+            it was given, by shapes and dtypes, and for metrics that are no scalars or have
+            a name of those above.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -161,6 +173,8 @@ def make_train_step(
     if tasks_per_chunk is not None:
         check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
     check_policy(nonfinite, max_task_norm)
+    check_learner(learner)
+    asks_for_loss = accepts(optimizer.update, "value")
     devices = as_devices(devices)
     # A learner is pure, so that one trace of its loss serves `init`, the choice of a chunk and the gradient.
     task_loss = jax.jit(learner.loss)
@@ -198,13 +212,14 @@ def make_train_step(
             (gradient, new_state),
             (gradient, state),
         )
-        updates, opt_state = optimizer.update(unravel(gradient.astype(flat.dtype)), opt_state, params)
+        metrics = {name: value / finite for name, value in metrics.items()}
+        extra = {"value": metrics["loss"]} if asks_for_loss else {}
+        updates, opt_state = optimizer.update(unravel(gradient.astype(flat.dtype)), opt_state, params, **extra)
         after = TrainState(optax.apply_updates(params, updates), new_state, opt_state, keys[0], step + 1)
         if nonfinite == "raise":
             is_taken, before = finite == number, train_state
         else:
             is_taken, before = finite > 0, train_state._replace(key=keys[0], step=step + 1)
-        metrics = {name: value / finite for name, value in metrics.items()}
         length = jnp.where(finite > 0, jnp.linalg.norm(gradient), jnp.nan)
         metrics |= {"gradient_norm": length, "nonfinite_tasks": jnp.int32(number - finite)}
         return jax.tree.map(functools.partial(jnp.where, is_taken), after, before), metrics
@@ -220,6 +235,7 @@ def _contribution(task_loss, max_task_norm, params, state, task, key, is_counted
     differentiate = jax.value_and_grad(task_loss, has_aux=True)
     (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
     _check_state(state, after)
+    _check_metrics(metrics)
     loss, state = jax.tree.map(_to_add_up, (loss, after))
     # As one vector it is measured and added up in two operations, not in two for each parameter. Behind a barrier, or
     # XLA computes it again in both.
@@ -274,8 +290,8 @@ def check_policy(nonfinite: str, max_task_norm: float) -> None:
     """Raises a `ValueError` for a policy on single tasks that `make_train_step` cannot take."""
     if nonfinite not in get_args(Nonfinite):
         raise ValueError(f"nonfinite is {nonfinite!r}; it must be one of {get_args(Nonfinite)}.")
-    if not max_task_norm > 0:
-        raise ValueError(f"max_task_norm is {max_task_norm}; it must be above 0, or infinite for no bound.")
+    if max_task_norm is None or isinstance(max_task_norm, str) or not max_task_norm > 0:
+        raise ValueError(f"max_task_norm is {max_task_norm!r}; it must be above 0, or infinite for no bound.")
 
 
 def _number_of_tasks(tasks: Task) -> int:
@@ -305,8 +321,18 @@ def _check_state(before: PyTree, after: PyTree) -> None:
         )
 
 
+def _check_metrics(metrics: dict[str, Array]) -> None:
+    """Raises a `ValueError` for a learner's metrics that are no scalars, or take the name of a train step's own."""
+    for name, value in metrics.items():
+        if name in ("step", "loss", "gradient_norm", "nonfinite_tasks"):
+            raise ValueError(f"the learner's loss has a metric {name!r}, which training has itself; name it otherwise.")
+        if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
+            raise ValueError(f"the learner's metric {name!r} is {value}; each must be a scalar.")
+
+
 def check_task(task: Task) -> None:
     """Raises a `ValueError` for labels as targets, other ways in the query set, or what is no task of its classes."""
+    check_is_task(task)
     for name in ("support", "query"):
         check_examples(f"task.{name}", getattr(task, name))
     widths = [jnp.shape(part.targets)[1] for part in (task.support, task.query)]

@@ -32,7 +32,8 @@ class Examples(NamedTuple):
             bytes, uint8, learners divide them by 255, so that tokens, and what a model
             scales by itself, should be of another type.
         targets: [K, N] one-hot for classification, [K, D] real for regression.
-        mask: [K], 1 for a real example and 0 for padding.
+        mask: [K], 1 for a real example and 0 for padding. Padding may be any finite
+            numbers: a NaN in it would be one in a network's gradient.
     """
 
     inputs: Array
@@ -82,8 +83,10 @@ class Learner(NamedTuple):
             It may take one keyword more, `mask` [Q], like `Model.apply`; outputs of
             regression may be a `losses.Gaussian`.
         loss: `(params, state, task, *, key=None) -> (scalar, (state, metrics))`,
-            whose gradient is the meta-gradient. `metrics` is a dictionary of
-            scalars; it has an `"accuracy"` if the learner classifies.
+            whose gradient is the meta-gradient. Training averages what it gives over
+            tasks, but for integers in the state, which must be the same for all.
+            `metrics` is a dictionary of scalars; it has an `"accuracy"` if the learner
+            classifies, and no `"loss"`.
     """
 
     init: Callable

@@ -1,7 +1,9 @@
 """Checkpoints by themselves; tests/test_fitting.py has those of runs."""
 
 import jax
+import jax.numpy as jnp
 import optax
+import pytest
 
 import jmeta
 from jmeta import checkpoints, data, learners, models
@@ -15,3 +17,20 @@ def test_a_state_with_a_number_of_pythons_is_saved_and_restored(tmp_path):
     state = start._replace(step=3)
     checkpoints.save(tmp_path, state)
     assert checkpoints.restore(tmp_path, start).step == 3
+
+
+def test_an_array_without_a_number_is_restored_as_it_was(tmp_path):
+    start = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    start = start._replace(state={"empty": jnp.zeros((0, 3), jnp.int32)})
+    checkpoints.save(tmp_path, start)
+    found = checkpoints.restore(tmp_path, start).state["empty"]
+    assert (found.shape, found.dtype) == ((0, 3), jnp.int32)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_state_that_is_no_later_than_the_newest_is_not_saved(tmp_path, step):
+    state = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    checkpoints.save(tmp_path, state._replace(step=2))
+    with pytest.raises(ValueError, match=f"{tmp_path} has a checkpoint of step 2; one of step {step} must be later"):
+        checkpoints.save(tmp_path, state._replace(step=step))
+    assert checkpoints.saved_steps(tmp_path) == [2]

@@ -211,7 +211,7 @@ MISTAKES = {
     "train --model conv4 --width 0 --out {new}": "width is 0; a layer's width",
     "train --learning-rate nan --out {new}": "learning_rate is nan; it must be a finite number",
     "train --learning-rate 0 --out {new}": "learning_rate is 0.0; it must be a positive number",
-    "train --max-task-norm inf --out {new}": "max_task_norm is inf; it must be a finite number",
+    "train --max-task-norm -1 --out {new}": "max_task_norm is -1.0; it must be above 0, or infinite for no bound",
     "train --out {run}/run.json": "run.json",
     "evaluate {run} --out {new}/x.json": "is in a folder that does not exist",
     "train --learner protonet --inner-rate 0.1 --out {new}": "inner_rate was given, but protonet has no such option",
@@ -343,3 +343,10 @@ def test_a_mistake_in_a_process_of_its_own_has_no_traceback():
     assert process.returncode == 2
     assert "Traceback" not in err
     assert "did you mean 'protonet'" in err
+
+
+def test_an_infinite_bound_is_none_in_the_run_s_file_which_goes_on_with_it(tmp_path):
+    begin = (*SINUSOID, "--model", "mlp", "--max-task-norm", "inf", "--steps", "0", "--out", str(tmp_path / "run"))
+    assert cli.main(list(begin)) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["configuration"]["max_task_norm"] is None
+    assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 0

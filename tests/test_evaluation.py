@@ -1,5 +1,6 @@
 """Evaluation: the figures, the protocol it states, and that it changes nothing."""
 
+import dataclasses
 import json
 import re
 
@@ -247,3 +248,46 @@ def test_refuses_an_evaluation_that_cannot_be(name, value):
 def test_parameters_alone_are_refused_for_a_state():
     with pytest.raises(ValueError, match="state is of dict; it must be a TrainState"):
         jmeta.evaluate(None, {}, None, key=jax.random.key(0))
+
+
+def test_what_is_no_learner_or_no_sampler_is_refused():
+    learner, sample = learners.protonet(IDENTITY), data.episodes(TABLE, ways=3, shots=1, queries=3)
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    with pytest.raises(ValueError, match="learner is of NoneType"):
+        jmeta.evaluate(None, state, sample, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="sample is None; it must be a function from a key to a Task"):
+        jmeta.evaluate(learner, state, None, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"the task is of tuple; it must be a jmeta\.Task"):
+        jmeta.evaluate(learner, state, lambda key: (1, 2), key=jax.random.key(0))
+
+
+def test_an_episode_without_a_real_example_is_refused():
+    full = data.episodes(TABLE, ways=3, shots=1, queries=3)
+
+    def sample(key):
+        is_there = jax.random.bernoulli(key)
+        parts = (part._replace(mask=part.mask * is_there) for part in full(key)[:2])
+        return Task(*parts)
+
+    learner = learners.protonet(IDENTITY)
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), full(jax.random.key(1)))
+    with pytest.raises(ValueError, match=r"episode \d+ has no support example"):
+        jmeta.evaluate(learner, state, sample, key=jax.random.key(2), episodes=20)
+
+
+def test_an_object_that_compares_by_arrays_is_a_sampler_like_any_other():
+    @dataclasses.dataclass(frozen=True)
+    class Sampler:
+        table: np.ndarray
+
+        def __call__(self, key):
+            return sample(key)
+
+    sample = data.episodes(TABLE, ways=3, shots=1, queries=3)
+    one, other = (evaluated(IDENTITY, Sampler(np.ones(3)), episodes=4) for _ in range(2))
+    np.testing.assert_array_equal(one.per_episode["loss"], other.per_episode["loss"])
+
+
+def test_inputs_may_be_of_two_values():
+    table = data.class_table(np.asarray(TABLE.inputs) > 0, np.repeat(np.arange(6), 10))
+    assert evaluated(models.mlp(hidden=(8,), outputs=None), data.episodes(table, ways=3, shots=1, queries=3)).accuracy

@@ -162,6 +162,44 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_that_the_caller_ignores_is_ignored_in_a_run_too():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with fitting._stop_signals() as stopping:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stopping.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_metric_that_is_never_a_number_is_written_as_such_and_warns_of_nothing(tmp_path):
+    def loss(*arguments, **options):
+        value, (state, metrics) = LEARNER.loss(*arguments, **options)
+        return value, (state, metrics | {"unknown": jnp.nan})
+
+    learner = LEARNER._replace(loss=loss)
+    jmeta.fit(learner, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=2, batch_size=2, out=tmp_path)
+    assert all(np.isnan(line["unknown"]) and np.isfinite(line["loss"]) for line in read_metrics(tmp_path))
+
+
+def test_a_validation_may_be_given_with_a_key_that_lies_on_one_of_the_devices():
+    table = data.class_table(np.arange(24.0).reshape(12, 2), np.repeat([0, 1, 2], 4))
+    sample = data.episodes(table, ways=2, shots=1, queries=1)
+    learner = learners.protonet(models.mlp(hidden=(4,), outputs=None))
+    key = jax.device_put(jax.random.key(0), jax.devices()[0])
+    options = {"validation": sample, "episodes": 2, "devices": jax.devices()}
+    assert jmeta.fit(learner, OPTIMIZER, sample, key=key, steps=1, batch_size=2, **options).step == 1
+
+
+@pytest.mark.parametrize("options", [{"sample": None}, {"validation": 3}])
+def test_what_is_no_sampler_is_refused(options):
+    ((name, value),) = options.items()
+    arguments = {"sample": SAMPLE, "key": jax.random.key(0), "steps": 1, "batch_size": 1} | options
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be a function from a key to a Task"):
+        jmeta.fit(LEARNER, OPTIMIZER, **arguments)
+
+
 def poisoned(key):
     task = SAMPLE(key)
     return task._replace(query=task.query._replace(targets=task.query.targets * jnp.nan))
@@ -285,6 +323,14 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
     fitted(tmp_path, steps=20, config={"seed": 0})
     with pytest.raises(ValueError, match="are of another run: its seed is 0, not 1"):
         fitted(tmp_path, config={"seed": 1})
+
+
+def test_what_a_run_was_told_at_first_is_kept_when_it_goes_on_without(tmp_path):
+    fitted(tmp_path, steps=20, config={"seed": 0})
+    fitted(tmp_path, steps=40)
+    assert checkpoints.restore_config(tmp_path / "checkpoints")["seed"] == 0
+    with pytest.raises(ValueError, match="are of another run: it has no width, not 3"):
+        fitted(tmp_path, config={"width": 3})
 
 
 def test_another_key_in_the_folder_is_refused(tmp_path):

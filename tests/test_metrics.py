@@ -2,6 +2,9 @@
 
 import math
 
+import jax.numpy as jnp
+import numpy as np
+
 from jmeta.metrics import MetricsLog, read_metrics
 
 
@@ -13,3 +16,10 @@ def test_a_value_that_is_not_finite_is_null_in_the_lines_and_nan_when_read_also_
     written = '{"step": 1, "validation_loss": null}\n{"step": 2, "validation_loss": null}\n'
     assert (tmp_path / "metrics.jsonl").read_text() == written
     assert all(math.isnan(line["validation_loss"]) for line in read_metrics(tmp_path))
+
+
+def test_numbers_of_numpy_and_jax_are_written_as_pythons(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write(1, {"loss": np.float32(0.5), "tasks": jnp.int32(3)})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5, "tasks": 3}\n'

@@ -236,6 +236,46 @@ def test_what_is_no_key_is_refused(key):
         jmeta.evaluate(LEARNER, begin(), SAMPLE, key=key, episodes=2)
 
 
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"step": 1.0}, "a metric 'step', which training has itself"),
+        ({"loss": 1.0}, "a metric 'loss', which training has itself"),
+        ({"each": jnp.ones(2)}, "the learner's metric 'each' is .*; each must be a scalar"),
+        ({"both": {"one": 1.0}}, "the learner's metric 'both' is .*; each must be a scalar"),
+    ],
+)
+def test_metrics_that_training_cannot_report_are_refused(metrics, message):
+    def loss(*arguments, **options):
+        value, (state, _) = LEARNER.loss(*arguments, **options)
+        return value, (state, metrics)
+
+    step = jmeta.make_train_step(LEARNER._replace(loss=loss), OPTIMIZER)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(step, begin(), batch())
+
+
+def test_an_optimizer_that_asks_for_the_loss_is_given_the_mean_over_tasks():
+    def update(updates, state, params=None, *, value, **_):
+        return updates, value
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.float32(0), update)
+    state = jmeta.init_state(LEARNER, optimizer, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    after, metrics = jax.jit(jmeta.make_train_step(LEARNER, optimizer))(state, batch())
+    assert after.opt_state == metrics["loss"] > 0
+
+
+def test_what_is_no_learner_no_task_or_no_bound_is_refused():
+    with pytest.raises(ValueError, match=r"learner is of Model; it must be a jmeta\.Learner"):
+        begin(models.mlp())
+    with pytest.raises(ValueError, match=r"learner is of NoneType"):
+        jmeta.make_train_step(None, OPTIMIZER)
+    with pytest.raises(ValueError, match=r"the task is of tuple; it must be a jmeta\.Task"):
+        jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), (1, 2))
+    with pytest.raises(ValueError, match="max_task_norm is None; it must be above 0, or infinite for no bound"):
+        jmeta.make_train_step(LEARNER, OPTIMIZER, max_task_norm=None)
+
+
 def test_a_loss_that_gives_back_another_state_is_refused():
     subject = LEARNER._replace(
         init=lambda key, task: (jnp.zeros(()), {"mean": jnp.zeros(8)}),
@@ -441,7 +481,7 @@ def test_a_tasks_meta_gradient_is_scaled_down_to_the_bound_and_never_up(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.params, expected)
 
 
-@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("steps", -1)])
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("steps", -1), ("steps", True)])
 def test_refuses_a_loop_that_cannot_be(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         jmeta.make_train_loop(None, SAMPLE, **{"batch_size": 1, "steps": 1} | {name: value})

@@ -30,7 +30,8 @@ class MetaGradientOptions(TypedDict, total=False):
         meta_gradient: `"second_order"`, exact, through the whole loop (default);
             `"first_order"`, inner gradients are constants; `"truncated"`, those
             before the last `last_steps` are; `"implicit"`, at the minimum of the
-            inner objective, which needs `proximal` above 0.
+            inner objective, which needs `proximal` above 0, and cannot be differentiated
+            again in forward mode.
         differentiation: of exact steps. `"mixed"` (default): the backward pass of
             an inner gradient is one forward-over-reverse Hessian-vector product
             (Kemaev et al., 2025); `"reverse"`: it is reverse over reverse.

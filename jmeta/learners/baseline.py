@@ -19,7 +19,8 @@ def baseline(
     each, where the paper draws examples of any class. A new head starts at zero, not
     at random, and takes all of the support set in each step, where the paper's code
     takes minibatches of 4 in 100 epochs: an episode has one answer, whatever the
-    order of its examples.
+    order of its examples. The optimizer's running mean of gradients starts at zero, not
+    at the first gradient, so that its first steps are shorter.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`), with

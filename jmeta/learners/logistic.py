@@ -29,8 +29,9 @@ def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
         regularisation: lambda of lambda / 2 |weights|^2, where learning starts.
         newton_steps: of Newton's method, at least 1. The default is for features of
-            order one; of a standard deviation of 60, weights are 7e-2 of their size off
-            after 10 and right after 15.
+            order one; of a standard deviation of 60, 25 examples of 64 random features,
+            weights are up to 0.4 of the largest off after 10 and 5e-4 after 15 in double
+            precision. In single they stay a tenth off there, however many are taken.
         cg_steps: most steps of conjugate gradient in each of those and in the
             derivative, at least 1.
 

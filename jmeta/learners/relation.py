@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jmeta import losses, models
 from jmeta.checks import check_examples
-from jmeta.functional.classes import exclude_absent
+from jmeta.functional.classes import exclude_absent, very_negative
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.prototypes import prototypes
 from jmeta.types import apply_model, Array, Learner, Model, PyTree
@@ -128,10 +128,10 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
 def one_against_rest(outputs: Array, targets: Array, mask: Array) -> Array:
     """Squared error of the outputs' sigmoid against one-hot targets, the mean over real examples and their classes.
 
-    Outputs of absent classes are very negative: their sigmoid is zero and adds nothing, so that a task padded to more
-    ways has the same loss. Classes are counted by the targets given.
+    Outputs of absent classes are very negative: their sigmoid is zero and adds nothing, and they are not counted, so
+    that a task padded to more ways has the same loss.
     """
     losses.check_classes(targets)
-    labelled_classes = (losses.at_real_rows(targets, mask).sum(0) > 0).sum()
-    share = targets.shape[1] / jnp.maximum(labelled_classes, 1)
+    present = (outputs > very_negative(outputs) / 2).any(0)
+    share = targets.shape[1] / jnp.maximum(present.sum(), 1)
     return share * losses.squared_error(jax.nn.sigmoid(outputs), targets, mask)

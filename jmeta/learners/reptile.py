@@ -29,8 +29,10 @@ def reptile(
     fast weights, so that its gradient is the step the paper takes: an outer
     `optax.sgd` of a rate that falls from 1 to 0 is the paper's, one task to a
     batch is its serial form, many the batched one. The defaults are the paper's
-    for 5-way Omniglot, but that Adam's memory starts afresh with each task, and
-    that tests take the minibatches of training, not of 5.
+    for 5-way Omniglot, but that Adam's memory starts afresh with each task,
+    that tests take the minibatches of training, not of 5, and that minibatches go
+    through one random order of a task's examples again and again, where the authors'
+    code draws another for each pass.
 
     Args:
         model: any network; its output width is the number of ways.

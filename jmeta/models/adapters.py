@@ -1,6 +1,7 @@
 """Adapters that make a `Model` of a Flax module."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,11 @@ def from_linen(module: nn.Module) -> Model:
 
     Args:
         module: its `__call__` takes the inputs [K, ...] and, if it wants them, the
-            keywords `train` and `mask`, by name or among any. A key reaches it as the
+            keywords `train` and `mask`, by name or among any (an `nn.Sequential` gets
+            none). A key reaches it as the
             streams `dropout` and `params`, which Linen draws other streams from too.
-            Collections other than `params` become the state; a field `norm` that
+            Collections other than `params` become the state, which must keep its shape:
+            values sown into one would add to it with every call. A field `norm` that
             is a string names its normalisation policy in reports.
 
     Example:
@@ -26,7 +29,9 @@ def from_linen(module: nn.Module) -> Model:
         >>> model.apply(params, state, jax.numpy.ones((2, 4)))[0].shape
         (2, 3)
     """
+    # A `Sequential` takes any keyword, and hands it to its first layer, which may not.
     accepted = {name for name in ("train", "mask") if accepts(type(module).__call__, name)}
+    accepted = set() if isinstance(module, nn.Sequential) else accepted
     policy = getattr(module, "norm", None)
     stated = {"normalisation": Normalisation(policy)} if isinstance(policy, str) else {}
 
@@ -63,7 +68,8 @@ def from_nnx(constructor: Callable) -> Model:
         constructor: `(nnx.Rngs) -> nnx.Module`. `nnx.Param`s become the
             parameters; other variables the state, but for random streams, each of
             which the `key` of a call seeds in its own way. The module is put in training
-            or evaluation mode (`nnx.Module.train`, `.eval`) by `train`.
+            or evaluation mode (`nnx.Module.train`, `.eval`) by `train`, and gets the
+            keyword `mask` if its `__call__` has one by that name.
 
     Example:
         >>> from flax import nnx
@@ -80,23 +86,23 @@ def from_nnx(constructor: Callable) -> Model:
 
     @functools.cache
     def skeleton():
-        """The module's definition, and the shapes of its random streams."""
+        """The module's definition, the shapes of its random streams, and whether it takes a mask."""
         with jax.ensure_compile_time_eval():
             module = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
             definition, _, streams, _ = parts(module)
-            return definition, streams
+            return definition, streams, "mask" in inspect.signature(module.__call__).parameters
 
     def init(key, inputs):
         del inputs  # an NNX module knows its sizes
         _, params, _, state = parts(constructor(nnx.Rngs(key)))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
-    def apply(params, state, inputs, *, train=False, key=None):
-        definition, streams = skeleton()
+    def apply(params, state, inputs, *, train=False, key=None, mask=None):
+        definition, streams, is_told = skeleton()
         seeded = _seeded(streams, jax.random.key(0) if key is None else key)
         module = nnx.merge(definition, nnx.State(params), seeded, nnx.State(state), copy=True)
         module.train() if train else module.eval()
-        outputs = module(inputs)
+        outputs = module(inputs, mask=mask) if is_told else module(inputs)
         if not train:
             return outputs, state
         _, _, _, state = parts(module)
@@ -112,5 +118,7 @@ def _seeded(streams: PyTree, key: Array) -> PyTree:
 
 
 def _begun(leaf, key):
-    """What a random stream holds: a key, or the count of keys drawn from it."""
-    return key if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.numpy.zeros(leaf.shape, leaf.dtype)
+    """What a random stream holds: a key, or one for each of stacked layers, or the count of keys drawn from it."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.split(key, leaf.shape) if leaf.shape else key
+    return jax.numpy.zeros(leaf.shape, leaf.dtype)

@@ -90,7 +90,7 @@ def size_of_outputs(x, y):
 
 
 @pytest.mark.parametrize("width", [4, 2000])
-@pytest.mark.parametrize("scale", [0.0, 100.0])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-10, 1e-6, 100.0])
 def test_duplicates_stay_finite_in_single_precision(width, scale):
     rng = np.random.default_rng(0)
     x = scale * jnp.asarray(np.repeat(rng.normal(size=(3, width)), 4, axis=0), jnp.float32)

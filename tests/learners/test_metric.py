@@ -104,6 +104,14 @@ def test_a_relation_network_scores_the_query_joined_to_each_class_mean(task):
     np.testing.assert_allclose(loss, np.square(sigmoid(expected) - np.asarray(task.query.targets)).mean(), atol=1e-13)
 
 
+def test_the_loss_of_a_relation_network_counts_classes_without_queries(task):
+    learner = learners.relation(IDENTITY, comparator=models.mlp(hidden=(), outputs=1))
+    params, state = jax.tree.map(jnp.zeros_like, learner.init(jax.random.key(0), task))
+    query = task.query._replace(targets=jax.nn.one_hot(jnp.zeros(len(task.query.mask), int), 3))
+    loss, _ = learner.loss(params, state, task._replace(query=query))
+    np.testing.assert_allclose(loss, 0.25)  # every score is half
+
+
 def test_a_comparator_of_other_scores_is_refused(task):
     with pytest.raises(ValueError, match=r"the comparator's scores have shape \(27, 3\); they must be \(27, 1\)"):
         learners.relation(IDENTITY, comparator=models.mlp(outputs=3)).init(jax.random.key(0), task)

@@ -225,6 +225,12 @@ def test_a_linen_module_that_takes_any_keyword_is_told_of_training_and_padding()
     np.testing.assert_array_equal(outputs[:, 0], [1, 0])
 
 
+def test_a_linen_sequence_of_layers_is_a_model():
+    model = models.from_linen(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]))
+    params, state = model.init(KEY, jnp.ones((3, 5)))
+    assert model.apply(params, state, jnp.ones((3, 5)), train=True, mask=jnp.ones(3))[0].shape == (3, 2)
+
+
 def test_a_linen_module_draws_from_streams_of_any_name_and_no_two_alike():
     class Drawing(nn.Module):
         @nn.compact
@@ -271,6 +277,51 @@ def test_each_random_stream_of_an_nnx_module_is_seeded_by_the_key_in_its_own_way
     model, inputs = models.from_nnx(Drawing), jnp.ones(50)
     draws = [model.apply({}, {}, inputs, train=True, key=jax.random.key(seed))[0] for seed in (0, 1)]
     assert len(np.unique(np.concatenate(draws), axis=0)) == 6
+
+
+class NNXBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(x)
+
+
+class NNXStack(nnx.Module):
+    """Three layers made by one vmap and run by one scan."""
+
+    def __init__(self, rngs):
+        create = nnx.split_rngs(splits=3)(nnx.vmap(NNXBlock, in_axes=(0,), out_axes=0))
+        self.blocks = create(rngs)
+
+    def __call__(self, x):
+        return nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.blocks, x)
+
+
+def test_stacked_layers_of_an_nnx_module_each_have_a_random_stream_of_their_own():
+    model, inputs = models.from_nnx(NNXStack), jnp.ones(4000)
+    params, state = model.init(KEY, inputs)
+    left = np.asarray(model.apply(params, state, inputs, train=True, key=KEY)[0] > 0).mean()
+    np.testing.assert_allclose(left, 1 / 8, atol=0.03)  # were all three the same, half would be left
+
+
+def test_an_nnx_module_that_takes_a_mask_is_told_of_padding():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(2, rngs=rngs)
+
+        def __call__(self, x, mask=None):
+            return self.norm(x, mask=None if mask is None else mask[:, None] > 0)
+
+    model, mask = models.from_nnx(Network), jnp.array([1.0, 1, 0])
+    params, state = model.init(KEY, jnp.ones((3, 2)))
+    found = [
+        model.apply(params, state, jnp.array([[1.0, 2], [3, 4], [padding] * 2]), train=True, mask=mask)
+        for padding in (0.0, 100.0)
+    ]
+    (one, kept), (other, others) = found
+    np.testing.assert_array_equal(one[:2], other[:2])
+    jax.tree.map(np.testing.assert_array_equal, kept, others)
 
 
 def test_an_nnx_module_is_a_pure_function():
