@@ -81,7 +81,7 @@ SINUSOID = Workload(25, 1, 10, 10)
 OMNIGLOT = Workload(8, 5, 1, 15, 0.4, image=(28, 28, 1))
 WORKLOADS = {
     "sinusoid": SINUSOID,
-    "sinusoid-training": SINUSOID._replace(work="training", meta_steps=100),
+    "sinusoid-training": SINUSOID._replace(work="training", meta_steps=20),
     "omniglot": OMNIGLOT,
     "omniglot-first-order": OMNIGLOT._replace(second_order=False),
     "omniglot-32": OMNIGLOT._replace(tasks=32),
