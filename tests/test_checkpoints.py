@@ -34,3 +34,8 @@ def test_a_state_that_is_no_later_than_the_newest_is_not_saved(tmp_path, step):
     with pytest.raises(ValueError, match=f"{tmp_path} has a checkpoint of step 2; one of step {step} must be later"):
         checkpoints.save(tmp_path, state._replace(step=step))
     assert checkpoints.saved_steps(tmp_path) == [2]
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"there is no checkpoint in {tmp_path}"):
+        checkpoints.restore_config(tmp_path)

@@ -74,3 +74,8 @@ def test_each_value_of_a_column_has_its_curve(axes):
 def test_what_cannot_be_drawn_is_refused(draw, message, axes):
     with pytest.raises(ValueError, match=message):
         draw(axes)
+
+
+def test_no_reports_are_refused(axes):
+    with pytest.raises(ValueError, match=r"reports is \{\}; it must have those of one learner at least"):
+        plotting.accuracies({}, axes=axes)

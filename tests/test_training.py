@@ -334,7 +334,7 @@ def test_half_precision_is_added_up_in_single(chunk):
     np.testing.assert_allclose(metrics["gradient_norm"], 14**0.5, rtol=1e-6)
 
 
-def test_a_barrier_keeps_the_meta_gradient_of_a_task_from_being_computed_again_in_its_length_and_its_sum():
+def test_a_tasks_meta_gradient_is_behind_one_barrier():
     subject, optimizer = constant(jnp.float32, [1.0, 2.0]), optax.sgd(1.0)
     state = jmeta.init_state(subject, optimizer, jax.random.key(0), SAMPLE(jax.random.key(1)))
     step = jax.make_jaxpr(jmeta.make_train_step(subject, optimizer, tasks_per_chunk=2))(state, batch(2))

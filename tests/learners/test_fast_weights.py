@@ -290,6 +290,12 @@ def test_mamlpp_with_a_loss_at_the_last_step_alone_is_maml(task):
     close((value, gradient.model), (expected[0], expected[1].model))
 
 
+def test_norms_of_mamlpp_must_leave_parameters_that_move(task):
+    learner = learners.mamlpp(mlp(), norms=lambda path: True, **REGRESSION)
+    with pytest.raises(ValueError, match="norms chooses every parameter of the model; some must be left"):
+        learner.init(jax.random.key(0), task)
+
+
 def test_the_order_of_mamlpp_changes_at_its_meta_step(task):
     annealed = mamlpp(first_order_until=1)
     params, state = begin(annealed, task)
