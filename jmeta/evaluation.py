@@ -132,10 +132,10 @@ def evaluate(
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
     number = device_count(devices)
     each = math.ceil(episodes / number)
-    at_once = (
-        even_chunk(each, tasks_per_chunk) if tasks_per_chunk else _default_chunk(learner, arguments, each, devices)
-    )
-    chunk = at_once * number
+    if tasks_per_chunk is None:
+        chunk = number * _default_chunk(learner, arguments, each, devices)
+    else:
+        chunk = number * even_chunk(each, tasks_per_chunk)
     # The last chunk is filled up with the first episodes, so that one compiled function does for all.
     keys, _ = filled_up(on_each_device(jax.random.split(key, episodes), devices), chunk)
     chunks = keys.reshape(-1, chunk, *keys.shape[1:])

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import operator
 import os
@@ -173,9 +174,8 @@ def _require_tfds():
 
 def _find(data_dir):
     """The builder of a prepared copy in `data_dir` that can be read without TensorFlow, or None."""
-    for path in (
-        path for name in COPIES for path in sorted(data_dir.glob(f"{name}/*/dataset_info.json"), reverse=True)
-    ):
+    copies = (sorted(data_dir.glob(f"{name}/*/dataset_info.json"), reverse=True) for name in COPIES)
+    for path in itertools.chain(*copies):
         with _names_damage(path.parent):
             if json.loads(path.read_text()).get("fileFormat") == "array_record":
                 _require_tfds()
@@ -190,12 +190,12 @@ def _names_damage(folder):
     """Whatever is raised while a prepared copy is read says which, and what to do."""
     try:
         yield
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, MemoryError):  # of the machine, and not of the copy
         raise
     except Exception as error:  # those of readers that TFDS has for the files; the cause is kept
         raise ValueError(
             f"the copy of Omniglot in {folder} cannot be read ({type(error).__name__}: {error}); remove that folder "
-            f"and run: {COMMAND}"
+            f"and run: {COMMAND} --data-dir {Path(folder).parents[1]}"
         ) from error
 
 
