@@ -1,6 +1,5 @@
 """A function of one task over a batch of them: divided over devices, and vmapped in chunks on each."""
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -102,11 +101,20 @@ def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
     """The sampler as a pytree: passed to a compiled function, its table is an argument and not a constant."""
     if isinstance(sample, jax.tree_util.Partial):
         return sample
-    return jax.tree_util.Partial(sample if inspect.isroutine(sample) else _Itself(sample))
+    return jax.tree_util.Partial(sample if _has_hash(sample) else _Itself(sample))
+
+
+def _has_hash(value):
+    """Whether it can be hashed, and so compared; a frozen dataclass that holds arrays cannot."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 class _Itself:
-    """A callable object that equals itself alone: its class may compare by value, and arrays have no one truth."""
+    """A callable that equals itself alone, of one that cannot be compared."""
 
     def __init__(self, function):
         self.function = function

@@ -75,18 +75,22 @@ def restore_config(directory: str | os.PathLike) -> dict[str, Any]:
         return _read(manager, directory, step, config=ocp.args.JsonRestore())
 
 
-def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> None:
+def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> dict[str, Any]:
     """Raises a `ValueError` unless the newest checkpoint was saved with the values of `config`.
 
     Args:
         directory: of the run's checkpoints.
         config: as given to `save`, or a part of it.
+
+    Returns:
+        All of what was saved.
     """
     saved = restore_config(directory)
     for name, value in json.loads(json.dumps(config)).items():  # as it came back: tuples are lists
         found = f"its {name} is {saved[name]!r}" if name in saved else f"it has no {name}"
         if name not in saved or saved[name] != value:
             raise ValueError(f"the checkpoints in {directory} are of another run: {found}, not {value!r}.")
+    return saved
 
 
 def latest_step(directory: str | os.PathLike) -> int | None:

@@ -67,9 +67,9 @@ def fit(
         optimizer: the outer optimizer.
         sample: `(key) -> Task`, the training tasks; called once as it is, and then compiled
             with the meta-step and used again in the next call: what it reads from outside
-            is as it was then; make a new function if that changes. JAX holds what compiled
-            functions read: large arrays are let go of if they are arguments, as in
-            `jax.tree_util.Partial(function, arrays)`, which `data.episodes` gives.
+            is as it was then; make a new function if that changes. Arrays that it closes
+            over stay in memory with what is compiled: pass large ones as arguments, by
+            `jax.tree_util.Partial(function, arrays)`, as `data.episodes` does.
         key: PRNG key, which alone decides initial parameters and tasks.
         steps: meta-steps in the whole run.
         batch_size: tasks in a meta-step.
@@ -78,8 +78,8 @@ def fit(
         out: the run's folder, for `checkpoints/`, `metrics.jsonl` and
             `tensorboard/`; None keeps nothing.
         config: a dict of what JSON can say that rebuilds the learner, saved with
-            every checkpoint, with `key` and `batch_size`. A run in `out` that was told
-            otherwise is refused; what it was told beyond this is kept.
+            every checkpoint, with `key` and `batch_size`. If a run in `out` was saved with
+            another value of an entry, it is refused; saved entries not given here are kept.
         log_every: meta-steps in a dispatch, and between lines of metrics.
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
@@ -197,8 +197,7 @@ class _Kept:
         self._step = None if self.folder is None else checkpoints.latest_step(self.folder)
         self._config = config
         if self.folder is not None and self._step is not None:
-            checkpoints.check_config(self.folder, config)
-            self._config = checkpoints.restore_config(self.folder) | config
+            self._config = checkpoints.check_config(self.folder, config) | config
 
     def check_steps(self, steps: int) -> None:
         """Raises a `ValueError` if more meta-steps were taken than there shall be."""
@@ -353,8 +352,7 @@ def _stop_signals() -> Iterator[threading.Event]:
         yield stopping
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # One that is ignored, as a shell has background jobs ignore SIGINT, stays so; None is of no handler in Python.
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    before = {number: handler for number, handler in before.items() if handler is not None}  # or it is not Python's
 
     def stop(number, _):
         stopping.set()

@@ -155,10 +155,11 @@ def make_train_step(
 
     Raises:
         ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
-            that is not positive, or devices that cannot share tasks; from the step, for
+            that is not positive, what is no learner or optimizer, or devices that cannot
+            share tasks; from the step, for
             what is no batch of tasks, for a loss that gives back another state than
-            it was given, by shapes and dtypes, and for metrics that are no scalars or have
-            a name of those above.
+            it was given, by shapes and dtypes, and for metrics that are no scalars, or have
+            the name of one of these, `"step"`, or one that begins with `"validation_"`.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -174,6 +175,7 @@ def make_train_step(
         check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
     check_policy(nonfinite, max_task_norm)
     check_learner(learner)
+    check_transformation("optimizer", optimizer)
     asks_for_loss = accepts(optimizer.update, "value")
     devices = as_devices(devices)
     # A learner is pure, so that one trace of its loss serves `init`, the choice of a chunk and the gradient.
@@ -324,7 +326,7 @@ def _check_state(before: PyTree, after: PyTree) -> None:
 def _check_metrics(metrics: dict[str, Array]) -> None:
     """Raises a `ValueError` for a learner's metrics that are no scalars, or take the name of a train step's own."""
     for name, value in metrics.items():
-        if name in ("step", "loss", "gradient_norm", "nonfinite_tasks"):
+        if name in ("step", "gradient_norm", "nonfinite_tasks") or name.startswith("validation_"):
             raise ValueError(f"the learner's loss has a metric {name!r}, which training has itself; name it otherwise.")
         if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
             raise ValueError(f"the learner's metric {name!r} is {value}; each must be a scalar.")

@@ -86,7 +86,7 @@ class Learner(NamedTuple):
             whose gradient is the meta-gradient. Training averages what it gives over
             tasks, but for integers in the state, which must be the same for all.
             `metrics` is a dictionary of scalars; it has an `"accuracy"` if the learner
-            classifies, and no `"loss"`.
+            classifies.
     """
 
     init: Callable

@@ -1,7 +1,6 @@
 """Strict settings for every test, and the tasks that many share."""
 
 import os
-import signal
 from pathlib import Path
 
 import jax
@@ -20,7 +19,6 @@ def pytest_configure(config):
     for name, value in options.items():
         os.environ[f"JAX_{name.upper()}"] = str(value)
         jax.config.update(f"jax_{name}", value)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has jobs in the background ignore
 
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot"

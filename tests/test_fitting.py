@@ -162,17 +162,6 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
     assert signal.getsignal(number) is before
 
 
-def test_a_signal_that_the_caller_ignores_is_ignored_in_a_run_too():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with fitting._stop_signals() as stopping:
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            os.kill(os.getpid(), signal.SIGINT)
-            assert not stopping.is_set()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_a_metric_that_is_never_a_number_is_written_as_such_and_warns_of_nothing(tmp_path):
     def loss(*arguments, **options):
         value, (state, metrics) = LEARNER.loss(*arguments, **options)

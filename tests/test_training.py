@@ -240,7 +240,7 @@ def test_what_is_no_key_is_refused(key):
     ("metrics", "message"),
     [
         ({"step": 1.0}, "a metric 'step', which training has itself"),
-        ({"loss": 1.0}, "a metric 'loss', which training has itself"),
+        ({"validation_loss": 1.0}, "a metric 'validation_loss', which training has itself"),
         ({"each": jnp.ones(2)}, "the learner's metric 'each' is .*; each must be a scalar"),
         ({"both": {"one": 1.0}}, "the learner's metric 'both' is .*; each must be a scalar"),
     ],
@@ -270,6 +270,8 @@ def test_what_is_no_learner_no_task_or_no_bound_is_refused():
         begin(models.mlp())
     with pytest.raises(ValueError, match=r"learner is of NoneType"):
         jmeta.make_train_step(None, OPTIMIZER)
+    with pytest.raises(ValueError, match=r"optimizer is None; it must be an optax transformation"):
+        jmeta.make_train_step(LEARNER, None)
     with pytest.raises(ValueError, match=r"the task is of tuple; it must be a jmeta\.Task"):
         jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), (1, 2))
     with pytest.raises(ValueError, match="max_task_norm is None; it must be above 0, or infinite for no bound"):

@@ -12,8 +12,9 @@ from jmeta.checks import check_counts, is_count
 from jmeta.data.table import ClassTable
 from jmeta.types import Array, as_float, Examples, Task
 
-# Of more than so many examples of a class, or classes, those of an episode are drawn one by one: of 10,000 that takes
-# 0.3 ms for a batch of 16 tasks and not 12, of 20 not less time (two x86 cores; 5 ways, 16 examples).
+# Of larger classes the examples of an episode are drawn one by one, where they are so few that this is less work: it
+# grows with the square of their number, scores for all with the size of the class. (16 of 10,000, 5 ways, 16 tasks, two
+# x86 cores: 0.3 ms one by one, 12 ms by scores; not measured on accelerators, where steps of a loop cost more.)
 MOST_SCORED = 1000
 
 
@@ -78,9 +79,12 @@ class _Spec:
 def _draw(spec: _Spec, inputs: Array, starts: Array, counts: Array, key: Array) -> Task:
     ways_key, shots_key, class_key, example_key = jax.random.split(key, 4)
     widest, most = spec.ways[1], spec.shots[1]
-    classes = _without_replacement(class_key, len(starts), len(starts), widest)
-    rows_of = functools.partial(_without_replacement, bound=spec.largest, number=most + spec.queries)
-    rows = starts[classes][:, None] + jax.vmap(rows_of)(jax.random.split(example_key, widest), counts[classes])
+    classes = _by_scores(class_key, len(starts), bound=len(starts), number=widest)
+    number = most + spec.queries
+    is_sparse = spec.largest > MOST_SCORED and number**2 < spec.largest
+    rows_of = _one_by_one if is_sparse else functools.partial(_by_scores, bound=spec.largest)
+    keys = jax.random.split(example_key, widest)
+    rows = starts[classes][:, None] + jax.vmap(functools.partial(rows_of, number=number))(keys, counts[classes])
     is_way = jnp.arange(widest) < _between(ways_key, spec.ways)
     is_shot = jnp.arange(most) < _between(shots_key, spec.shots)
     support = _examples(inputs, rows[:, :most], is_way[:, None] & is_shot[None, :])
@@ -101,15 +105,13 @@ def _examples(inputs, rows, mask):
     )
 
 
-def _without_replacement(key, size, bound, number):
+def _by_scores(key, size, *, bound, number):
     """`number` different integers below `size`, itself at most `bound`, in random order."""
-    if bound > MOST_SCORED:
-        return _one_by_one(key, size, number)
     scores = jnp.where(jnp.arange(bound) < size, jax.random.uniform(key, (bound,)), -1.0)
     return lax.top_k(scores, number)[1]
 
 
-def _one_by_one(key, size, number):
+def _one_by_one(key, size, *, number):
     """The same without a number for each that could be drawn: of those left, the one at a random place."""
     places = jax.random.randint(key, (number,), 0, size - jnp.arange(number))
 

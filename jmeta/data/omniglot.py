@@ -174,8 +174,7 @@ def _require_tfds():
 
 def _find(data_dir):
     """The builder of a prepared copy in `data_dir` that can be read without TensorFlow, or None."""
-    copies = (sorted(data_dir.glob(f"{name}/*/dataset_info.json"), reverse=True) for name in COPIES)
-    for path in itertools.chain(*copies):
+    for path in itertools.chain(*(_infos(data_dir, name) for name in COPIES)):
         with _names_damage(path.parent):
             if json.loads(path.read_text()).get("fileFormat") == "array_record":
                 _require_tfds()
@@ -185,12 +184,17 @@ def _find(data_dir):
     return None
 
 
+def _infos(data_dir, name):
+    """What TFDS says of each version of a data set, the newest first."""
+    return sorted(data_dir.glob(f"{name}/*/dataset_info.json"), reverse=True)
+
+
 @contextlib.contextmanager
 def _names_damage(folder):
     """Whatever is raised while a prepared copy is read says which, and what to do."""
     try:
         yield
-    except (ModuleNotFoundError, MemoryError):  # of the machine, and not of the copy
+    except (ImportError, MemoryError, OSError):  # of the machine, and not of the copy
         raise
     except Exception as error:  # those of readers that TFDS has for the files; the cause is kept
         raise ValueError(

@@ -1,6 +1,7 @@
 """Labelled examples grouped by class, on the device."""
 
 import functools
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,18 +86,25 @@ def _of_one_kind(labels):
     found = np.asarray(labels)
     if found.ndim != 1:
         raise ValueError(f"labels have shape {found.shape}; they must be one class per example, [M].")
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iub":
+        return found
     for example, label in enumerate(found.tolist()):
         if label is None or label != label:  # a NaN is not what it is
             raise ValueError(
                 f"labels has no class for example {example}, but {label}; leave it out, or name its class."
             )
     # NumPy would write numbers among names as names.
-    kinds = sorted({str if isinstance(label, str) else type(label) for label in np.asarray(labels, object)}, key=str)
-    if len(kinds) > 1 and str in kinds:
-        raise ValueError(
-            f"labels are of {' and '.join(kind.__name__ for kind in kinds)}; they must be all numbers or all names."
-        )
+    kinds = sorted({_kind(label) for label in np.asarray(labels, object)})
+    if len(kinds) > 1:
+        raise ValueError(f"labels are of {' and '.join(kinds)}; they must be all numbers or all names.")
     return found
+
+
+def _kind(label):
+    """The name of a label's class, of which numbers have one."""
+    if isinstance(label, numbers.Number | np.bool_):
+        return "number"
+    return "str" if isinstance(label, str) else type(label).__name__
 
 
 def _in_jax(inputs):

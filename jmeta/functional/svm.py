@@ -49,7 +49,7 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
     # beside which the others would hardly move. Bounded, so that single precision can invert the matrix.
     number, trace = jnp.maximum(mask.sum(), 1), jnp.trace(gram)
     apart = jnp.maximum(trace - gram.sum() / number, LEAST_APART * trace)
-    # Of features so small that their products vanish beside rounding, it would be none to divide by.
+    # Of tiny features it would underflow to zero, and is divided by.
     penalty = jnp.maximum(jnp.where(trace > 0, apart, 1) / number, jnp.finfo(gram.dtype).eps ** 2)
     solution = jnp.linalg.inv(gram / penalty + jnp.eye(len(gram), dtype=gram.dtype))
     linear = (y - mask[:, None] * present[None] / jnp.maximum(present.sum(), 1)) / penalty  # feasible rows sum to zero

@@ -16,9 +16,9 @@ def from_linen(module: nn.Module) -> Model:
 
     Args:
         module: its `__call__` takes the inputs [K, ...] and, if it wants them, the
-            keywords `train` and `mask`, by name or among any (an `nn.Sequential` gets
-            none). A key reaches it as the
-            streams `dropout` and `params`, which Linen draws other streams from too.
+            keywords `train` and `mask`, by name or among any (of an `nn.Sequential`,
+            that of its first layer). A key reaches it as the streams `dropout` and
+            `params`, which Linen draws other streams from too.
             Collections other than `params` become the state, which must keep its shape:
             values sown into one would add to it with every call. A field `norm` that
             is a string names its normalisation policy in reports.
@@ -29,9 +29,11 @@ def from_linen(module: nn.Module) -> Model:
         >>> model.apply(params, state, jax.numpy.ones((2, 4)))[0].shape
         (2, 3)
     """
-    # A `Sequential` takes any keyword, and hands it to its first layer, which may not.
-    accepted = {name for name in ("train", "mask") if accepts(type(module).__call__, name)}
-    accepted = set() if isinstance(module, nn.Sequential) else accepted
+    called = type(module).__call__
+    if called is nn.Sequential.__call__ and module.layers:  # which hands its keywords to its first layer
+        first = module.layers[0]
+        called = type(first).__call__ if isinstance(first, nn.Module) else first
+    accepted = {name for name in ("train", "mask") if accepts(called, name)}
     policy = getattr(module, "norm", None)
     stated = {"normalisation": Normalisation(policy)} if isinstance(policy, str) else {}
 
@@ -68,8 +70,9 @@ def from_nnx(constructor: Callable) -> Model:
         constructor: `(nnx.Rngs) -> nnx.Module`. `nnx.Param`s become the
             parameters; other variables the state, but for random streams, each of
             which the `key` of a call seeds in its own way. The module is put in training
-            or evaluation mode (`nnx.Module.train`, `.eval`) by `train`, and gets the
-            keyword `mask` if its `__call__` has one by that name.
+            or evaluation mode (`nnx.Module.train`, `.eval`) by `train`. If its `__call__`
+            has a keyword `mask`, it gets that of padding, [K], 1 for a real example: one of
+            attention must have another name. Flax's own modules get none.
 
     Example:
         >>> from flax import nnx
@@ -90,7 +93,9 @@ def from_nnx(constructor: Callable) -> Model:
         with jax.ensure_compile_time_eval():
             module = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
             definition, _, streams, _ = parts(module)
-            return definition, streams, "mask" in inspect.signature(module.__call__).parameters
+            is_own = type(module).__module__.startswith("flax.")  # whose masks are of other shapes and dtypes
+            takes_mask = not is_own and "mask" in inspect.signature(module.__call__).parameters
+            return definition, streams, takes_mask
 
     def init(key, inputs):
         del inputs  # an NNX module knows its sizes

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from jmeta import data
-from jmeta.data.episodes import _without_replacement
+from jmeta.data.episodes import _by_scores, _one_by_one
 
 SIZES = (6, 4, 9, 5, 7)  # examples of each class: ragged
 LABELS = np.repeat(np.arange(5), SIZES)
@@ -107,9 +107,9 @@ def test_refuses_episodes_that_the_table_cannot_give(options, message):
         data.episodes(TABLE, **{"ways": 3, "shots": 1, "queries": 1} | options)
 
 
-def test_of_large_classes_every_example_is_equally_likely_at_every_place_and_none_comes_twice(monkeypatch):
-    monkeypatch.setattr(sys.modules["jmeta.data.episodes"], "MOST_SCORED", 1)  # so that small ones count as large
-    draw = functools.partial(_without_replacement, bound=7, number=4)
+@pytest.mark.parametrize("draw", [_one_by_one, functools.partial(_by_scores, bound=7)])
+def test_every_number_is_equally_likely_at_every_place_and_none_comes_twice(draw):
+    draw = functools.partial(draw, number=4)
     keys = jax.random.split(jax.random.key(0), 3000)
     for size in (4, 6, 7):
         drawn = np.asarray(jax.vmap(draw, (0, None))(keys, size))

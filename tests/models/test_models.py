@@ -231,6 +231,18 @@ def test_a_linen_sequence_of_layers_is_a_model():
     assert model.apply(params, state, jnp.ones((3, 5)), train=True, mask=jnp.ones(3))[0].shape == (3, 2)
 
 
+def test_the_first_layer_of_a_linen_sequence_is_told_of_training():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return nn.BatchNorm(use_running_average=not train)(x)
+
+    model = models.from_linen(nn.Sequential([Block(), nn.relu]))
+    params, state = model.init(KEY, jnp.ones((3, 5)))
+    _, after = model.apply(params, state, jnp.ones((3, 5)), train=True)
+    assert not jnp.array_equal(*(jax.tree.leaves(of)[0] for of in (state, after)))
+
+
 def test_a_linen_module_draws_from_streams_of_any_name_and_no_two_alike():
     class Drawing(nn.Module):
         @nn.compact
@@ -322,6 +334,12 @@ def test_an_nnx_module_that_takes_a_mask_is_told_of_padding():
     (one, kept), (other, others) = found
     np.testing.assert_array_equal(one[:2], other[:2])
     jax.tree.map(np.testing.assert_array_equal, kept, others)
+
+
+def test_a_module_of_flax_gets_no_mask_of_padding():
+    model = models.from_nnx(lambda rngs: nnx.BatchNorm(2, rngs=rngs))
+    params, state = model.init(KEY, jnp.ones((3, 2)))
+    assert model.apply(params, state, jnp.ones((3, 2)), train=True, mask=jnp.ones(3))[0].shape == (3, 2)
 
 
 def test_an_nnx_module_is_a_pure_function():
