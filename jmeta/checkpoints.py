@@ -87,8 +87,8 @@ def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> dict[s
     """
     saved = restore_config(directory)
     for name, value in json.loads(json.dumps(config)).items():  # as it came back: tuples are lists
-        found = f"its {name} is {saved[name]!r}" if name in saved else f"it has no {name}"
         if name not in saved or saved[name] != value:
+            found = f"its {name} is {saved[name]!r}" if name in saved else f"it has no {name}"
             raise ValueError(f"the checkpoints in {directory} are of another run: {found}, not {value!r}.")
     return saved
 

@@ -230,7 +230,7 @@ def _resumed(command: Train, folder: Path) -> tuple[Path, Run]:
     run = read_run(folder)
     if command.steps is None:
         return folder, run
-    check_taken(folder, checkpoints.latest_step(folder / "checkpoints"), command.steps)
+    check_taken(folder, checkpoints.latest_step(folder / "checkpoints") or 0, command.steps)
     return folder, dataclasses.replace(run, steps=command.steps)
 
 

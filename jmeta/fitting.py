@@ -111,7 +111,9 @@ def fit(
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
     check_learner(learner)
-    check_sampler(sample=sample, **({} if validation is None else {"validation": validation}))
+    check_sampler(sample=sample)
+    if validation is not None:
+        check_sampler(validation=validation)
     key = as_key(key)
     config = _config(config or {}, key=jax.random.key_data(key).tolist(), batch_size=int(batch_size))
     devices = as_devices(devices)
@@ -127,8 +129,7 @@ def fit(
     with contextlib.ExitStack() as held:
         if out is not None:
             held.enter_context(sole_writer(out))
-        kept = _Kept(out, config)
-        kept.check_steps(steps)
+        kept = _Kept(out, config, steps)
         state = unshared(on_each_device(kept.newest(state), step_devices))
         options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
         loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
@@ -180,9 +181,9 @@ def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int,
         raise ValueError(f"save_every is {save_every}; it must be a multiple of log_every, {log_every}.")
 
 
-def check_taken(folder: Path, taken: int | None, steps: int) -> None:
+def check_taken(folder: Path, taken: int, steps: int) -> None:
     """Raises a `ValueError` if the run in a folder has taken more meta-steps than it shall have."""
-    if steps < (taken or 0):
+    if steps < taken:
         raise ValueError(f"steps is {steps}, but the run in {folder} has taken {taken}; give it at least those.")
 
 
@@ -192,16 +193,12 @@ class _Kept:
     What an earlier configuration says beyond this one is kept: the run that goes on is still rebuilt by it.
     """
 
-    def __init__(self, out, config):
+    def __init__(self, out, config, steps):
         self.folder = None if out is None else Path(out) / "checkpoints"
         self._step = None if self.folder is None else checkpoints.latest_step(self.folder)
         self._config = config
         if self.folder is not None and self._step is not None:
             self._config = checkpoints.check_config(self.folder, config) | config
-
-    def check_steps(self, steps: int) -> None:
-        """Raises a `ValueError` if more meta-steps were taken than there shall be."""
-        if self.folder is not None:
             check_taken(self.folder.parent, self._step, steps)
 
     def newest(self, start: TrainState) -> TrainState:

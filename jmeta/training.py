@@ -73,9 +73,9 @@ def init_state(
             jitted step need not compile again for the state that it gives back.
 
     Raises:
-        ValueError: for what is no learner or no task; if targets are labels and not one-hot, or of other ways in the
-            query set than in the support set, the model's output width is not the
-            number of ways, a class has queries and no support example, targets are
+        ValueError: for what is no learner or no task; if targets are labels and not
+            one-hot, or of other ways in the query set than in the support set, the
+            model's output width is not the number of ways, a class has queries and no support example, targets are
             real numbers where the loss is over classes, the optimizer is no optax
             transformation, or the devices cannot share tasks.
 
@@ -156,10 +156,10 @@ def make_train_step(
     Raises:
         ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
             that is not positive, what is no learner or optimizer, or devices that cannot
-            share tasks; from the step, for
-            what is no batch of tasks, for a loss that gives back another state than
-            it was given, by shapes and dtypes, and for metrics that are no scalars, or have
-            the name of one of these, `"step"`, or one that begins with `"validation_"`.
+            share tasks; from the step, for what is no batch of tasks, for a loss that gives
+            back another state than it was given, by shapes and dtypes, and for metrics of a
+            learner that are no scalars, or are named `"gradient_norm"`, `"nonfinite_tasks"`,
+            `"step"` or `"validation_..."`.
 
     Example:
         >>> from jmeta import data, learners, models

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import itertools
 import json
 import operator
 import os
@@ -21,7 +20,7 @@ from jmeta.data.table import class_table, ClassTable
 SIZE = 28
 PARTS = {"background": "train", "evaluation": "test"}  # Lake's names and TFDS's
 VINYALS_SPLITS = ("train", "val", "test")
-COPIES = ("omniglot_drawings", "omniglot")  # data sets of TFDS that can be read, ours first
+COPIES = ("omniglot", "omniglot_drawings")  # data sets that can be read: TFDS's and ours
 COMMAND = "jmeta data prepare omniglot"
 
 
@@ -174,7 +173,8 @@ def _require_tfds():
 
 def _find(data_dir):
     """The builder of a prepared copy in `data_dir` that can be read without TensorFlow, or None."""
-    for path in itertools.chain(*(_infos(data_dir, name) for name in COPIES)):
+    infos = [path for name in COPIES for path in data_dir.glob(f"{name}/*/dataset_info.json")]
+    for path in sorted(infos, reverse=True):  # ours first, by its name, and the newest version
         with _names_damage(path.parent):
             if json.loads(path.read_text()).get("fileFormat") == "array_record":
                 _require_tfds()
@@ -182,11 +182,6 @@ def _find(data_dir):
 
                 return tfds.builder_from_directory(path.parent)
     return None
-
-
-def _infos(data_dir, name):
-    """What TFDS says of each version of a data set, the newest first."""
-    return sorted(data_dir.glob(f"{name}/*/dataset_info.json"), reverse=True)
 
 
 @contextlib.contextmanager

@@ -88,13 +88,13 @@ def _of_one_kind(labels):
         raise ValueError(f"labels have shape {found.shape}; they must be one class per example, [M].")
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iub":
         return found
-    for example, label in enumerate(found.tolist()):
+    each = np.asarray(labels, object)  # as they are: NumPy would write numbers among names as names
+    for example, label in enumerate(each):
         if label is None or label != label:  # a NaN is not what it is
             raise ValueError(
                 f"labels has no class for example {example}, but {label}; leave it out, or name its class."
             )
-    # NumPy would write numbers among names as names.
-    kinds = sorted({_kind(label) for label in np.asarray(labels, object)})
+    kinds = sorted({_kind(label) for label in each})
     if len(kinds) > 1:
         raise ValueError(f"labels are of {' and '.join(kinds)}; they must be all numbers or all names.")
     return found
