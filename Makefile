@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all ratios notebooks lint bench clean
+.PHONY: demo test contract test-all ratios notebooks lint bench clean
 
 # The set-up that every target shares: a virtual environment with the package and its tools.
 $(VENV)/.installed: pyproject.toml
@@ -13,9 +13,16 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/jmeta demo
 
-# Without most of XLA's optimisations, which take long and are not what is tested; `test-all` leaves them on.
+# Without most of XLA's optimisations, which take long and are not what is tested; `test-all` leaves them on
+# (docs/decisions/0008-compilation-in-tests.md).
+QUICK_TESTS = JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -m 'not long' -n 2 --dist worksteal
+
 test: $(VENV)/.installed lint
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -m 'not long' -n 2 --dist worksteal
+	$(QUICK_TESTS)
+
+# What every learner promises, and the functions it stands on.
+contract: $(VENV)/.installed
+	$(QUICK_TESTS) tests/test_contract.py tests/functional
 
 test-all: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2

@@ -19,6 +19,10 @@ def pytest_configure(config):
     for name, value in options.items():
         os.environ[f"JAX_{name.upper()}"] = str(value)
         jax.config.update(f"jax_{name}", value)
+    # Where most optimisations are left out, and XLA still has its older way to compile what it fuses: it takes 0.6 of
+    # the time (docs/decisions/0008-compilation-in-tests.md).
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ and jax.__version_info__ < (0, 11):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot"

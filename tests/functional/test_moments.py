@@ -49,6 +49,7 @@ def test_equal_those_of_the_outputs_of_real_examples(x64, shape, mask):
 def test_have_right_derivatives_of_both_orders_by_images_and_kernel(x64, name):
     *_, stride = SHAPES[name]
 
+    @jax.jit
     def scalar(x, w):
         mean, variance = conv_moments(x, w, conv(x, w, stride=stride), MASKS["some"], stride=stride)
         return jnp.sin(mean).sum() + jnp.log(1e-3 + variance).sum()

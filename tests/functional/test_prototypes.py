@@ -62,6 +62,7 @@ def test_mahalanobis_distances_of_half_precision_are_found_in_single():
 def test_mahalanobis_distances_have_the_derivatives_that_differences_have(x64):
     features, queries = np.random.default_rng(0).normal(size=(2, 4, 3))
 
+    @jax.jit
     def distances(features, queries):
         return squared_mahalanobis_distances(
             queries, gaussians(features, jnp.eye(2)[np.array([0, 0, 1, 1])], jnp.ones(4))

@@ -285,8 +285,8 @@ def test_mamlpp_with_a_loss_at_the_last_step_alone_is_maml(task):
     learner = learners.mamlpp(mlp(), inner_rate=RATE, multi_step_until=0, first_order_until=0, **REGRESSION)
     maml = learners.maml(mlp(), inner_steps=5, **SGD, **REGRESSION)
     params, state = begin(learner, task)
-    value, gradient = jax.value_and_grad(lambda p: learner.loss(p, state, task)[0])(params)
-    expected = jax.value_and_grad(lambda p: maml.loss(p, state.model, task)[0])(begin(maml, task)[0])
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: learner.loss(p, state, task)[0]))(params)
+    expected = jax.jit(jax.value_and_grad(lambda p: maml.loss(p, state.model, task)[0]))(begin(maml, task)[0])
     close((value, gradient.model), (expected[0], expected[1].model))
 
 
@@ -310,8 +310,15 @@ def test_the_order_of_mamlpp_changes_at_its_meta_step(task):
     assert optax.tree.norm(optax.tree.sub(before, after)) > 1e-3
 
 
-@pytest.mark.parametrize("annealed", [{}, {"first_order_until": 9}, {"multi_step_until": 0}])
-def test_every_mode_of_mamlpp_is_the_same_meta_gradient(task, annealed):
+@pytest.mark.parametrize(
+    ("annealed", "modes"),
+    [
+        ({}, [("reverse", False), ("mixed", True), ("reverse", True)]),
+        ({"first_order_until": 9}, [("mixed", True)]),
+        ({"multi_step_until": 0}, [("mixed", True)]),
+    ],
+)
+def test_every_mode_of_mamlpp_is_the_same_meta_gradient(task, annealed, modes):
     learner, key = mamlpp(**annealed), jax.random.key(3)
     params, state = begin(learner, task)
 
@@ -320,7 +327,7 @@ def test_every_mode_of_mamlpp_is_the_same_meta_gradient(task, annealed):
         return jax.jit(jax.grad(lambda params: subject.loss(params, state, task, key=key)[0]))(params)
 
     expected = gradient()
-    for differentiation, checkpoint in (("reverse", False), ("mixed", True), ("reverse", True)):
+    for differentiation, checkpoint in modes:
         close(gradient(differentiation=differentiation, checkpoint=checkpoint), expected, atol=1e-10)
 
 
