@@ -27,7 +27,6 @@ from jmeta.configuration import (
     Configuration,
     key_of,
     LEARNERS,
-    Protocol,
     SOURCES,
     stand_in,
 )
@@ -198,12 +197,7 @@ def _begun(command: Train) -> tuple[Path, Run]:
     configuration = command.configuration
     if configuration.max_task_norm == math.inf:  # which JSON cannot say
         configuration = dataclasses.replace(configuration, max_task_norm=None)
-    ways = configuration.protocol.ways
-    check_protocol(
-        configuration.data,
-        ways=None if ways == Protocol().ways else ways,
-        data_dir=configuration.data_dir,
-    )
+    check_protocol(configuration.data, ways=configuration.protocol.ways, data_dir=configuration.data_dir)
     steps = 2000 if command.steps is None else command.steps
     return command.out, Run(configuration, steps, command.save_every, command.log_every, command.episodes)
 

@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -22,41 +23,45 @@ from jmeta.types import Array, Learner, Model, Task
 class Protocol:
     """The tasks."""
 
-    ways: int = 5
-    """Classes in a task."""
-    shots: int = 1
-    """Support examples of each class (for regression, of the task)."""
-    queries: int = 15
-    """Query examples, likewise."""
+    ways: int | None = None
+    """Classes in a task; 5 if left out."""
+    shots: int | None = None
+    """Support examples of each class, 1 if left out; of regression of the task, 10."""
+    queries: int | None = None
+    """Query examples, likewise; 15, and 10 of regression."""
 
 
 class Source(NamedTuple):
     """A source of tasks."""
 
     description: str
-    sampler: Callable  # (task protocol, split, data_dir) -> sample
+    sampler: Callable  # (numbers of a task, split, data_dir) -> sample
+    numbers: Mapping[str, int] = MappingProxyType(
+        {"ways": 5, "shots": 1, "queries": 15}
+    )  # of a task, where none are told
     files: bool = False  # which lie in `data_dir`
+    fixed_classes: bool = False  # the same in all tasks, so that a classifier of them all can be trained
     regression: bool = False
     model: str = "conv4"
     inner_rate: float | None = None  # of gradient descent in weights on it; None: the learner's own
 
 
-def _omniglot(protocol: Protocol, split: str, data_dir: str | None) -> Callable[[Array], Task]:
-    table = data.omniglot(split, data_dir=data_dir)
-    return data.episodes(table, ways=protocol.ways, shots=protocol.shots, queries=protocol.queries)
+def _omniglot(numbers: dict[str, int], split: str, data_dir: str | None) -> Callable[[Array], Task]:
+    return data.episodes(data.omniglot(split, data_dir=data_dir), **numbers)
 
 
 SOURCES = {
     "glyphs": Source(
         "endless handwritten-like characters, drawn on the device; no files",
-        lambda protocol, split, data_dir: data.glyphs(
-            ways=protocol.ways, shots=protocol.shots, queries=protocol.queries
-        ),
+        lambda numbers, split, data_dir: data.glyphs(**numbers),
     ),
-    "omniglot": Source("1,623 handwritten characters of 50 alphabets (Lake et al., 2015)", _omniglot, files=True),
+    "omniglot": Source(
+        "1,623 handwritten characters of 50 alphabets (Lake et al., 2015)", _omniglot, files=True, fixed_classes=True
+    ),
     "sinusoid": Source(
         "regression of sine waves (Finn et al., 2017)",
-        lambda protocol, split, data_dir: data.sinusoid(shots=protocol.shots, queries=protocol.queries),
+        lambda numbers, split, data_dir: data.sinusoid(**numbers),
+        numbers={"shots": 10, "queries": 10},  # Finn et al. (2017)
         regression=True,
         model="mlp",
         inner_rate=0.01,  # Finn et al. (2017); at rates for classification its loss diverges
@@ -156,8 +161,8 @@ def build_learner(configuration: Configuration) -> Learner:
     """The learner of a configuration.
 
     Raises:
-        ValueError: for an unknown name, an option that the learner or the model does not have, or a rate that is
-            not positive.
+        ValueError: for an unknown name, an option that the learner or the model does not have, a rate that is
+            not positive, or a transfer baseline on a source without classes of its own.
     """
     source = _named("data", configuration.data, SOURCES)
     factory = _named("learner", configuration.learner, LEARNERS)
@@ -171,6 +176,11 @@ def build_learner(configuration: Configuration) -> Learner:
     rate = configuration.inner_rate
     if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:
         rate = source.inner_rate
+    if "classes" in inspect.signature(factory).parameters and not (source.fixed_classes or source.regression):
+        raise ValueError(
+            f"{configuration.learner} is trained to tell all classes of its data apart, but {configuration.data} has "
+            "new ones in every task; give it --data omniglot."
+        )
     by_rate = "inner_rate" in inspect.signature(factory).parameters  # others take an optimizer
     options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {
         "inner_rate" if by_rate else "inner_optimizer": rate if by_rate or rate is None else optax.sgd(rate),
@@ -182,7 +192,7 @@ def build_learner(configuration: Configuration) -> Learner:
 def _build_model(configuration: Configuration, source: Source) -> Model:
     name = configuration.model or source.model
     factory = _named("model", name, MODELS)
-    width = 1 if source.regression else configuration.protocol.ways
+    width = 1 if source.regression else numbers_of(configuration.data, configuration.protocol)["ways"]
     options = {name: getattr(configuration, name) for name in ("norm", "width", "strided", "context")}
     outputs = width if configuration.learner in HEADED else None
     return factory(outputs=outputs, **_accepted(factory, name, options))
@@ -212,9 +222,16 @@ def _named(kind: str, name: str, known: dict[str, Any]) -> Any:
     raise ValueError(f"{kind} {name!r} is unknown; did you mean {nearest!r}? There are {', '.join(sorted(known))}.")
 
 
+def numbers_of(name: str, protocol: Protocol) -> dict[str, int]:
+    """What a source is asked for: of the numbers that it has, those that a protocol tells, and else its own."""
+    own = _named("data", name, SOURCES).numbers
+    told = dataclasses.asdict(protocol)
+    return {number: value if told[number] is None else told[number] for number, value in own.items()}
+
+
 def build_sampler(name: str, protocol: Protocol, split: str, data_dir: str | None) -> Callable[[Array], Task]:
     """The tasks of a source."""
-    return _named("data", name, SOURCES).sampler(protocol, split, data_dir)
+    return _named("data", name, SOURCES).sampler(numbers_of(name, protocol), split, data_dir)
 
 
 def check_protocol(name: str, *, ways: int | None, data_dir: str | None) -> None:
@@ -231,11 +248,11 @@ def stand_in(configuration: Configuration) -> Callable[[Array], Task]:
 
     All sources of classes have images of 28 x 28 x 1. Its classes are numbered from 0, which every learner takes.
     """
-    protocol = configuration.protocol
+    numbers = numbers_of(configuration.data, configuration.protocol)
     if SOURCES[configuration.data].regression:
-        return SOURCES["sinusoid"].sampler(protocol, "train", None)
-    sample = SOURCES["glyphs"].sampler(protocol, "train", None)
-    return lambda key: sample(key)._replace(class_ids=jnp.arange(protocol.ways, dtype=jnp.int32))
+        return SOURCES["sinusoid"].sampler(numbers, "train", None)
+    sample = SOURCES["glyphs"].sampler(numbers, "train", None)
+    return lambda key: sample(key)._replace(class_ids=jnp.arange(numbers["ways"], dtype=jnp.int32))
 
 
 def key_of(seed: int) -> Array:

@@ -88,7 +88,8 @@ def squared_error(outputs: Array, targets: Array, mask: Array) -> Array:
         ValueError: if `outputs` and `targets` differ in shape.
     """
     _check_shapes(outputs, targets, mask)
-    return masked_mean(jnp.square(at_real_rows(outputs - targets, mask)).mean(-1), mask)
+    difference = at_real_rows(outputs - targets, mask)
+    return masked_mean(jnp.square(difference.astype(at_least_single(jnp.result_type(difference)))).mean(-1), mask)
 
 
 class Gaussian(NamedTuple):
@@ -112,12 +113,17 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
         mask: [K].
 
     Raises:
-        ValueError: if its mean and `targets` differ in shape.
+        ValueError: for outputs that are no `Gaussian`, or if its mean and `targets` differ in shape.
 
     Example:
         >>> print(gaussian_nll(Gaussian(jnp.zeros((1, 1)), jnp.ones((1, 1))), jnp.zeros((1, 1)), jnp.ones(1)))
         0.918938
     """
+    if not isinstance(outputs, Gaussian):
+        raise ValueError(
+            f"outputs are of {type(outputs).__name__}; they must be a losses.Gaussian, as those of learners.cnp are. "
+            "For other learners' there is losses.squared_error."
+        )
     _check_shapes(outputs.mean, targets, mask)
     distance = at_real_rows(targets - outputs.mean, mask)
     return masked_mean(-norm.logpdf(distance, scale=at_real_rows(outputs.deviation, mask, 1)).sum(-1), mask)
@@ -168,14 +174,17 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
-    """The mean of `values` [K] where `mask` [K] is 1; zero if it is nowhere.
+    """The mean of `values` [K] where `mask` [K] is 1, or with weights from 0 to 1; zero if all are 0.
+
+    At least in single precision.
 
     Raises:
         ValueError: if they differ in shape.
     """
     _check_mask(mask, jnp.shape(values))
-    number = mask.sum(dtype=at_least_single(jnp.result_type(mask)))
-    return jnp.where(mask > 0, values, 0).sum() / jnp.maximum(number, 1)
+    weights = jnp.asarray(mask, at_least_single(jnp.result_type(values, mask)))
+    number = weights.sum()
+    return (weights * jnp.where(mask > 0, values, 0)).sum() / jnp.where(number > 0, number, 1)
 
 
 def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:

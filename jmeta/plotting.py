@@ -35,7 +35,7 @@ def adaptation_curves(task: Task, inputs: Array, outputs: Mapping[str, Array], *
         The axes.
 
     Raises:
-        ValueError: for inputs or outputs that are not [Q, 1].
+        ValueError: for inputs or outputs that are not [Q, 1], or a task whose own are not [K, 1].
 
     Example:
         >>> import jax
@@ -50,6 +50,12 @@ def adaptation_curves(task: Task, inputs: Array, outputs: Mapping[str, Array], *
     for label, values in {"inputs": inputs, **outputs}.items():
         if np.shape(values) != (len(inputs), 1):
             raise ValueError(f"{label} has shape {np.shape(values)}; it must be [Q, 1], here ({len(inputs)}, 1).")
+    for name, part in (("support", task.support), ("query", task.query)):
+        if any(np.shape(values) != (*np.shape(part.mask), 1) for values in part[:2]) or np.ndim(part.mask) != 1:
+            raise ValueError(
+                f"task.{name} has inputs of shape {np.shape(part.inputs)} and targets of "
+                f"{np.shape(part.targets)}; of one task with a curve they must be [K, 1]."
+            )
     order = np.argsort(np.asarray(inputs)[:, 0])
     for label, values in outputs.items():
         axes.plot(np.asarray(inputs)[order, 0], np.asarray(values)[order, 0], label=label)
@@ -111,7 +117,8 @@ def accuracies(reports: Mapping[str, Iterable[Report]], *, axes: Axes | None = N
         The axes.
 
     Raises:
-        ValueError: for no reports, one without accuracy, or one without one number of ways and of shots.
+        ValueError: for no reports, two of a learner and a shape, one without accuracy, or one without one number of
+            ways and of shots.
 
     Example:
         >>> report = Report(0.5, 0.01, 1.0, 0.02, 600, 5, 1, 15, (), False, 0, {})
@@ -119,10 +126,14 @@ def accuracies(reports: Mapping[str, Iterable[Report]], *, axes: Axes | None = N
         >>> [label.get_text() for label in axes.get_xticklabels()]
         ['5-way 1-shot']
     """
-    if not reports:
+    listed = {label: list(some) for label, some in reports.items()}
+    if not any(listed.values()):
         raise ValueError(f"reports is {reports}; it must have those of one learner at least.")
+    tested = {label: {_shape(report): report for report in some} for label, some in listed.items()}
+    for label, found in tested.items():
+        if len(found) < len(listed[label]):
+            raise ValueError(f"reports of {label!r} has two of the same ways and shots; a bar is one of them.")
     axes = axes or pyplot.gca()
-    tested = {label: {_shape(report): report for report in some} for label, some in reports.items()}
     shapes = sorted({shape for some in tested.values() for shape in some})
     width = 0.8 / len(tested)
     for index, (label, found) in enumerate(tested.items()):

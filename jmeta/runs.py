@@ -34,9 +34,11 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / "run.json"
     if not path.exists():
-        raise FileNotFoundError(
-            f"there is no run in {folder}: {path} is missing; start one: jmeta train --out {folder}"
-        )
+        if (folder / "checkpoints").exists():
+            remedy = f"what fit saved there is read by jmeta.checkpoints.restore('{folder}/checkpoints', like=state)"
+        else:
+            remedy = f"start one: jmeta train --out {folder}"
+        raise FileNotFoundError(f"there is no run of jmeta train in {folder}: {path} is missing; {remedy}")
     try:
         saved = json.loads(path.read_text())
         configuration = saved.pop("configuration")

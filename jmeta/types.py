@@ -32,8 +32,9 @@ class Examples(NamedTuple):
             bytes, uint8, learners divide them by 255, so that tokens, and what a model
             scales by itself, should be of another type.
         targets: [K, N] one-hot for classification, [K, D] real for regression.
-        mask: [K], 1 for a real example and 0 for padding. Padding may be any finite
-            numbers: a NaN in it would be one in a network's gradient.
+        mask: [K], 1 for a real example and 0 for padding. Padding may be any numbers of
+            the size of real ones: a NaN in it, or what overflows when squared, would be a
+            NaN in a network's gradient.
     """
 
     inputs: Array
@@ -212,12 +213,34 @@ def init_model(model: Model, key: Array, inputs: Array) -> tuple[PyTree, PyTree]
     Raises:
         ValueError: for what is no `Model`, a Flax module say.
     """
-    if not isinstance(model, Model):
-        raise ValueError(
-            f"model is of type {type(model).__name__}; it must be a jmeta.Model, as models.conv4(...), "
-            "models.from_linen(module) and models.from_nnx(constructor) are, or Model(init, apply)."
-        )
+    check_model(model=model)
     return model.init(key, as_float(inputs))
+
+
+def check_model(**networks: Any) -> None:
+    """Raises a `ValueError` for what is, by its name, no `Model`."""
+    for name, model in networks.items():
+        if not isinstance(model, Model):
+            raise ValueError(
+                f"{name} is of type {type(model).__name__}; it must be a jmeta.Model, as models.conv4(...), "
+                "models.from_linen(module) and models.from_nnx(constructor) are, or Model(init, apply)."
+            )
+
+
+def model_of_width(name: str, make: Callable[[int], Model], outputs: int) -> Model:
+    """The `Model` that a function from the width of its outputs makes.
+
+    Raises:
+        ValueError: for what is no such function, a `Model` itself say, by its name.
+    """
+    if not callable(make):
+        raise ValueError(
+            f"{name} is of type {type(make).__name__}; it must be a function from the number of outputs to a "
+            "jmeta.Model, as models.transformer is."
+        )
+    model = make(outputs)
+    check_model(**{f"what {name} makes": model})
+    return model
 
 
 def apply_model(

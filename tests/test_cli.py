@@ -154,16 +154,22 @@ def test_a_baseline_is_trained_and_evaluated(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 255, (24, 28, 28, 1), dtype=np.uint8)
     table = data.class_table(images, np.repeat(np.arange(6), 4))
 
-    def sampler(protocol, split, data_dir):
-        return data.episodes(table, **dataclasses.asdict(protocol))
+    def sampler(numbers, split, data_dir):
+        return data.episodes(table, **numbers)
 
-    monkeypatch.setitem(SOURCES, "table", Source("six classes", sampler))
+    monkeypatch.setitem(SOURCES, "table", Source("six classes", sampler, fixed_classes=True))
     options = "--data table --classes 6 --queries 2 --width 4 --strided True --steps 2 --batch-size 2 --episodes 2"
     options += " --max-task-norm None"
     folder = str(tmp_path / "run")
     assert cli.main(["train", "--learner", "baseline", *options.split(), "--out", folder]) == 0
     assert cli.main(["evaluate", folder, "--episodes", "2"]) == 0
     assert runs.load(folder)[1].step == 2
+
+
+def test_what_fit_saved_is_not_taken_for_a_run_of_the_command(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"what fit saved there is read by jmeta\.checkpoints\.restore"):
+        runs.load(tmp_path)
 
 
 def test_a_run_of_other_ways_is_told_of_the_inputs_alone(protonet_folder, capsys):
@@ -204,8 +210,8 @@ MISTAKES = {
     "train --out {new} --steps -5": "steps is -5",
     "train --out {new} --ways five": "Error parsing --ways: invalid literal for int() with base 10: 'five'",
     "train --out {new} --leaner maml": "Unrecognized options: --leaner",
-    "train --learner baseline --out {new}": "baseline needs the option --classes",
-    "train --learner baseline --classes 9 --model mlp --out {new}": "but classes is 9; it must be above every id",
+    "train --learner baseline --data omniglot --out {new}": "baseline needs the option --classes",
+    "train --learner baseline --classes 9 --out {new}": "but glyphs has new ones in every task; give it --data om",
     "train --learner protonet --data sinusoid --out {new}": "protonet classifies",
     "train --data sinusoid --model conv4 --out {new}": "inputs have shape (1, 1); a convolutional network needs images",
     "train --model conv4 --width 0 --out {new}": "width is 0; a layer's width",
@@ -220,7 +226,7 @@ MISTAKES = {
     "train --resume {run} --ways 6": "only --steps may be given, not --ways",
     "train --resume {run} --seed=0": "only --steps may be given, not --seed",
     "train --resume {run} --steps 3": "steps is 3, but the run in {run} has taken 400; give it at least those",
-    "train --data sinusoid --ways 3 --out {new}": "--ways 3 was given, but sinusoid has no classes",
+    "train --data sinusoid --ways 5 --out {new}": "--ways 5 was given, but sinusoid has no classes",
     "train --data-dir {new} --out {new}": "--data-dir {new} was given, but glyphs reads no files",
     "evaluate {run} --data-dir {new}": "--data-dir {new} was given, but sinusoid reads no files",
     "train --seed 99999999999999999999 --out {new}": "it must be a whole number of 64 bits",
@@ -230,8 +236,8 @@ MISTAKES = {
     "evaluate {run} --out {run}": "is a folder; it must be a file",
     "demo --out {new}/demo.png": "its folder does not exist",
     "demo --out demo.xyz": "it must end in one of",
-    "train --resume {new}": "there is no run in {new}",
-    "evaluate {new}": "there is no run in {new}",
+    "train --resume {new}": "there is no run of jmeta train in {new}",
+    "evaluate {new}": "run.json is missing; start one: jmeta train --out {new}",
     "evaluate {run} --episodes 1": "episodes is 1",
     "evaluate {run} --data glyphs": "was trained on inputs of shape (1,), but glyphs has inputs of shape (28, 28, 1)",
     "data prepare omniglot --archives {new} --data-dir {new}": "images_background.zip",

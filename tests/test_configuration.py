@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 
 from jmeta import data
-from jmeta.configuration import build_learner, Configuration, HEADED, LEARNERS, stand_in
+from jmeta.configuration import (
+    build_learner,
+    Configuration,
+    HEADED,
+    LEARNERS,
+    numbers_of,
+    Protocol,
+    stand_in,
+)
 
 
-@pytest.mark.parametrize("source", ["glyphs", "sinusoid"])
+@pytest.mark.parametrize("source", ["omniglot", "sinusoid"])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_learner_can_be_built_by_its_name_and_predicts_its_tasks(name, source):
     classes = 100 if name.startswith("baseline") else None
@@ -28,6 +36,11 @@ def test_every_learner_can_be_built_by_its_name_and_predicts_its_tasks(name, sou
 
     outputs, task = jax.eval_shape(predicted, jax.random.key(0))
     assert all(leaf.shape == task.query.targets.shape for leaf in jax.tree.leaves(outputs))
+
+
+def test_numbers_of_a_task_that_are_left_out_are_the_sources_own():
+    assert numbers_of("sinusoid", Protocol()) == {"shots": 10, "queries": 10}
+    assert numbers_of("glyphs", Protocol(shots=3)) == {"ways": 5, "shots": 3, "queries": 15}
 
 
 def outputs_of(configuration):

@@ -44,6 +44,16 @@ def test_squared_error_is_the_mean_over_real_examples_and_dimensions(x64):
     np.testing.assert_allclose(losses.squared_error(*labelled()), expected, atol=1e-14)
 
 
+def test_squared_error_in_half_precision_adds_up_and_squares_beyond_65504():
+    outputs = jnp.full((1000, 1), 300.0, jnp.float16)
+    np.testing.assert_allclose(losses.squared_error(outputs, jnp.zeros_like(outputs), jnp.ones(1000)), 90000)
+
+
+def test_a_likelihood_of_outputs_without_a_deviation_is_refused():
+    with pytest.raises(ValueError, match=r"outputs are of .*Array.*; they must be a losses\.Gaussian"):
+        losses.gaussian_nll(jnp.zeros((2, 1)), jnp.zeros((2, 1)), jnp.ones(2))
+
+
 @pytest.mark.parametrize("loss_fn", [losses.cross_entropy, losses.squared_error, losses.gaussian_nll])
 def test_nothing_at_a_masked_row_reaches_a_loss_or_its_gradient(loss_fn):
     def loss(outputs, targets):

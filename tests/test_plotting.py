@@ -67,15 +67,26 @@ def test_each_value_of_a_column_has_its_curve(axes):
             lambda axes: plotting.accuracies({"maml": [REGRESSION]}, axes=axes),
             "a report has None ways, 10 shots",
         ),
+        (
+            lambda axes: plotting.adaptation_curves(
+                jax.vmap(data.sinusoid())(jax.random.split(jax.random.key(0), 1)), np.zeros((4, 1)), {}, axes=axes
+            ),
+            r"task.support has inputs of shape \(1, 10, 1\) and targets of \(1, 10, 1\); of one task",
+        ),
+        (
+            lambda axes: plotting.accuracies({"maml": [REPORT, REPORT]}, axes=axes),
+            "reports of 'maml' has two of the same ways and shots",
+        ),
         (lambda axes: plotting.costs([{"a": 1}], x="a", y="b", by="a", axes=axes), "'b' is not a column of every row"),
     ],
-    ids=["shape", "metric", "regression", "column"],
+    ids=["shape", "metric", "regression", "tasks", "two reports", "column"],
 )
 def test_what_cannot_be_drawn_is_refused(draw, message, axes):
     with pytest.raises(ValueError, match=message):
         draw(axes)
 
 
-def test_no_reports_are_refused(axes):
-    with pytest.raises(ValueError, match=r"reports is \{\}; it must have those of one learner at least"):
-        plotting.accuracies({}, axes=axes)
+@pytest.mark.parametrize("reports", [{}, {"maml": []}])
+def test_no_reports_are_refused(axes, reports):
+    with pytest.raises(ValueError, match=r"reports is \{.*\}; it must have those of one learner at least"):
+        plotting.accuracies(reports, axes=axes)

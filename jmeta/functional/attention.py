@@ -15,7 +15,7 @@ def class_attention(scores: Array, targets: Array, mask: Array) -> Array:
 
     Args:
         scores: [Q, K] of queries with support examples.
-        targets: [K, N] one-hot.
+        targets: [K, N] one-hot, or with which weight an example is of each class.
         mask: [K].
 
     Returns:
@@ -30,6 +30,11 @@ def class_attention(scores: Array, targets: Array, mask: Array) -> Array:
 
 
 def scores_by_class(scores: Array, targets: Array, mask: Array) -> Array:
-    """The scores [Q, K] for each class, [Q, K, N]: very negative where an example is of another, or is padding."""
-    of_class = targets * mask[:, None] > 0
-    return jnp.where(of_class[None], scores[..., None], very_negative(scores))
+    """The scores [Q, K] for each class, [Q, K, N]: very negative where an example is of another, or is padding.
+
+    Where it is of a class by half, its score there is less by log 2.
+    """
+    weights = targets * mask[:, None]
+    of_class = weights > 0
+    logs = jnp.log(jnp.where(of_class, weights, 1)).astype(jnp.result_type(scores))
+    return jnp.where(of_class[None], scores[..., None] + logs[None], very_negative(scores))

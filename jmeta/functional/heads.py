@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jmeta.checks import check_examples
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import Encoder
-from jmeta.types import Array, Learner, normalisations, Objective, PyTree
+from jmeta.types import Array, at_least_single, Learner, normalisations, Objective, PyTree
 
 
 class Head(NamedTuple):
@@ -146,8 +146,15 @@ def _check_widths(head, params, support):
 
 
 def learned_scalars(**start: float) -> Callable:
-    """The `init` of a plain head of which these scalars, by their names, are meta-learned from these values on."""
-    return lambda key, features: {name: jnp.asarray(value, features.dtype) for name, value in start.items()}
+    """The `init` of a plain head of which these scalars, by their names, are meta-learned from these values on.
+
+    At least in single precision, as parameters are: in half, steps of a small rate would be rounded away.
+    """
+
+    def init(key, features):
+        return {name: jnp.asarray(value, at_least_single(features.dtype)) for name, value in start.items()}
+
+    return init
 
 
 def check_stateless(name: str, state: PyTree) -> None:

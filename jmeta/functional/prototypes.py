@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from jmeta.functional.precision import to_solve
-from jmeta.types import Array
+from jmeta.types import Array, at_least_single
 
 # Cosines lie between -1 and 1: as logits they must be sharpened. The initial
 # value is that of Gidaris & Komodakis, 2018.
@@ -19,7 +19,7 @@ def prototypes(features: Array, targets: Array, mask: Array) -> Array:
 
     Args:
         features: [K, D].
-        targets: [K, N] one-hot.
+        targets: [K, N] one-hot, or the weight of each example in each class.
         mask: [K].
 
     Returns:
@@ -31,7 +31,8 @@ def prototypes(features: Array, targets: Array, mask: Array) -> Array:
                [5.]], dtype=float32)
     """
     weights = targets * mask[:, None]
-    return weights.T @ features / jnp.maximum(weights.sum(0), 1)[:, None]
+    total = weights.sum(0)[:, None]
+    return weights.T @ features / jnp.where(total > 0, total, 1)
 
 
 class Gaussians(NamedTuple):
@@ -110,5 +111,7 @@ def cosine_similarities(queries: Array, points: Array) -> Array:
 
 
 def _normalised(x):
-    squared = jnp.square(x).sum(-1, keepdims=True)
-    return x * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    single = x.astype(at_least_single(x.dtype))  # in half the square of a length above 256 is infinite
+    squared = jnp.square(single).sum(-1, keepdims=True)
+    unit = single * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    return unit.astype(jnp.result_type(x, 1.0))  # the features' precision, or a float's for whole numbers

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.functional.heads import check_stateless, Head
 from jmeta.functional.orders import ranks
-from jmeta.types import apply_model, Array, PyTree, take_rows
+from jmeta.types import apply_model, Array, model_of_width, PyTree, take_rows
 
 
 class Past(NamedTuple):
@@ -39,11 +39,12 @@ def prompted(sequence: Callable) -> Head:
         given a key, in a random order.
 
     Raises:
-        ValueError: from `init`, if the sequence model normalises by statistics of a batch.
+        ValueError: from `init`, if `sequence` makes no `Model`, or one that normalises by statistics of a batch.
     """
 
     def init(key, support):
-        params, state = sequence(support.targets.shape[-1]).init(key, _prompt(support, support.inputs))
+        network = model_of_width("sequence", sequence, support.targets.shape[-1])
+        params, state = network.init(key, _prompt(support, support.inputs))
         check_stateless("the sequence model", state)
         return params
 
@@ -74,7 +75,7 @@ def recurrent(network: Callable) -> Head:
     """
 
     def init(key, support):
-        return network(support.targets.shape[-1]).init(key, _offset_tokens(support))[0]
+        return model_of_width("network", network, support.targets.shape[-1]).init(key, _offset_tokens(support))[0]
 
     def fit(params, support, *, train=False, key=None):
         order_key, network_key = (None, None) if key is None else jax.random.split(key)

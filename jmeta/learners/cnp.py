@@ -10,7 +10,7 @@ from jmeta import losses, models
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import check_stateless, Head, head_learner
 from jmeta.functional.prototypes import prototypes
-from jmeta.types import apply_model, Array, Learner, Model, Objective
+from jmeta.types import apply_model, Array, check_model, Learner, Model, model_of_width, Objective
 
 # The least standard deviation that is predicted, as in the paper's code.
 LEAST_DEVIATION = 0.1
@@ -72,8 +72,9 @@ def cnp(
         metrics have the `"squared_error"`.
 
     Raises:
-        ValueError: for another loss; from `init`, if a network besides the encoder
-            normalises by statistics of a batch.
+        ValueError: for another loss; from `init`, if a network besides the encoder is no
+            `Model`, has other outputs than it is asked for, or normalises by statistics
+            of a batch.
 
     Example:
         >>> from jmeta import data
@@ -84,7 +85,9 @@ def cnp(
         (3, 1)
     """
     if losses.is_classification(loss_fn):
-        head = _aggregator(summary, decoder, groups=lambda support: support.targets, answer=lambda decoded: decoded)
+        head = _aggregator(
+            summary, decoder, groups=lambda support: support.targets, numbers=1, answer=lambda decoded: decoded
+        )
         return head_learner(shared_encoder(model), head, losses.objective(loss_fn))
     if loss_fn is not losses.gaussian_nll:
         raise ValueError(
@@ -137,12 +140,15 @@ def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[i
         return {"squared_error": losses.squared_error(outputs.mean, targets, mask)}
 
     objective = Objective(losses.gaussian_nll, metrics, lambda support: None)
-    head = _aggregator(summary, lambda width: decoder(2 * width), groups=one_group, answer=gaussian)
+    head = _aggregator(summary, decoder, groups=one_group, numbers=2, answer=gaussian)
     return head_learner(shared_encoder(model), head, objective)
 
 
-def _aggregator(summary, decoder, *, groups, answer):
-    """Means of summaries over `groups(support)` [K, G], then `answer(decoded)`."""
+def _aggregator(summary, decoder, *, groups, numbers, answer):
+    """Means of summaries over `groups(support)` [K, G], then `answer` of what is decoded, `numbers` for each target."""
+
+    def outputs_of(fitted):
+        return numbers * fitted.width
 
     def pairs(support):
         return jnp.concatenate([support.targets, support.inputs], axis=1)
@@ -157,15 +163,23 @@ def _aggregator(summary, decoder, *, groups, answer):
         return jnp.concatenate([values, features], axis=1)
 
     def init(key, support):
+        check_model(summary=summary)
         summary_key, decoder_key = jax.random.split(key)
         read, read_state = summary.init(summary_key, pairs(support))
         fitted = fit({"summary": read}, support)
-        written, written_state = decoder(fitted.width).init(decoder_key, beside(support.inputs, fitted))
+        network = model_of_width("decoder", decoder, outputs_of(fitted))
+        written, written_state = network.init(decoder_key, beside(support.inputs, fitted))
         check_stateless("the summary or the decoder", (read_state, written_state))
         return {"summary": read, "decoder": written}
 
     def score(params, fitted, features, *, train=False, key=None):
-        rows, network = beside(features, fitted), decoder(fitted.width)
-        return answer(apply_model(network, params["decoder"], {}, rows, train=train, key=key)[0])
+        rows, network = beside(features, fitted), decoder(outputs_of(fitted))
+        decoded, _ = apply_model(network, params["decoder"], {}, rows, train=train, key=key)
+        if decoded.shape[-1] != outputs_of(fitted):
+            raise ValueError(
+                f"the decoder's outputs have width {decoded.shape[-1]}; it was asked for {outputs_of(fitted)}, "
+                "the number it is called with."
+            )
+        return answer(decoded)
 
     return Head(init, fit, score)

@@ -7,9 +7,9 @@ from jmeta import losses
 from jmeta.checks import check_positive
 from jmeta.functional.attention import class_attention
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import check_stateless, head_learner, plain_head
+from jmeta.functional.heads import check_stateless, head_learner, learned_scalars, plain_head
 from jmeta.functional.prototypes import COSINE_SCALE, cosine_similarities
-from jmeta.types import apply_model, Learner, Model
+from jmeta.types import apply_model, check_model, Learner, Model
 
 
 def matching(
@@ -45,8 +45,8 @@ def matching(
         `adapt` gives `Fitted`, the encoded support set.
 
     Raises:
-        ValueError: for a scale that is not positive; from `init`, if features are not [K, D], or a context
-            normalises by statistics of a batch.
+        ValueError: for a scale that is not positive, or a context that is no `Model`; from `init`, if features are
+            not [K, D], or a context normalises by statistics of a batch or changes the width of one set alone.
 
     Example:
         >>> from jmeta import data, models
@@ -58,7 +58,9 @@ def matching(
         (10, 5)
     """
     check_positive(scale=scale)
-    support_context, query_context = support_context or SUPPORT_ALONE, query_context or QUERY_ALONE
+    support_context = SUPPORT_ALONE if support_context is None else support_context
+    query_context = QUERY_ALONE if query_context is None else query_context
+    check_model(support_context=support_context, query_context=query_context)
 
     def init(key, features):
         support_key, query_key = jax.random.split(key)
@@ -66,7 +68,8 @@ def matching(
         support_params, support_state = support_context.init(support_key, features)
         query_params, query_state = query_context.init(query_key, (features, features, mask))
         check_stateless("support_context or query_context", (support_state, query_state))
-        return {"scale": jnp.asarray(scale, features.dtype), "support": support_params, "query": query_params}
+        scale_params = learned_scalars(scale=scale)(key, features)
+        return scale_params | {"support": support_params, "query": query_params}
 
     def fit(params, support):
         features, _ = apply_model(support_context, params["support"], {}, support.inputs, mask=support.mask)
@@ -74,6 +77,11 @@ def matching(
 
     def score(params, support, queries):
         queries, _ = query_context.apply(params["query"], {}, (queries, support.inputs, support.mask))
+        if queries.shape[-1] != support.inputs.shape[-1]:
+            raise ValueError(
+                f"query_context gives features of width {queries.shape[-1]}, support_context of "
+                f"{support.inputs.shape[-1]}; they must be the same."
+            )
         similarities = params["scale"] * cosine_similarities(queries, support.inputs)
         return class_attention(similarities, support.targets, support.mask)
 

@@ -10,7 +10,7 @@ from jmeta.checks import check_examples
 from jmeta.functional.classes import exclude_absent, very_negative
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.prototypes import prototypes
-from jmeta.types import apply_model, Array, Learner, Model, PyTree
+from jmeta.types import apply_model, Array, check_model, Learner, Model, PyTree
 
 
 class RelationParams(NamedTuple):
@@ -58,7 +58,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         before the sigmoid.
 
     Raises:
-        ValueError: from `init`, if the comparator's scores are not [P, 1].
+        ValueError: for a comparator that is no `Model`; from `init`, if its scores are not [P, 1].
 
     Example:
         >>> from jmeta import data
@@ -69,6 +69,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         (5, 40)
     """
     comparator = models.relation_module() if comparator is None else comparator
+    check_model(comparator=comparator)
     encoder, objective = shared_encoder(model), losses.objective(one_against_rest)
 
     def summarise(features, support):

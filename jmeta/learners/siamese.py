@@ -9,7 +9,7 @@ from jmeta import losses
 from jmeta.functional.attention import scores_by_class
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, plain_head
-from jmeta.types import Array, Learner, Model
+from jmeta.types import Array, at_least_single, Learner, Model
 
 # The logit at no distance at first. An optimizer of small steps would take thousands to bring a bias there from
 # zero, where no pair is surely alike, and the encoder meanwhile shrinks all distances.
@@ -63,8 +63,8 @@ def siamese(model: Model) -> Learner:
 
     def init(key, features):
         # Alike at no distance, and as surely not where all features are one apart.
-        width = features.shape[-1]
-        return Likeness(jnp.full(width, -2 * CERTAINTY / width, features.dtype), jnp.asarray(CERTAINTY, features.dtype))
+        width, dtype = features.shape[-1], at_least_single(features.dtype)
+        return Likeness(jnp.full(width, -2 * CERTAINTY / width, dtype), jnp.asarray(CERTAINTY, dtype))
 
     def pairs(params, queries, features):
         return params.bias + jnp.abs(queries[:, None] - features[None]) @ params.weights
@@ -91,7 +91,7 @@ def pair_loss(logits: Array, same: Array, mask: Array) -> Array:
 
     Args:
         logits: [Q, K] of being of one class.
-        same: [Q, K], 1 for pairs that are.
+        same: [Q, K], 1 for pairs that are; of soft targets, with which probability.
         mask: [Q, K], 1 for real pairs.
     """
     alike = losses.masked_mean(-jax.nn.log_sigmoid(logits), mask * same)

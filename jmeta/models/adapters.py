@@ -17,11 +17,16 @@ def from_linen(module: nn.Module) -> Model:
     Args:
         module: its `__call__` takes the inputs [K, ...] and, if it wants them, the
             keywords `train` and `mask`, by name or among any (of an `nn.Sequential`,
-            that of its first layer). A key reaches it as the streams `dropout` and
+            that of its first layer). Flax's own layers get none: by `mask` they mean other
+            things than padding. A key reaches it as the streams `dropout` and
             `params`, which Linen draws other streams from too.
             Collections other than `params` become the state, which must keep its shape:
             values sown into one would add to it with every call. A field `norm` that
             is a string names its normalisation policy in reports.
+
+    Raises:
+        ValueError: from `init`, for batch statistics of a module that is not told by `train`
+            when to take them, and would never.
 
     Example:
         >>> model = from_linen(nn.Dense(3))
@@ -29,11 +34,9 @@ def from_linen(module: nn.Module) -> Model:
         >>> model.apply(params, state, jax.numpy.ones((2, 4)))[0].shape
         (2, 3)
     """
-    called = type(module).__call__
-    if called is nn.Sequential.__call__ and module.layers:  # which hands its keywords to its first layer
-        first = module.layers[0]
-        called = type(first).__call__ if isinstance(first, nn.Module) else first
-    accepted = {name for name in ("train", "mask") if accepts(called, name)}
+    first = _first_layer(module)
+    called = type(first).__call__ if isinstance(first, nn.Module) else first
+    accepted = {name for name in ("train", "mask") if accepts(called, name) and not _is_flaxs_own(first)}
     policy = getattr(module, "norm", None)
     stated = {"normalisation": Normalisation(policy)} if isinstance(policy, str) else {}
 
@@ -47,6 +50,11 @@ def from_linen(module: nn.Module) -> Model:
     def init(key, inputs):
         variables = dict(module.init(key, inputs, **keywords(train=False)))
         params = variables.pop("params", {})
+        if "batch_stats" in variables and "train" not in accepted:
+            raise ValueError(
+                f"{type(module).__name__} has batch statistics, but its __call__ has no keyword `train`, which says "
+                "when to take them; name it so, as in `use_running_average=not train`."
+            )
         return params, variables | stated
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
@@ -63,6 +71,18 @@ def from_linen(module: nn.Module) -> Model:
     return Model(init, apply)
 
 
+def _first_layer(module):
+    """The layer that the keywords of a module reach: an `nn.Sequential` hands them to its first."""
+    while type(module).__call__ is nn.Sequential.__call__ and module.layers:
+        module = module.layers[0]
+    return module
+
+
+def _is_flaxs_own(module):
+    """Whether it is a layer of Flax's, whose masks are of other shapes, dtypes and meanings."""
+    return type(module).__module__.startswith("flax.")
+
+
 def from_nnx(constructor: Callable) -> Model:
     """A `Model` of an NNX module.
 
@@ -74,6 +94,11 @@ def from_nnx(constructor: Callable) -> Model:
             has a keyword `mask`, it gets that of padding, [K], 1 for a real example: one of
             attention must have another name. Flax's own modules get none.
 
+    Raises:
+        ValueError: for what is no such function, a module say; from `apply`, for a module
+            with random streams in training without a key, with which it would draw
+            the same each time.
+
     Example:
         >>> from flax import nnx
         >>> model = from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
@@ -82,6 +107,12 @@ def from_nnx(constructor: Callable) -> Model:
         (2, 3)
     """
     from flax import nnx  # a sixth of the time that `import jmeta` may take
+
+    if isinstance(constructor, nnx.Module) or not callable(constructor):
+        raise ValueError(
+            f"constructor is of type {type(constructor).__name__}; it must be a function from nnx.Rngs to a module, as "
+            "lambda rngs: nnx.Linear(4, 3, rngs=rngs)."
+        )
 
     def parts(module) -> Any:
         """Definition, parameters, random streams, and the rest."""
@@ -93,8 +124,7 @@ def from_nnx(constructor: Callable) -> Model:
         with jax.ensure_compile_time_eval():
             module = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
             definition, _, streams, _ = parts(module)
-            is_own = type(module).__module__.startswith("flax.")  # whose masks are of other shapes and dtypes
-            takes_mask = not is_own and "mask" in inspect.signature(module.__call__).parameters
+            takes_mask = not _is_flaxs_own(module) and "mask" in inspect.signature(module.__call__).parameters
             return definition, streams, takes_mask
 
     def init(key, inputs):
@@ -104,6 +134,8 @@ def from_nnx(constructor: Callable) -> Model:
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
         definition, streams, is_told = skeleton()
+        if train and key is None and jax.tree.leaves(streams):
+            raise ValueError("key is None, but in training the module draws at random; give the loss a key.")
         seeded = _seeded(streams, jax.random.key(0) if key is None else key)
         module = nnx.merge(definition, nnx.State(params), seeded, nnx.State(state), copy=True)
         module.train() if train else module.eval()

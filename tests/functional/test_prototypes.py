@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.test_util import check_grads
 
 from jmeta.functional import (
@@ -28,6 +29,17 @@ def test_distances_and_cosines_equal_numpy(x64):
     np.testing.assert_allclose(squared_distances(jnp.asarray(q), jnp.asarray(p)), expected, atol=1e-13)
     cosines = q @ p.T / np.outer(np.linalg.norm(q, axis=1), np.linalg.norm(p, axis=1))
     np.testing.assert_allclose(cosine_similarities(jnp.asarray(q), jnp.asarray(p)), cosines, atol=1e-13)
+
+
+@pytest.mark.parametrize("length", [300.0, 1e-4])
+def test_cosines_of_half_precision_are_of_vectors_of_any_length(length):
+    vectors = jnp.array([[length, 0], [0, length]], jnp.float16)
+    np.testing.assert_allclose(cosine_similarities(vectors, vectors), np.eye(2), rtol=1e-3)
+
+
+def test_prototypes_of_soft_targets_are_weighted_means():
+    found = prototypes(jnp.array([[1.0], [4.0]]), jnp.array([[0.25, 0.75], [0.5, 0.5]]), jnp.ones(2))
+    np.testing.assert_allclose(found, [[3.0], [2.2]], rtol=1e-6)
 
 
 def test_the_cosine_of_a_zero_vector_is_zero_with_a_finite_gradient():

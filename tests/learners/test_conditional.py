@@ -1,5 +1,6 @@
 """What each learner that adapts by a forward pass is, against its own definition, in float64."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +46,25 @@ def test_other_ways_than_it_was_initialised_with_are_an_error(name):
     for use, given in ((learner.adapt, wider), (learner.loss, Task(wider, wider))):
         with pytest.raises(ValueError, match="targets of width 3 and features of width 1, and the head was init"):
             jax.eval_shape(use, params, state, given)
+
+
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        (
+            learners.in_context(RAW, sequence=models.transformer(1), **SQUARED),
+            "sequence is of type Model; it must be a",
+        ),
+        (learners.mann(RAW, network=lambda outputs: nn.Dense(1), **SQUARED), "what network makes is of type Dense"),
+        (gaussian_cnp(RAW, summary=nn.Dense(4)), "summary is of type Dense; it must be a jmeta.Model"),
+        (gaussian_cnp(RAW, decoder=models.mlp(outputs=2)), "decoder is of type Model; it must be a function from"),
+        (gaussian_cnp(RAW, decoder=lambda _: models.mlp(outputs=1)), "outputs have width 1; it was asked for 2"),
+    ],
+    ids=["a model", "no model made", "no model", "a decoder", "a width"],
+)
+def test_a_network_of_another_kind_is_refused(learner, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(learner.init, jax.random.key(0), TASK(jax.random.key(0)))
 
 
 @pytest.fixture

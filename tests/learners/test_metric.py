@@ -1,5 +1,6 @@
 """Matching, relation and Siamese networks against their definitions in NumPy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 
 from jmeta import data, learners, models
 from jmeta.functional import HeadParams
-from jmeta.learners.siamese import Likeness
-from jmeta.types import Model
+from jmeta.learners.siamese import Likeness, pair_loss
+from jmeta.types import Examples, Model, Task
 
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
 
@@ -44,6 +45,65 @@ def test_attention_weights_of_real_examples_sum_to_one(task):
     probability = jax.nn.softmax(outputs(learner, params, part))
     np.testing.assert_allclose(probability.sum(1), 1, atol=1e-14)
     np.testing.assert_array_equal(probability[:, 2], 0)
+
+
+def test_an_example_of_two_classes_by_half_has_half_of_its_attention_for_each(task):
+    support, targets, queries = numpy(task)
+    learner, shared = learners.matching(IDENTITY, scale=3.0), targets @ [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]]
+    params, _ = learner.init(jax.random.key(0), task)
+    cosines = 3 * queries @ support.T / np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(support, axis=1))
+    weights = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
+    soft = task._replace(support=task.support._replace(targets=jnp.asarray(shared)))
+    np.testing.assert_allclose(jax.nn.softmax(outputs(learner, params, soft)), weights @ shared, atol=1e-13)
+
+
+def test_pairs_of_soft_targets_weigh_as_much_as_they_are_likely():
+    logits, same = jnp.array([[1.0, -1.0], [0.5, 2.0]]), jnp.full((2, 2), 0.5)
+    alike, other = (np.logaddexp(0, sign * np.asarray(logits)).mean() for sign in (-1, 1))
+    np.testing.assert_allclose(pair_loss(logits, same, jnp.ones((2, 2))), (alike + other) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
+@pytest.mark.parametrize(
+    "learner",
+    [
+        learners.matching(IDENTITY),
+        learners.siamese(IDENTITY),
+        learners.protonet(IDENTITY, distance="cosine"),
+        learners.r2d2(IDENTITY),
+    ],
+    ids=["matching", "siamese", "protonet", "r2d2"],
+)
+def test_what_a_head_learns_is_in_single_precision_whatever_features_are_in(learner, dtype):
+    inputs = (10 * jax.random.normal(jax.random.key(0), (6, 4))).astype(dtype)
+    part = Examples(inputs, jnp.eye(3)[jnp.arange(6) % 3], jnp.ones(6))
+    params, state = learner.init(jax.random.key(1), Task(part, part))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    gradient = jax.jit(jax.grad(lambda params: learner.loss(params, state, Task(part, part))[0]))(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: learners.matching(IDENTITY, support_context=nn.Dense(4)), "support_context is of type Dense; it must"),
+        (lambda: learners.matching(IDENTITY, query_context=nn.Dense(4)), "query_context is of type Dense; it must be"),
+        (
+            lambda: learners.relation(IDENTITY, comparator=nn.Dense(1)),
+            "comparator is of type Dense; it must be a jmeta",
+        ),
+    ],
+    ids=["support_context", "query_context", "comparator"],
+)
+def test_a_second_network_that_is_no_model_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_contexts_of_two_widths_are_refused(task):
+    learner = learners.matching(IDENTITY, support_context=models.mlp(outputs=7))
+    with pytest.raises(ValueError, match="query_context gives features of width 4, support_context of 7; they must be"):
+        learner.init(jax.random.key(0), task)
 
 
 def sigmoid(x):

@@ -50,6 +50,16 @@ def test_a_linear_head_is_fitted_as_the_paper_does(x64):
     np.testing.assert_allclose(head["bias"], bias, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_head_of_features_in_half_precision_is_fitted_in_single(name):
+    support = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), episode().support)
+    heads = [
+        BASELINES[name](IDENTITY, classes=6).adapt(*supervised(name, 6), examples).head
+        for examples in (support, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), support))
+    ]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), *heads)
+
+
 def test_a_cosine_head_is_fitted_by_direction_and_length(x64):
     support = episode().support
     x, y = np.asarray(support.inputs), np.asarray(support.targets)

@@ -243,6 +243,35 @@ def test_the_first_layer_of_a_linen_sequence_is_told_of_training():
     assert not jnp.array_equal(*(jax.tree.leaves(of)[0] for of in (state, after)))
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.LayerNorm(),
+        nn.Sequential([nn.LayerNorm(), nn.Dense(3)]),
+        nn.Sequential([nn.Sequential([nn.Dense(3), nn.relu]), nn.Dense(3)]),
+        nn.WeightNorm(nn.Dense(3)),
+    ],
+    ids=["norm", "norm first", "nested", "wrapper"],
+)
+def test_a_layer_of_linens_own_gets_no_keyword(module):
+    """By its `mask` it would mean features."""
+    model, inputs = models.from_linen(module), jax.random.normal(KEY, (3, 3))
+    params, state = model.init(KEY, inputs)
+    outputs, _ = model.apply(params, state, inputs)
+    told, _ = model.apply(params, state, inputs, train=True, mask=jnp.array([1.0, 1, 0]))
+    np.testing.assert_array_equal(told, outputs)
+
+
+def test_a_linen_module_whose_batch_statistics_would_never_be_taken_is_refused():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, training=False):
+            return nn.BatchNorm(use_running_average=not training)(x)
+
+    with pytest.raises(ValueError, match="Network has batch statistics, but its __call__ has no keyword `train`"):
+        models.from_linen(Network()).init(KEY, jnp.ones((2, 3)))
+
+
 def test_a_linen_module_draws_from_streams_of_any_name_and_no_two_alike():
     class Drawing(nn.Module):
         @nn.compact
@@ -340,6 +369,19 @@ def test_a_module_of_flax_gets_no_mask_of_padding():
     model = models.from_nnx(lambda rngs: nnx.BatchNorm(2, rngs=rngs))
     params, state = model.init(KEY, jnp.ones((3, 2)))
     assert model.apply(params, state, jnp.ones((3, 2)), train=True, mask=jnp.ones(3))[0].shape == (3, 2)
+
+
+def test_an_nnx_module_that_draws_at_random_needs_a_key_in_training():
+    model, inputs = models.from_nnx(lambda rngs: nnx.Dropout(0.5, rngs=rngs)), jnp.ones(4)
+    params, state = model.init(KEY, inputs)
+    with pytest.raises(ValueError, match="key is None, but in training the module draws at random"):
+        model.apply(params, state, inputs, train=True)
+    np.testing.assert_array_equal(model.apply(params, state, inputs)[0], inputs)
+
+
+def test_an_nnx_module_in_place_of_its_constructor_is_refused():
+    with pytest.raises(ValueError, match=r"constructor is of type Linear; it must be a function from nnx\.Rngs"):
+        models.from_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
 
 
 def test_an_nnx_module_is_a_pure_function():
