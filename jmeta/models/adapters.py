@@ -79,8 +79,12 @@ def _first_layer(module):
 
 
 def _is_flaxs_own(module):
-    """Whether it is a layer of Flax's, whose masks are of other shapes, dtypes and meanings."""
-    return type(module).__module__.startswith("flax.")
+    """Whether it is a layer of Flax's, whose masks are of other shapes, dtypes and meanings.
+
+    What `nn.jit` or `nn.remat` makes of a user's module is a class of Flax's too, but descends from the user's.
+    """
+    owners = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
+    return "flax" in owners and owners <= {"flax", "abc", "builtins", "collections", "typing"}
 
 
 def from_nnx(constructor: Callable) -> Model:

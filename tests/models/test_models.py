@@ -231,13 +231,19 @@ def test_a_linen_sequence_of_layers_is_a_model():
     assert model.apply(params, state, jnp.ones((3, 5)), train=True, mask=jnp.ones(3))[0].shape == (3, 2)
 
 
-def test_the_first_layer_of_a_linen_sequence_is_told_of_training():
-    class Block(nn.Module):
-        @nn.compact
-        def __call__(self, x, *, train):
-            return nn.BatchNorm(use_running_average=not train)(x)
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.BatchNorm(use_running_average=not train)(x)
 
-    model = models.from_linen(nn.Sequential([Block(), nn.relu]))
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.Sequential([Block(), nn.relu]), nn.jit(Block, static_argnames="train")()],
+    ids=["sequence", "lifted"],
+)
+def test_a_module_within_one_of_linens_own_is_told_of_training(module):
+    model = models.from_linen(module)
     params, state = model.init(KEY, jnp.ones((3, 5)))
     _, after = model.apply(params, state, jnp.ones((3, 5)), train=True)
     assert not jnp.array_equal(*(jax.tree.leaves(of)[0] for of in (state, after)))
