@@ -27,8 +27,10 @@ from jmeta.configuration import (
     Configuration,
     key_of,
     LEARNERS,
+    Protocol,
     SOURCES,
     stand_in,
+    task_sizes,
 )
 from jmeta.evaluation import evaluate
 from jmeta.files import sole_writer, write_whole
@@ -198,6 +200,8 @@ def _begun(command: Train) -> tuple[Path, Run]:
     if configuration.max_task_norm == math.inf:  # which JSON cannot say
         configuration = dataclasses.replace(configuration, max_task_norm=None)
     check_protocol(configuration.data, ways=configuration.protocol.ways, data_dir=configuration.data_dir)
+    sizes = task_sizes(configuration.data, configuration.protocol)  # a run says its own, whatever a later default is
+    configuration = dataclasses.replace(configuration, protocol=Protocol(**sizes))
     steps = 2000 if command.steps is None else command.steps
     return command.out, Run(configuration, steps, command.save_every, command.log_every, command.episodes)
 

@@ -24,19 +24,19 @@ class Protocol:
     """The tasks."""
 
     ways: int | None = None
-    """Classes in a task; 5 if left out."""
+    """Classes in a task. Left out: 5."""
     shots: int | None = None
-    """Support examples of each class, 1 if left out; of regression of the task, 10."""
+    """Support examples of each class (of the whole task in regression). Left out: 1, and 10 on sinusoids."""
     queries: int | None = None
-    """Query examples, likewise; 15, and 10 of regression."""
+    """Query examples of each class (of the whole task in regression). Left out: 15, and 10 on sinusoids."""
 
 
 class Source(NamedTuple):
     """A source of tasks."""
 
     description: str
-    sampler: Callable  # (numbers of a task, split, data_dir) -> sample
-    numbers: Mapping[str, int] = MappingProxyType(
+    sampler: Callable  # (sizes of a task, split, data_dir) -> sample
+    sizes: Mapping[str, int] = MappingProxyType(
         {"ways": 5, "shots": 1, "queries": 15}
     )  # of a task, where none are told
     files: bool = False  # which lie in `data_dir`
@@ -46,22 +46,22 @@ class Source(NamedTuple):
     inner_rate: float | None = None  # of gradient descent in weights on it; None: the learner's own
 
 
-def _omniglot(numbers: dict[str, int], split: str, data_dir: str | None) -> Callable[[Array], Task]:
-    return data.episodes(data.omniglot(split, data_dir=data_dir), **numbers)
+def _omniglot(sizes: dict[str, int], split: str, data_dir: str | None) -> Callable[[Array], Task]:
+    return data.episodes(data.omniglot(split, data_dir=data_dir), **sizes)
 
 
 SOURCES = {
     "glyphs": Source(
         "endless handwritten-like characters, drawn on the device; no files",
-        lambda numbers, split, data_dir: data.glyphs(**numbers),
+        lambda sizes, split, data_dir: data.glyphs(**sizes),
     ),
     "omniglot": Source(
         "1,623 handwritten characters of 50 alphabets (Lake et al., 2015)", _omniglot, files=True, fixed_classes=True
     ),
     "sinusoid": Source(
         "regression of sine waves (Finn et al., 2017)",
-        lambda numbers, split, data_dir: data.sinusoid(**numbers),
-        numbers={"shots": 10, "queries": 10},  # Finn et al. (2017)
+        lambda sizes, split, data_dir: data.sinusoid(**sizes),
+        sizes={"shots": 10, "queries": 10},  # Finn et al. (2017)
         regression=True,
         model="mlp",
         inner_rate=0.01,  # Finn et al. (2017); at rates for classification its loss diverges
@@ -192,7 +192,7 @@ def build_learner(configuration: Configuration) -> Learner:
 def _build_model(configuration: Configuration, source: Source) -> Model:
     name = configuration.model or source.model
     factory = _named("model", name, MODELS)
-    width = 1 if source.regression else numbers_of(configuration.data, configuration.protocol)["ways"]
+    width = 1 if source.regression else task_sizes(configuration.data, configuration.protocol)["ways"]
     options = {name: getattr(configuration, name) for name in ("norm", "width", "strided", "context")}
     outputs = width if configuration.learner in HEADED else None
     return factory(outputs=outputs, **_accepted(factory, name, options))
@@ -222,16 +222,16 @@ def _named(kind: str, name: str, known: dict[str, Any]) -> Any:
     raise ValueError(f"{kind} {name!r} is unknown; did you mean {nearest!r}? There are {', '.join(sorted(known))}.")
 
 
-def numbers_of(name: str, protocol: Protocol) -> dict[str, int]:
-    """What a source is asked for: of the numbers that it has, those that a protocol tells, and else its own."""
-    own = _named("data", name, SOURCES).numbers
+def task_sizes(name: str, protocol: Protocol) -> dict[str, int]:
+    """What a source is asked for: of the sizes that its tasks have, those that a protocol tells, and else its own."""
+    own = _named("data", name, SOURCES).sizes
     told = dataclasses.asdict(protocol)
-    return {number: value if told[number] is None else told[number] for number, value in own.items()}
+    return {name: size if told[name] is None else told[name] for name, size in own.items()}
 
 
 def build_sampler(name: str, protocol: Protocol, split: str, data_dir: str | None) -> Callable[[Array], Task]:
     """The tasks of a source."""
-    return _named("data", name, SOURCES).sampler(numbers_of(name, protocol), split, data_dir)
+    return _named("data", name, SOURCES).sampler(task_sizes(name, protocol), split, data_dir)
 
 
 def check_protocol(name: str, *, ways: int | None, data_dir: str | None) -> None:
@@ -248,11 +248,11 @@ def stand_in(configuration: Configuration) -> Callable[[Array], Task]:
 
     All sources of classes have images of 28 x 28 x 1. Its classes are numbered from 0, which every learner takes.
     """
-    numbers = numbers_of(configuration.data, configuration.protocol)
+    sizes = task_sizes(configuration.data, configuration.protocol)
     if SOURCES[configuration.data].regression:
-        return SOURCES["sinusoid"].sampler(numbers, "train", None)
-    sample = SOURCES["glyphs"].sampler(numbers, "train", None)
-    return lambda key: sample(key)._replace(class_ids=jnp.arange(numbers["ways"], dtype=jnp.int32))
+        return SOURCES["sinusoid"].sampler(sizes, "train", None)
+    sample = SOURCES["glyphs"].sampler(sizes, "train", None)
+    return lambda key: sample(key)._replace(class_ids=jnp.arange(sizes["ways"], dtype=jnp.int32))
 
 
 def key_of(seed: int) -> Array:

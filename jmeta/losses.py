@@ -89,7 +89,7 @@ def squared_error(outputs: Array, targets: Array, mask: Array) -> Array:
     """
     _check_shapes(outputs, targets, mask)
     difference = at_real_rows(outputs - targets, mask)
-    return masked_mean(jnp.square(difference.astype(at_least_single(jnp.result_type(difference)))).mean(-1), mask)
+    return masked_mean(jnp.square(difference.astype(at_least_single(difference.dtype))).mean(-1), mask)
 
 
 class Gaussian(NamedTuple):
@@ -125,8 +125,9 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
             "For other learners' there is losses.squared_error."
         )
     _check_shapes(outputs.mean, targets, mask)
-    distance = at_real_rows(targets - outputs.mean, mask)
-    return masked_mean(-norm.logpdf(distance, scale=at_real_rows(outputs.deviation, mask, 1)).sum(-1), mask)
+    distance, deviation = at_real_rows(targets - outputs.mean, mask), at_real_rows(outputs.deviation, mask, 1)
+    distance = distance.astype(at_least_single(distance.dtype))
+    return masked_mean(-norm.logpdf(distance, scale=deviation).sum(-1), mask)
 
 
 def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:

@@ -233,7 +233,7 @@ def model_of_width(name: str, make: Callable[[int], Model], outputs: int) -> Mod
     Raises:
         ValueError: for what is no such function, a `Model` itself say, by its name.
     """
-    if not callable(make):
+    if not callable(make) or hasattr(make, "apply"):  # a module of Linen can be called too
         raise ValueError(
             f"{name} is of type {type(make).__name__}; it must be a function from the number of outputs to a "
             "jmeta.Model, as models.transformer is."

@@ -154,8 +154,8 @@ def test_a_baseline_is_trained_and_evaluated(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 255, (24, 28, 28, 1), dtype=np.uint8)
     table = data.class_table(images, np.repeat(np.arange(6), 4))
 
-    def sampler(numbers, split, data_dir):
-        return data.episodes(table, **numbers)
+    def sampler(sizes, split, data_dir):
+        return data.episodes(table, **sizes)
 
     monkeypatch.setitem(SOURCES, "table", Source("six classes", sampler, fixed_classes=True))
     options = "--data table --classes 6 --queries 2 --width 4 --strided True --steps 2 --batch-size 2 --episodes 2"

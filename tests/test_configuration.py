@@ -12,9 +12,9 @@ from jmeta.configuration import (
     Configuration,
     HEADED,
     LEARNERS,
-    numbers_of,
     Protocol,
     stand_in,
+    task_sizes,
 )
 
 
@@ -38,9 +38,13 @@ def test_every_learner_can_be_built_by_its_name_and_predicts_its_tasks(name, sou
     assert all(leaf.shape == task.query.targets.shape for leaf in jax.tree.leaves(outputs))
 
 
-def test_numbers_of_a_task_that_are_left_out_are_the_sources_own():
-    assert numbers_of("sinusoid", Protocol()) == {"shots": 10, "queries": 10}
-    assert numbers_of("glyphs", Protocol(shots=3)) == {"ways": 5, "shots": 3, "queries": 15}
+def test_task_sizes_a_task_that_are_left_out_are_the_sources_own():
+    assert task_sizes("sinusoid", Protocol()) == {"shots": 10, "queries": 10}
+    assert task_sizes("glyphs", Protocol(shots=3)) == {"ways": 5, "shots": 3, "queries": 15}
+
+
+def test_a_run_of_before_keeps_its_sizes():
+    assert task_sizes("sinusoid", Protocol(ways=5, shots=1, queries=15)) == {"shots": 1, "queries": 15}
 
 
 def outputs_of(configuration):

@@ -44,9 +44,26 @@ def test_squared_error_is_the_mean_over_real_examples_and_dimensions(x64):
     np.testing.assert_allclose(losses.squared_error(*labelled()), expected, atol=1e-14)
 
 
-def test_squared_error_in_half_precision_adds_up_and_squares_beyond_65504():
+@pytest.mark.parametrize("weights", [[0.2, 0.3, 0.0], [1.0, 0.5, 0.25]])
+def test_a_mean_may_have_weights_in_place_of_a_mask(weights):
+    values = np.array([1.0, 5.0, 9.0])
+    found = losses.masked_mean(*(jnp.asarray(array, jnp.float32) for array in (values, weights)))
+    np.testing.assert_allclose(found, np.average(values, weights=weights), rtol=1e-6)
+
+
+def test_a_mean_of_nothing_is_zero_with_a_gradient_of_zero():
+    mean = lambda values: losses.masked_mean(values, jnp.zeros(2))  # noqa: E731
+    values = jnp.array([1.0, jnp.nan])
+    assert mean(values) == 0
+    np.testing.assert_array_equal(jax.grad(mean)(values), 0)
+
+
+def test_errors_in_half_precision_are_added_up_and_squared_beyond_65504():
     outputs = jnp.full((1000, 1), 300.0, jnp.float16)
-    np.testing.assert_allclose(losses.squared_error(outputs, jnp.zeros_like(outputs), jnp.ones(1000)), 90000)
+    labelled = jnp.zeros_like(outputs), jnp.ones(1000)
+    np.testing.assert_allclose(losses.squared_error(outputs, *labelled), 90000)
+    gaussian = losses.Gaussian(outputs, jnp.ones_like(outputs))
+    np.testing.assert_allclose(losses.gaussian_nll(gaussian, *labelled), 45000 + np.log(2 * np.pi) / 2, rtol=1e-6)
 
 
 def test_a_likelihood_of_outputs_without_a_deviation_is_refused():

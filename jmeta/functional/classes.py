@@ -25,10 +25,14 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
     if present is None:
         return outputs
     if outputs.shape[-1] != present.size:
-        wider = f", or its targets {outputs.shape[-1]} wide: classes without an example get no probability"
+        width = outputs.shape[-1]
+        wider = (
+            f"; or widen the task's targets, as jax.nn.one_hot(labels, {width}) does: classes without an example get "
+            "no probability"
+        )
         raise ValueError(
             f"the model's outputs have shape {outputs.shape}, but the task has {present.size} ways: "
-            f"the model's output width must be {present.size}{wider if outputs.shape[-1] > present.size else ''}."
+            f"the model's output width must be {present.size}{wider if width > present.size else ''}."
         )
     return jnp.where(present[None, :], outputs, very_negative(outputs))
 

@@ -57,7 +57,7 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
 
     Args:
         features: [K, D].
-        targets: [K, N] one-hot.
+        targets: [K, N] one-hot, or the weight of each example in each class.
         mask: [K].
     """
     (features, targets, mask), _ = to_solve(features, targets, mask)
@@ -73,8 +73,11 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
 
 def _covariances(features: Array, points: Array, weights: Array) -> Array:
     """[N, D, D] around `points` [N, D], of the examples with `weights` [N, K]; zeros for fewer than two."""
-    apart = (features[None] - points[:, None]) * weights[..., None]
-    return jnp.einsum("nki,nkj->nij", apart, apart) / jnp.maximum(weights.sum(1) - 1, 1)[:, None, None]
+    apart = features[None] - points[:, None]
+    return (
+        jnp.einsum("nki,nkj->nij", apart * weights[..., None], apart)
+        / jnp.maximum(weights.sum(1) - 1, 1)[:, None, None]
+    )
 
 
 @jax.custom_jvp

@@ -10,6 +10,9 @@ import jax
 
 from jmeta.types import accepts, Array, Model, Normalisation, PyTree
 
+# Names by which networks are told of training, other than `train`.
+SWITCHES = {"training", "is_training", "deterministic", "use_running_average"}
+
 
 def from_linen(module: nn.Module) -> Model:
     """A `Model` of a Linen module.
@@ -17,16 +20,16 @@ def from_linen(module: nn.Module) -> Model:
     Args:
         module: its `__call__` takes the inputs [K, ...] and, if it wants them, the
             keywords `train` and `mask`, by name or among any (of an `nn.Sequential`,
-            that of its first layer). Flax's own layers get none: by `mask` they mean other
-            things than padding. A key reaches it as the streams `dropout` and
+            those of its first layer). Flax's own layers get neither: they have no `train`, and
+            their `mask` is not of padding. A key reaches it as the streams `dropout` and
             `params`, which Linen draws other streams from too.
             Collections other than `params` become the state, which must keep its shape:
             values sown into one would add to it with every call. A field `norm` that
             is a string names its normalisation policy in reports.
 
     Raises:
-        ValueError: from `init`, for batch statistics of a module that is not told by `train`
-            when to take them, and would never.
+        ValueError: from `init`, for batch statistics of a module that is told by another
+            keyword than `train` when to take them, and would never.
 
     Example:
         >>> model = from_linen(nn.Dense(3))
@@ -36,7 +39,8 @@ def from_linen(module: nn.Module) -> Model:
     """
     first = _first_layer(module)
     called = type(first).__call__ if isinstance(first, nn.Module) else first
-    accepted = {name for name in ("train", "mask") if accepts(called, name) and not _is_flaxs_own(first)}
+    accepted = set() if _is_flaxs_own(called) else {name for name in ("train", "mask") if accepts(called, name)}
+    switches = set() if _is_flaxs_own(called) else SWITCHES & inspect.signature(called).parameters.keys()
     policy = getattr(module, "norm", None)
     stated = {"normalisation": Normalisation(policy)} if isinstance(policy, str) else {}
 
@@ -50,10 +54,10 @@ def from_linen(module: nn.Module) -> Model:
     def init(key, inputs):
         variables = dict(module.init(key, inputs, **keywords(train=False)))
         params = variables.pop("params", {})
-        if "batch_stats" in variables and "train" not in accepted:
+        if "batch_stats" in variables and "train" not in accepted and switches:
             raise ValueError(
-                f"{type(module).__name__} has batch statistics, but its __call__ has no keyword `train`, which says "
-                "when to take them; name it so, as in `use_running_average=not train`."
+                f"{type(module).__name__} has batch statistics, but its __call__ is told of training by "
+                f"{min(switches)!r}; the keyword that jmeta gives is `train`, so that they would never be taken."
             )
         return params, variables | stated
 
@@ -78,13 +82,12 @@ def _first_layer(module):
     return module
 
 
-def _is_flaxs_own(module):
-    """Whether it is a layer of Flax's, whose masks are of other shapes, dtypes and meanings.
+def _is_flaxs_own(called):
+    """Whether a `__call__` is written in Flax, whose masks are of other shapes, dtypes and meanings.
 
-    What `nn.jit` or `nn.remat` makes of a user's module is a class of Flax's too, but descends from the user's.
+    That of `nn.jit(Network)` is where the network's is.
     """
-    owners = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
-    return "flax" in owners and owners <= {"flax", "abc", "builtins", "collections", "typing"}
+    return (getattr(called, "__module__", None) or "").startswith("flax.")
 
 
 def from_nnx(constructor: Callable) -> Model:
@@ -93,15 +96,14 @@ def from_nnx(constructor: Callable) -> Model:
     Args:
         constructor: `(nnx.Rngs) -> nnx.Module`. `nnx.Param`s become the
             parameters; other variables the state, but for random streams, each of
-            which the `key` of a call seeds in its own way. The module is put in training
-            or evaluation mode (`nnx.Module.train`, `.eval`) by `train`. If its `__call__`
+            which the `key` of a call seeds in its own way; without a key it draws the
+            same each time. The module is put in training or evaluation mode
+            (`nnx.Module.train`, `.eval`) by `train`. If its `__call__`
             has a keyword `mask`, it gets that of padding, [K], 1 for a real example: one of
             attention must have another name. Flax's own modules get none.
 
     Raises:
-        ValueError: for what is no such function, a module say; from `apply`, for a module
-            with random streams in training without a key, with which it would draw
-            the same each time.
+        ValueError: for what is no such function, a module say.
 
     Example:
         >>> from flax import nnx
@@ -112,7 +114,7 @@ def from_nnx(constructor: Callable) -> Model:
     """
     from flax import nnx  # a sixth of the time that `import jmeta` may take
 
-    if isinstance(constructor, nnx.Module) or not callable(constructor):
+    if isinstance(constructor, nnx.Module | nn.Module) or not callable(constructor):
         raise ValueError(
             f"constructor is of type {type(constructor).__name__}; it must be a function from nnx.Rngs to a module, as "
             "lambda rngs: nnx.Linear(4, 3, rngs=rngs)."
@@ -128,7 +130,8 @@ def from_nnx(constructor: Callable) -> Model:
         with jax.ensure_compile_time_eval():
             module = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
             definition, _, streams, _ = parts(module)
-            takes_mask = not _is_flaxs_own(module) and "mask" in inspect.signature(module.__call__).parameters
+            called = type(module).__call__
+            takes_mask = not _is_flaxs_own(called) and "mask" in inspect.signature(called).parameters
             return definition, streams, takes_mask
 
     def init(key, inputs):
@@ -138,8 +141,6 @@ def from_nnx(constructor: Callable) -> Model:
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
         definition, streams, is_told = skeleton()
-        if train and key is None and jax.tree.leaves(streams):
-            raise ValueError("key is None, but in training the module draws at random; give the loss a key.")
         seeded = _seeded(streams, jax.random.key(0) if key is None else key)
         module = nnx.merge(definition, nnx.State(params), seeded, nnx.State(state), copy=True)
         module.train() if train else module.eval()

@@ -62,6 +62,14 @@ def test_mahalanobis_distances_equal_numpy_s_for_classes_of_three_two_and_one(x6
         np.testing.assert_allclose(found[:, index], expected, atol=1e-12)
 
 
+def test_gaussians_of_examples_that_are_there_twice_by_half_are_theirs(x64):
+    features, targets = np.random.default_rng(0).normal(size=(6, 3)), jnp.eye(2)[np.arange(6) % 2]
+    once = gaussians(features, targets, jnp.ones(6))
+    twice = gaussians(np.tile(features, (2, 1)), jnp.tile(targets, (2, 1)), jnp.full(12, 0.5))
+    np.testing.assert_allclose(twice.points, once.points, atol=1e-14)
+    np.testing.assert_allclose(twice.precisions, once.precisions, atol=1e-12)
+
+
 def test_mahalanobis_distances_of_half_precision_are_found_in_single():
     features = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.bfloat16)
     targets, mask = jnp.eye(2)[np.arange(8) % 2], jnp.ones(8)

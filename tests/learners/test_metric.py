@@ -58,9 +58,11 @@ def test_an_example_of_two_classes_by_half_has_half_of_its_attention_for_each(ta
 
 
 def test_pairs_of_soft_targets_weigh_as_much_as_they_are_likely():
-    logits, same = jnp.array([[1.0, -1.0], [0.5, 2.0]]), jnp.full((2, 2), 0.5)
-    alike, other = (np.logaddexp(0, sign * np.asarray(logits)).mean() for sign in (-1, 1))
-    np.testing.assert_allclose(pair_loss(logits, same, jnp.ones((2, 2))), (alike + other) / 2, rtol=1e-6)
+    logits, same = np.array([[1.0, -1.0], [0.5, 2.0]]), np.array([[0.2, 0.8], [1.0, 0.0]])
+    alike = np.average(np.logaddexp(0, -logits), weights=same)
+    other = np.average(np.logaddexp(0, logits), weights=1 - same)
+    found = pair_loss(*(jnp.asarray(array, jnp.float32) for array in (logits, same, np.ones((2, 2)))))
+    np.testing.assert_allclose(found, (alike + other) / 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])

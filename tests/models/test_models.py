@@ -249,6 +249,10 @@ def test_a_module_within_one_of_linens_own_is_told_of_training(module):
     assert not jnp.array_equal(*(jax.tree.leaves(of)[0] for of in (state, after)))
 
 
+class OwnNorm(nn.LayerNorm):
+    pass
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -256,8 +260,9 @@ def test_a_module_within_one_of_linens_own_is_told_of_training(module):
         nn.Sequential([nn.LayerNorm(), nn.Dense(3)]),
         nn.Sequential([nn.Sequential([nn.Dense(3), nn.relu]), nn.Dense(3)]),
         nn.WeightNorm(nn.Dense(3)),
+        OwnNorm(),
     ],
-    ids=["norm", "norm first", "nested", "wrapper"],
+    ids=["norm", "norm first", "nested", "wrapper", "subclass"],
 )
 def test_a_layer_of_linens_own_gets_no_keyword(module):
     """By its `mask` it would mean features."""
@@ -274,8 +279,17 @@ def test_a_linen_module_whose_batch_statistics_would_never_be_taken_is_refused()
         def __call__(self, x, training=False):
             return nn.BatchNorm(use_running_average=not training)(x)
 
-    with pytest.raises(ValueError, match="Network has batch statistics, but its __call__ has no keyword `train`"):
+    with pytest.raises(
+        ValueError, match="Network has batch statistics, but its __call__ is told of training by 'training'"
+    ):
         models.from_linen(Network()).init(KEY, jnp.ones((2, 3)))
+
+
+def test_batch_statistics_that_are_to_stay_are_taken_as_they_are():
+    model = models.from_linen(nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=True)]))
+    params, state = model.init(KEY, jnp.ones((2, 3)))
+    _, after = model.apply(params, state, jnp.ones((2, 3)), train=True)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
 def test_a_linen_module_draws_from_streams_of_any_name_and_no_two_alike():
@@ -377,17 +391,10 @@ def test_a_module_of_flax_gets_no_mask_of_padding():
     assert model.apply(params, state, jnp.ones((3, 2)), train=True, mask=jnp.ones(3))[0].shape == (3, 2)
 
 
-def test_an_nnx_module_that_draws_at_random_needs_a_key_in_training():
-    model, inputs = models.from_nnx(lambda rngs: nnx.Dropout(0.5, rngs=rngs)), jnp.ones(4)
-    params, state = model.init(KEY, inputs)
-    with pytest.raises(ValueError, match="key is None, but in training the module draws at random"):
-        model.apply(params, state, inputs, train=True)
-    np.testing.assert_array_equal(model.apply(params, state, inputs)[0], inputs)
-
-
-def test_an_nnx_module_in_place_of_its_constructor_is_refused():
-    with pytest.raises(ValueError, match=r"constructor is of type Linear; it must be a function from nnx\.Rngs"):
-        models.from_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+@pytest.mark.parametrize("module", [nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nn.Dense(3)], ids=["nnx", "linen"])
+def test_a_module_in_place_of_its_constructor_is_refused(module):
+    with pytest.raises(ValueError, match=r"constructor is of type \w+; it must be a function from nnx\.Rngs"):
+        models.from_nnx(module)
 
 
 def test_an_nnx_module_is_a_pure_function():
