@@ -5,7 +5,6 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -31,14 +30,15 @@ class Protocol:
     """Query examples of each class (of the whole task in regression). Left out: 15, and 10 on sinusoids."""
 
 
+OF_CLASSES = {"ways": 5, "shots": 1, "queries": 15}
+
+
 class Source(NamedTuple):
     """A source of tasks."""
 
     description: str
     sampler: Callable  # (sizes of a task, split, data_dir) -> sample
-    sizes: Mapping[str, int] = MappingProxyType(
-        {"ways": 5, "shots": 1, "queries": 15}
-    )  # of a task, where none are told
+    sizes: Mapping[str, int] = OF_CLASSES  # of a task, where none are told
     files: bool = False  # which lie in `data_dir`
     fixed_classes: bool = False  # the same in all tasks, so that a classifier of them all can be trained
     regression: bool = False
