@@ -173,15 +173,16 @@ def build_learner(configuration: Configuration) -> Learner:
         rate = getattr(configuration, name)
         if rate is not None and not rate > 0:
             raise ValueError(f"{name} is {rate}; it must be a positive number.")
-    rate = configuration.inner_rate
-    if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:
-        rate = source.inner_rate
-    if "classes" in inspect.signature(factory).parameters and not (source.fixed_classes or source.regression):
+    parameters = inspect.signature(factory).parameters
+    if "classes" in parameters and not (source.fixed_classes or source.regression):
         raise ValueError(
             f"{configuration.learner} is trained to tell all classes of its data apart, but {configuration.data} has "
             "new ones in every task; give it --data omniglot."
         )
-    by_rate = "inner_rate" in inspect.signature(factory).parameters  # others take an optimizer
+    rate = configuration.inner_rate
+    if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:
+        rate = source.inner_rate
+    by_rate = "inner_rate" in parameters  # others take an optimizer
     options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {
         "inner_rate" if by_rate else "inner_optimizer": rate if by_rate or rate is None else optax.sgd(rate),
         "loss_fn": REGRESSION.get(configuration.learner, losses.squared_error) if source.regression else None,

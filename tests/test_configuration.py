@@ -38,7 +38,7 @@ def test_every_learner_can_be_built_by_its_name_and_predicts_its_tasks(name, sou
     assert all(leaf.shape == task.query.targets.shape for leaf in jax.tree.leaves(outputs))
 
 
-def test_task_sizes_a_task_that_are_left_out_are_the_sources_own():
+def test_sizes_of_a_task_that_are_left_out_are_the_sources_own():
     assert task_sizes("sinusoid", Protocol()) == {"shots": 10, "queries": 10}
     assert task_sizes("glyphs", Protocol(shots=3)) == {"ways": 5, "shots": 3, "queries": 15}
 

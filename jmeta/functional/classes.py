@@ -25,14 +25,15 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
     if present is None:
         return outputs
     if outputs.shape[-1] != present.size:
-        width = outputs.shape[-1]
-        wider = (
-            f"; or widen the task's targets, as jax.nn.one_hot(labels, {width}) does: classes without an example get "
-            "no probability"
-        )
+        width, remedy = outputs.shape[-1], ""
+        if width > present.size:
+            remedy = (
+                f"; or widen the task's targets, as jax.nn.one_hot(labels, {width}) does: classes without an example "
+                "get no probability"
+            )
         raise ValueError(
             f"the model's outputs have shape {outputs.shape}, but the task has {present.size} ways: "
-            f"the model's output width must be {present.size}{wider if width > present.size else ''}."
+            f"the model's output width must be {present.size}{remedy}."
         )
     return jnp.where(present[None, :], outputs, very_negative(outputs))
 

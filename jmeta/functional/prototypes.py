@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from jmeta.functional.precision import to_solve
-from jmeta.types import Array, at_least_single
+from jmeta.types import Array
 
 # Cosines lie between -1 and 1: as logits they must be sharpened. The initial
 # value is that of Gidaris & Komodakis, 2018.
@@ -74,10 +74,8 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
 def _covariances(features: Array, points: Array, weights: Array) -> Array:
     """[N, D, D] around `points` [N, D], of the examples with `weights` [N, K]; zeros for fewer than two."""
     apart = features[None] - points[:, None]
-    return (
-        jnp.einsum("nki,nkj->nij", apart * weights[..., None], apart)
-        / jnp.maximum(weights.sum(1) - 1, 1)[:, None, None]
-    )
+    products = jnp.einsum("nki,nkj->nij", apart * weights[..., None], apart)
+    return products / jnp.maximum(weights.sum(1) - 1, 1)[:, None, None]
 
 
 @jax.custom_jvp
@@ -114,7 +112,7 @@ def cosine_similarities(queries: Array, points: Array) -> Array:
 
 
 def _normalised(x):
-    single = x.astype(at_least_single(x.dtype))  # in half the square of a length above 256 is infinite
+    (single,), dtype = to_solve(x)  # in half the square of a length above 256 is infinite
     squared = jnp.square(single).sum(-1, keepdims=True)
     unit = single * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-    return unit.astype(jnp.result_type(x, 1.0))  # the features' precision, or a float's for whole numbers
+    return unit.astype(dtype)

@@ -15,7 +15,8 @@ from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, plain_head
 from jmeta.functional.inner_loop import inner_loop
 from jmeta.functional.inner_rule import InnerOptimizer
-from jmeta.types import apply_model, Array, at_least_single, Learner, Model, Objective, together
+from jmeta.functional.precision import to_solve
+from jmeta.types import apply_model, Array, Learner, Model, Objective, together
 
 # Stochastic gradient descent with momentum, dampening and weight decay, as Chen et al., 2019, fit
 # a head; the running mean of gradients starts at zero here, at the first gradient there.
@@ -66,8 +67,8 @@ def transfer_learner(
 
     def fit(params, support):
         present = objective.present(support)
-        # In half precision the steps of a small rate would be rounded away.
-        support = support._replace(inputs=support.inputs.astype(at_least_single(support.inputs.dtype)))
+        (features,), _ = to_solve(support.inputs)  # in half the steps of a small rate would be rounded away
+        support = support._replace(inputs=features)
 
         def support_loss(head, _):
             outputs = exclude_absent(classifier.outputs(head, support.inputs), present)

@@ -39,8 +39,9 @@ def from_linen(module: nn.Module) -> Model:
     """
     first = _first_layer(module)
     called = type(first).__call__ if isinstance(first, nn.Module) else first
-    accepted = set() if _is_flaxs_own(called) else {name for name in ("train", "mask") if accepts(called, name)}
-    switches = set() if _is_flaxs_own(called) else SWITCHES & inspect.signature(called).parameters.keys()
+    is_own = _is_flaxs_own(called)
+    accepted = {name for name in ("train", "mask") if accepts(called, name) and not is_own}
+    switches = set() if is_own or "train" in accepted else SWITCHES & inspect.signature(called).parameters.keys()
     policy = getattr(module, "norm", None)
     stated = {"normalisation": Normalisation(policy)} if isinstance(policy, str) else {}
 
@@ -54,7 +55,7 @@ def from_linen(module: nn.Module) -> Model:
     def init(key, inputs):
         variables = dict(module.init(key, inputs, **keywords(train=False)))
         params = variables.pop("params", {})
-        if "batch_stats" in variables and "train" not in accepted and switches:
+        if "batch_stats" in variables and switches:
             raise ValueError(
                 f"{type(module).__name__} has batch statistics, but its __call__ is told of training by "
                 f"{min(switches)!r}; the keyword that jmeta gives is `train`, so that they would never be taken."

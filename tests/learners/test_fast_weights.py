@@ -316,6 +316,10 @@ def test_the_order_of_mamlpp_changes_at_its_meta_step(task):
         ({}, [("reverse", False), ("mixed", True), ("reverse", True)]),
         ({"first_order_until": 9}, [("mixed", True)]),
         ({"multi_step_until": 0}, [("mixed", True)]),
+        *(
+            pytest.param(annealed, [("reverse", False), ("reverse", True)], marks=pytest.mark.long)
+            for annealed in ({"first_order_until": 9}, {"multi_step_until": 0})
+        ),
     ],
 )
 def test_every_mode_of_mamlpp_is_the_same_meta_gradient(task, annealed, modes):
