@@ -10,7 +10,7 @@ from jax.extend.core import jaxpr_as_fun, subjaxprs
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jmeta.types import Array, PyTree, Task
+from jmeta.types import Array, is_inexact, PyTree, Task
 
 # Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
 # cache one at a time is faster (docs/decisions/0004-chunks.md); elsewhere it bounds the memory.
@@ -21,9 +21,9 @@ TASKS = "tasks"  # the axis of a mesh of devices over which tasks are divided
 
 
 def map_tasks(function: Callable, *batches: PyTree) -> PyTree:
-    """`jax.vmap(function)(*batches)`; of one task alone without the axis inside.
+    """`jax.vmap(function)(*batches)`; a single task is called without `vmap`.
 
-    That axis costs a third more in a meta-step (XLA on the CPU, Conv4-64, 10 inner steps).
+    An axis of one task costs a third more in a meta-step (XLA on the CPU, Conv4-64, 10 inner steps).
 
     Args:
         function: of one task.
@@ -45,30 +45,34 @@ def sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], chunks))
 
     def add(sums, one):
-        return jax.tree.map(lambda a, b: a + b if is_summed(b) else b, sums, function(one)), None
+        return jax.tree.map(lambda a, b: a + b if is_inexact(b) else b, sums, function(one)), None
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return lax.scan(add, zeros, chunks)[0]
 
 
-def is_summed(leaf: Array) -> bool:
-    """Whether tasks add up; integers, a count in a model's state say, are the same in all of them."""
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def default_chunk(
-    number: int, function: Callable, *arguments: PyTree, devices: tuple[jax.Device, ...] | None = None
+def chunk_of(
+    number: int,
+    most: int | None,
+    function: Callable,
+    *arguments: PyTree,
+    devices: tuple[jax.Device, ...] | None = None,
 ) -> int:
-    """How many of `number` tasks to vmap a function over at a time, that their arrays stay within a device's bound.
+    """How many of `number` tasks to vmap a function over at a time.
 
     Args:
         number: of tasks, on each device.
+        most: how many at most; None: as many as keep the function's largest array
+            times their number within a device's bound, and at least one.
         function: of one task.
         arguments: what it is called with, or their shapes.
         devices: those that share tasks; None: one where JAX puts arrays.
     """
-    platform = jax.default_backend() if devices is None else devices[0].platform
-    return even_chunk(number, most_at_once(CHUNK_BYTES.get(platform, ACCELERATOR_CHUNK_BYTES), function, *arguments))
+    if most is None:
+        platform = jax.default_backend() if devices is None else devices[0].platform
+        bound = CHUNK_BYTES.get(platform, ACCELERATOR_CHUNK_BYTES)
+        most = max(1, bound // largest_array(function, *arguments))
+    return even_chunk(number, most)
 
 
 def even_chunk(number: int, most: int) -> int:
@@ -79,11 +83,6 @@ def even_chunk(number: int, most: int) -> int:
     """
     most = min(most, number)
     return min(range(most // 2 + 1, most + 1), key=lambda chunk: (-number % chunk, -chunk))
-
-
-def most_at_once(bound: int, function: Callable, *arguments: PyTree) -> int:
-    """The most tasks that keep the function's largest array times their number within so many bytes; at least one."""
-    return max(1, bound // largest_array(function, *arguments))
 
 
 def largest_array(function: Callable, *arguments: PyTree) -> int:
@@ -230,7 +229,7 @@ def sum_over_devices(sums: PyTree) -> PyTree:
     step of a small network they wait for a sixth of it (docs/decisions/0014-devices.md).
     """
     leaves, structure = jax.tree.flatten(sums)
-    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves if is_summed(leaf)):
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves if is_inexact(leaf)):
         places = [place for place, leaf in enumerate(leaves) if leaf.dtype == dtype]
         vector, unravel = ravel_pytree([leaves[place] for place in places])
         for place, total in zip(places, unravel(lax.psum(vector, TASKS)), strict=True):

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jmeta.types import by_path, first_difference, TrainState
+from jmeta.trees import by_path, first_difference
+from jmeta.types import TrainState
 
 KEEP = 2  # the last checkpoint, and one to go back to
 

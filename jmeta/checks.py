@@ -1,4 +1,4 @@
-"""What is asked of the numbers and examples that a user gives."""
+"""What is asked of the numbers, functions and examples that a user gives."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.types import Array, Examples, Learner, Task
+from jmeta.types import Array, Examples, Learner, Model, Task
 
 
 def check_positive(**numbers: float) -> None:
@@ -28,25 +28,42 @@ def is_count(value: Any, least: int = 0) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
+def check_model(**networks: Any) -> None:
+    """Raises a `ValueError` for what is, by its name, no `Model`."""
+    for name, model in networks.items():
+        if not isinstance(model, Model):
+            raise ValueError(
+                f"{name} is of type {type(model).__name__}; it must be a jmeta.Model, as models.conv4(...), "
+                "models.from_linen(module) and models.from_nnx(constructor) are, or Model(init, apply)."
+            )
+
+
 def check_learner(learner: Any) -> None:
     """Raises a `ValueError` for what is no `Learner`."""
     if not isinstance(learner, Learner):
         raise ValueError(
-            f"learner is of {type(learner).__name__}; it must be a jmeta.Learner, as learners.maml(...) makes it."
+            f"learner is of type {type(learner).__name__}; it must be a jmeta.Learner, as learners.maml(...) makes it."
         )
 
 
-def check_sampler(**samplers: Any) -> None:
-    """Raises a `ValueError` for what is, by its name, no function."""
-    for name, sampler in samplers.items():
-        if not callable(sampler):
-            raise ValueError(f"{name} is {sampler!r}; it must be a function from a key to a Task.")
+def check_functions(kind: str, /, **functions: Any) -> None:
+    """Raises a `ValueError` for what is, by its name, no function; `kind` says from what to what it must be."""
+    for name, function in functions.items():
+        if not callable(function):
+            raise ValueError(f"{name} is {function!r}; it must be a function {kind}.")
+
+
+def check_samplers(**samplers: Any) -> None:
+    """Raises a `ValueError` for what is, by its name, no sampler of tasks."""
+    check_functions("from a key to a Task", **samplers)
 
 
 def check_is_task(task: Any) -> None:
-    """Raises a `ValueError` for what is no `Task`, nor anything of such fields."""
+    """Raises a `ValueError` for what lacks a field of a `Task`."""
     if not all(hasattr(task, name) for name in Task._fields):
-        raise ValueError(f"the task is of {type(task).__name__}; it must be a jmeta.Task, and a sampler must give one.")
+        raise ValueError(
+            f"the task is of type {type(task).__name__}; it must be a jmeta.Task, and a sampler must give one."
+        )
 
 
 def check_examples(name: str, examples: Examples) -> None:
@@ -62,6 +79,43 @@ def check_examples(name: str, examples: Examples) -> None:
             f"{name} has inputs of shape {inputs}, targets of {targets} and a mask of {mask}; of one task they must be "
             "[K, ...], [K, N] and [K]."
         )
+
+
+def check_task(task: Task) -> None:
+    """Raises a `ValueError` for labels as targets, other ways in the query set, or what is no task of its classes."""
+    check_is_task(task)
+    for name in ("support", "query"):
+        check_examples(f"task.{name}", getattr(task, name))
+    widths = [jnp.shape(part.targets)[1] for part in (task.support, task.query)]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"task.support has targets of {widths[0]} columns and task.query of {widths[1]}; they must be the same."
+        )
+    if is_traced(task):
+        return
+    if task.class_ids is not None and not is_task_of_classes(task):
+        raise ValueError(
+            "the task's classes are numbered, but its targets are neither one-hot nor probabilities; a task of real "
+            "targets has no class_ids."
+        )
+    targets = [_real_targets(part) for part in (task.support, task.query)]
+    if not all(map(_is_one_hot, targets)):
+        return
+    support, query = (real.sum(0) for real in targets)
+    orphans = np.flatnonzero((support == 0) & (query > 0))
+    if orphans.size:
+        raise ValueError(f"class {orphans[0]} of the task has queries but no support example; each class needs one.")
+
+
+def is_traced(task: Task) -> bool:
+    """Whether its arrays are known by their shapes alone."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task))
+
+
+def is_task_of_classes(task: Task) -> bool:
+    """Whether its targets are probabilities of classes."""
+    # Of NumPy's arrays, on which nothing is compiled.
+    return all(is_of_classes(np.asarray(part.targets), np.asarray(part.mask)) for part in (task.support, task.query))
 
 
 def is_of_classes(targets: Any, mask: Any) -> Any:
@@ -90,3 +144,12 @@ def as_key(key: Any) -> Array:
     if typed is None or jnp.shape(typed) != ():
         raise ValueError(f"key is {key!r}; it must be one PRNG key, as jax.random.key(0) makes it.")
     return typed
+
+
+def _real_targets(examples: Examples) -> np.ndarray:
+    """The targets of the examples that are not padding."""
+    return np.asarray(examples.targets)[np.asarray(examples.mask) > 0]
+
+
+def _is_one_hot(targets: np.ndarray) -> bool:
+    return bool(np.isin(targets, (0, 1)).all() and (targets.sum(1) == 1).all())

@@ -152,7 +152,7 @@ Command = (
 
 def train(command: Train) -> None:
     """`jmeta train`."""
-    folder, run = _begun(command) if command.resume is None else _resumed(command, command.resume)
+    folder, run = _begun(command) if command.resume is None else _resumed(command.resume, command.steps)
     configuration = run.configuration
     check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
     max_task_norm = math.inf if configuration.max_task_norm is None else configuration.max_task_norm
@@ -223,13 +223,13 @@ def _check_resumed(arguments: list[str]) -> None:
         )
 
 
-def _resumed(command: Train, folder: Path) -> tuple[Path, Run]:
+def _resumed(folder: Path, steps: int | None) -> tuple[Path, Run]:
     """The run in the folder, with more steps if some are given."""
     run = read_run(folder)
-    if command.steps is None:
+    if steps is None:
         return folder, run
-    check_taken(folder, checkpoints.latest_step(folder / "checkpoints") or 0, command.steps)
-    return folder, dataclasses.replace(run, steps=command.steps)
+    check_taken(folder, checkpoints.latest_step(folder / "checkpoints") or 0, steps)
+    return folder, dataclasses.replace(run, steps=steps)
 
 
 def evaluate_run(command: Evaluate) -> None:
@@ -263,8 +263,8 @@ def _check_file(out: Path) -> None:
     """Raises a `ValueError` where no file can be written, before there is anything to lose."""
     if not out.parent.is_dir():
         raise ValueError(f"--out {out} is in a folder that does not exist.")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; it must be a file.")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} is a folder or a device; it must be a file.")
     if not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out {out} is in a folder that you may not write to.")
 
@@ -380,7 +380,3 @@ def _told_in_a_line(target: Any, **kwargs: Any) -> Any:
         lines = (line.strip("│╭╮╰╯─|+- ") for line in told.getvalue().splitlines()[1:])
         first = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
         raise ValueError(" ".join(first).rstrip(".") + "; see jmeta --help") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

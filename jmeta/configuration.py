@@ -13,6 +13,7 @@ import optax
 import tyro
 
 from jmeta import data, learners, losses, models
+from jmeta.checks import check_positive
 from jmeta.functional import MetaGradientOptions
 from jmeta.training import MAX_TASK_NORM
 from jmeta.types import Array, Learner, Model, Task
@@ -169,10 +170,8 @@ def build_learner(configuration: Configuration) -> Learner:
     for name, value in dataclasses.asdict(configuration).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}; it must be a finite number.")
-    for name in ("learning_rate", "inner_rate"):
-        rate = getattr(configuration, name)
-        if rate is not None and not rate > 0:
-            raise ValueError(f"{name} is {rate}; it must be a positive number.")
+    rates = {name: getattr(configuration, name) for name in ("learning_rate", "inner_rate")}
+    check_positive(**{name: rate for name, rate in rates.items() if rate is not None})
     parameters = inspect.signature(factory).parameters
     if "classes" in parameters and not (source.fixed_classes or source.regression):
         raise ValueError(
@@ -182,11 +181,11 @@ def build_learner(configuration: Configuration) -> Learner:
     rate = configuration.inner_rate
     if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:
         rate = source.inner_rate
-    by_rate = "inner_rate" in parameters  # others take an optimizer
-    options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {
-        "inner_rate" if by_rate else "inner_optimizer": rate if by_rate or rate is None else optax.sgd(rate),
-        "loss_fn": REGRESSION.get(configuration.learner, losses.squared_error) if source.regression else None,
-    }
+    options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS}
+    if rate is not None:
+        options |= {"inner_rate": rate} if "inner_rate" in parameters else {"inner_optimizer": optax.sgd(rate)}
+    if source.regression:
+        options["loss_fn"] = REGRESSION.get(configuration.learner, losses.squared_error)
     return factory(_build_model(configuration, source), **_accepted(factory, configuration.learner, options))
 
 

@@ -60,11 +60,10 @@ def _check_picture(out, formats):
 def _draw(figure, task, reports):
     """One task on the left, the distribution of accuracy over episodes on the right."""
     pictures, histogram = figure.subplots(1, 2, width_ratios=(1, 1.4))
-    rows = [np.concatenate([part.inputs[i * n : (i + 1) * n, ..., 0] for part, n in _parts(task)]) for i in range(5)]
-    pictures.imshow(
-        np.concatenate([np.concatenate(list(row.reshape(-1, *row.shape[-2:])), 1) for row in rows]), cmap="gray_r"
-    )
-    pictures.axvline(task.support.inputs.shape[2] - 0.5, color="tab:red")
+    ways, size = task.support.targets.shape[1], task.support.inputs.shape[1]
+    drawings = np.concatenate([np.reshape(part.inputs, (ways, -1, size, size)) for part in task[:2]], axis=1)
+    pictures.imshow(drawings.swapaxes(1, 2).reshape(ways * size, -1), cmap="gray_r")  # a row for each class
+    pictures.axvline(size - 0.5, color="tab:red")
     pictures.set(title="one task: support | query", xticks=[], yticks=[])
     for report, label in zip(reports, ("before", "after"), strict=True):
         histogram.hist(report.per_episode["accuracy"], bins=BINS, alpha=0.7, label=f"{label}: {report}")
@@ -72,8 +71,3 @@ def _draw(figure, task, reports):
     histogram.set(title=f"accuracy over {EPISODES} tasks never seen", xlabel="accuracy", ylabel="episodes")
     histogram.legend(fontsize="x-small")
     return figure
-
-
-def _parts(task):
-    """Support and query with the number of examples per class."""
-    return [(part, len(part.mask) // part.targets.shape[1]) for part in (task.support, task.query)]

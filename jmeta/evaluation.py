@@ -14,17 +14,18 @@ from jmeta import losses
 from jmeta.batching import (
     as_argument,
     as_devices,
-    default_chunk,
+    chunk_of,
     device_count,
-    even_chunk,
     filled_up,
     map_tasks,
     on_each_device,
     over_devices,
 )
-from jmeta.checks import as_key, check_counts, check_is_task, check_learner, check_sampler, is_of_classes
+from jmeta.checks import as_key, check_counts, check_is_task, check_learner, check_samplers, is_of_classes
 from jmeta.files import to_json
-from jmeta.types import Array, Learner, normalisations, PyTree, takes_mask, Task, tells_accuracy, TrainState
+from jmeta.losses import tells_accuracy
+from jmeta.networks import takes_mask
+from jmeta.types import Array, Learner, normalisations, PyTree, Task, TrainState
 
 
 @dataclass(frozen=True)
@@ -126,23 +127,22 @@ def evaluate(
         check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
     devices, key = as_devices(devices), as_key(key)
     if not isinstance(state, TrainState):
-        raise ValueError(f"state is of {type(state).__name__}; it must be a TrainState, as init_state and fit give it.")
+        raise ValueError(
+            f"state is of type {type(state).__name__}; it must be a TrainState, as init_state and fit give it."
+        )
     check_learner(learner)
-    check_sampler(sample=sample)
+    check_samplers(sample=sample)
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
     number = device_count(devices)
     each = math.ceil(episodes / number)
-    if tasks_per_chunk is None:
-        chunk = number * _default_chunk(learner, arguments, each, devices)
-    else:
-        chunk = number * even_chunk(each, tasks_per_chunk)
+    chunk = number * _chunk(learner, arguments, each, tasks_per_chunk, devices)
     # The last chunk is filled up with the first episodes, so that one compiled function does for all.
     keys, _ = filled_up(on_each_device(jax.random.split(key, episodes), devices), chunk)
     chunks = keys.reshape(-1, chunk, *keys.shape[1:])
     run = _evaluator(learner, devices)
     parts = [run((False, *arguments), keys) for keys in chunks]
     found = {name: np.concatenate([part[name] for part in parts])[:episodes] for name in parts[0]}
-    _check_classes(found)
+    _check_found(found)
     alone = np.asarray(run((True, *arguments), chunks[0])["first"])[:episodes]
     return _report(found, _differ(found["first"][:chunk], alone), normalisations(state.state))
 
@@ -155,12 +155,12 @@ def check_episodes(
     episodes: int,
     devices: tuple[jax.Device, ...] | None,
 ) -> None:
-    """Raises a `ValueError` unless the learner's outputs fit the episodes; traces one, computes none.
+    """Raises a `ValueError` unless the learner's outputs fit the episodes; the arguments are those of `evaluate`.
 
-    The arguments are those of `evaluate`, which finds there how many episodes it vmaps at a time.
+    One episode is traced, none computed: choosing a chunk traces it, and `evaluate` finds the choice in the cache.
     """
     arguments = as_argument(sample), state.params, state.state
-    _default_chunk(learner, arguments, math.ceil(episodes / device_count(devices)), devices)
+    _chunk(learner, arguments, math.ceil(episodes / device_count(devices)), None, devices)
 
 
 @functools.lru_cache(maxsize=16)
@@ -173,18 +173,20 @@ def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None) -> Call
     return jax.jit(over_devices(run, devices))
 
 
-def _default_chunk(learner: Learner, arguments: PyTree, episodes: int, devices: tuple[jax.Device, ...] | None) -> int:
-    """How many of so many episodes each device vmaps at a time."""
+def _chunk(
+    learner: Learner, arguments: PyTree, episodes: int, most: int | None, devices: tuple[jax.Device, ...] | None
+) -> int:
+    """How many of so many episodes each device vmaps at a time; at most `most`, None chooses."""
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple(jax.eval_shape(lambda *leaves: leaves, *leaves))
-    return _default_chunk_of_shapes(learner, structure, shapes, episodes, devices)
+    return _chunk_of_shapes(learner, structure, shapes, episodes, most, devices)
 
 
 @functools.lru_cache(maxsize=64)
-def _default_chunk_of_shapes(learner, structure, shapes, episodes, devices):
+def _chunk_of_shapes(learner, structure, shapes, episodes, most, devices):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.tree.unflatten(structure, shapes)
-    return default_chunk(episodes, functools.partial(_episode, learner, False), *arguments, key, devices=devices)
+    return chunk_of(episodes, most, functools.partial(_episode, learner, False), *arguments, key, devices=devices)
 
 
 def _episode(learner, is_blanked, sample, params, state, key):
@@ -204,7 +206,7 @@ def _episode(learner, is_blanked, sample, params, state, key):
         sizes = {"shots": task.support.mask.sum(), "queries": query.mask.sum()}
         return {"first": outputs[0], "loss": losses.squared_error(*labelled)} | sizes
     found = {"loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
-    # At absent classes outputs are so large that beside them nothing would seem to change.
+    # Outputs of absent classes are so large that beside them `_differ` would see no change.
     first = jnp.where(losses.class_counts(task.support) > 0, outputs[0], 0)
     return found | {"first": first} | _protocol(task)
 
@@ -223,20 +225,22 @@ def _protocol(task):
         for name, counts in (("shots", shots), ("queries", queries))
     }
     orphans = (~present & (queries > 0)).any()
-    is_real = ~(is_of_classes(*task.support[1:]) & is_of_classes(*task.query[1:]))
-    return {"ways": present.sum(), "orphans": orphans, "real": is_real} | extremes
+    unclassed = ~(is_of_classes(*task.support[1:]) & is_of_classes(*task.query[1:]))
+    return {"ways": present.sum(), "orphans": orphans, "unclassed": unclassed} | extremes
 
 
-def _check_classes(found: dict[str, np.ndarray]) -> None:
+def _check_found(found: dict[str, np.ndarray]) -> None:
     """Raises a `ValueError` for an episode of classes that is none, by what was found in all of them."""
-    if found.get("real", np.False_).any():
+    if "ways" not in found:
+        return  # of regression
+    if found["unclassed"].any():
         raise ValueError(
-            f"episode {found['real'].argmax()} has targets that are neither one-hot nor probabilities, but its classes "
-            "are numbered or the learner's loss is over classes; tasks of real targets have no class_ids."
+            f"episode {found['unclassed'].argmax()} has targets that are neither one-hot nor probabilities, but its "
+            "classes are numbered or the learner's loss is over classes; tasks of real targets have no class_ids."
         )
-    if (empty := found.get("ways", np.ones(1)) == 0).any():
+    if (empty := found["ways"] == 0).any():
         raise ValueError(f"episode {empty.argmax()} has no support example; each needs one of every class.")
-    if found.get("orphans", np.False_).any():
+    if found["orphans"].any():
         raise ValueError(f"episode {found['orphans'].argmax()} has queries of a class without a support example.")
 
 

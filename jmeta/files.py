@@ -26,7 +26,8 @@ def _with_null(value):
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; through a link, where it leads."""
+    path = path.resolve()
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text)

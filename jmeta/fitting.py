@@ -18,14 +18,13 @@ from tqdm import tqdm
 
 from jmeta import checkpoints
 from jmeta.batching import as_argument, as_devices, on_each_device
-from jmeta.checks import as_key, check_counts, check_learner, check_sampler, is_count
+from jmeta.checks import as_key, check_counts, check_learner, check_samplers, check_task, is_count
 from jmeta.evaluation import check_episodes, evaluate, Report
 from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog
 from jmeta.training import (
     all_finite,
     check_policy,
-    check_task,
     init_state,
     make_train_loop,
     make_train_step,
@@ -103,17 +102,17 @@ def fit(
             of other ways than the learner's outputs.
         FloatingPointError: when a parameter is no longer finite, or there was no
             finite task from one line of metrics to the next; or, under
-            `nonfinite="raise"`, at the first task that is not finite, when the
-            state before it is saved if a step led there. It names the step and the last good
-            checkpoint, which is one that a finite step has followed; the metrics
+            `nonfinite="raise"`, at the first task that is not finite; the state before
+            that step is saved, if any step was taken. It names the step and the last
+            good checkpoint, which is one that a finite step has followed; the metrics
             before it are written.
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
     check_learner(learner)
-    check_sampler(sample=sample)
+    check_samplers(sample=sample)
     if validation is not None:
-        check_sampler(validation=validation)
+        check_samplers(validation=validation)
     key = as_key(key)
     config = _config(config or {}, key=jax.random.key_data(key).tolist(), batch_size=int(batch_size))
     devices = as_devices(devices)
@@ -144,18 +143,17 @@ def fit(
             state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
             last_finite = _last_finite(metrics, done, before=last_finite)
             good = _good_steps(metrics, is_finite, nonfinite)
-            is_diverged = good < len(metrics["loss"])
-            if is_diverged and nonfinite == "raise":
-                state, good = _last_good(dispatch, before, good)
-            metrics = {name: values[:good] for name, values in metrics.items()}
-            done += good
-            if is_diverged:
+            if good < len(metrics["loss"]):
+                if nonfinite == "raise":
+                    state, good = _last_good(dispatch, before, good)
+                done += good
                 try:
-                    reporter.write(done, metrics, None, seconds)
+                    reporter.write(done, {name: values[:good] for name, values in metrics.items()}, None, seconds)
                 finally:
                     if nonfinite == "raise" and done > 0:
                         kept.save(state)
                 raise FloatingPointError(_diverged(min(done, last_finite) + 1, last_finite, kept.folder))
+            done += good
             is_due = done % save_every == 0 or done == steps
             report = None
             with contextlib.ExitStack() as at_last:

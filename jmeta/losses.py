@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from jmeta.checks import check_counts
-from jmeta.types import Array, at_least_single, Examples, Objective
+from jmeta.checks import check_counts, check_functions
+from jmeta.types import Array, at_least_single, Examples, Learner, Objective, PyTree, Task
 
 # The 97.5 % quantile of the standard normal distribution.
 Z95 = 1.959963984540054
@@ -46,11 +46,27 @@ def is_classification(loss_fn: Callable) -> bool:
     return getattr(loss_fn, "classification", False)
 
 
+def tells_accuracy(learner: Learner, params: PyTree, state: PyTree, task: Task) -> bool:
+    """Whether the learner's loss is over classes: its metrics have their accuracy."""
+    # The function itself: its trace is then the one of `init` and of the train step.
+    _, (_, metrics) = jax.eval_shape(learner.loss, params, state, task, key=jax.random.key(0))
+    return "accuracy" in metrics
+
+
 def objective(loss_fn: Callable) -> Objective:
-    """A loss with what belongs to it: classification reports accuracy and knows absent classes."""
-    if is_classification(loss_fn):
-        return Objective(loss_fn, lambda *labelled: {"accuracy": accuracy(*labelled)}, _present_classes)
-    return Objective(loss_fn, lambda *labelled: {}, lambda support: None)
+    """A loss with what belongs to it: classification reports accuracy and knows absent classes.
+
+    Raises:
+        ValueError: for what is no function, the name of a loss say.
+    """
+    check_functions("(outputs, targets, mask) -> scalar, as losses.squared_error is", loss_fn=loss_fn)
+    if not is_classification(loss_fn):
+        return Objective(loss_fn, lambda *labelled: {}, lambda support: None)
+
+    def metrics(*labelled):
+        return {"accuracy": accuracy(*labelled)}
+
+    return Objective(loss_fn, metrics, lambda support: class_counts(support) > 0)
 
 
 @classification
@@ -121,8 +137,8 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
     """
     if not isinstance(outputs, Gaussian):
         raise ValueError(
-            f"outputs are of {type(outputs).__name__}; they must be a losses.Gaussian, as those of learners.cnp are. "
-            "For other learners' there is losses.squared_error."
+            f"outputs are of type {type(outputs).__name__}; they must be a losses.Gaussian, as those of learners.cnp "
+            "are. For other learners' there is losses.squared_error."
         )
     _check_shapes(outputs.mean, targets, mask)
     distance, deviation = at_real_rows(targets - outputs.mean, mask), at_real_rows(outputs.deviation, mask, 1)
@@ -203,11 +219,8 @@ def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:
 
 def class_counts(examples: Examples) -> Array:
     """How many real examples each class has, [N]."""
-    return at_real_rows(examples.targets, examples.mask).sum(0)
-
-
-def _present_classes(support: Examples) -> Array:
-    return class_counts(support) > 0
+    dtype = at_least_single(jnp.result_type(examples.targets))
+    return at_real_rows(examples.targets, examples.mask).sum(0, dtype=dtype)
 
 
 def check_classes(targets: Array) -> None:
@@ -220,7 +233,7 @@ def check_classes(targets: Array) -> None:
 
 
 def at_real_rows(values: Array, mask: Array, elsewhere: float = 0) -> Array:
-    """The values [K, N] of real examples, and one number elsewhere, whose gradient not even a NaN there reaches."""
+    """The rows [K, N] of real examples; `elsewhere` in those of padding, whose values, NaN too, reach no gradient."""
     return jnp.where(mask[:, None] > 0, values, elsewhere)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from jmeta.files import to_json, write_whole
 
+LINES = "metrics.jsonl"
+
 
 class MetricsLog:
     """Appends scalars to `metrics.jsonl` and `tensorboard/` in a run's folder.
@@ -27,9 +29,8 @@ class MetricsLog:
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        _keep_until(path, step)
-        self._lines = path.open("a")
+        _keep_until(directory, step)
+        self._lines = (directory / LINES).open("a")
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -54,7 +55,7 @@ def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
     Raises:
         ValueError: for a line that is not one of ours, by its number.
     """
-    path = Path(directory) / "metrics.jsonl"
+    path = Path(directory) / LINES
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [_values(path, number, line) for number, line in enumerate(lines, start=1)]
 
@@ -72,8 +73,8 @@ def _line(values):
     return to_json(values) + "\n"
 
 
-def _keep_until(path, step):
-    lines = read_metrics(path.parent)
+def _keep_until(directory, step):
+    path, lines = directory / LINES, read_metrics(directory)
     if not all("step" in values for values in lines):
         raise ValueError(f"{path} has lines without a step, so it is of no run; give the run another folder.")
     write_whole(path, "".join(_line(values) for values in lines if values["step"] <= step))

@@ -55,7 +55,7 @@ def load(folder: str | os.PathLike) -> tuple[Learner, TrainState]:
 
     Raises:
         FileNotFoundError: if there is no run or no checkpoint in it.
-        ValueError: if the checkpoint is of another learner.
+        ValueError: if `run.json` is damaged, or the checkpoint is of another learner.
     """
     folder = Path(folder)
     configuration = read_run(folder).configuration

@@ -2,22 +2,19 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import get_args, Literal
+from typing import get_args, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jmeta.batching import (
     as_devices,
-    default_chunk,
+    chunk_of,
     device_count,
-    even_chunk,
     filled_up,
-    is_summed,
     map_tasks,
     on_each_device,
     over_devices,
@@ -27,25 +24,16 @@ from jmeta.batching import (
 from jmeta.checks import (
     as_key,
     check_counts,
-    check_examples,
-    check_is_task,
     check_learner,
+    check_task,
     check_transformation,
-    is_of_classes,
+    is_task_of_classes,
+    is_traced,
 )
-from jmeta.types import (
-    accepts,
-    Array,
-    at_least_single,
-    by_path,
-    Examples,
-    first_difference,
-    Learner,
-    PyTree,
-    Task,
-    tells_accuracy,
-    TrainState,
-)
+from jmeta.losses import tells_accuracy
+from jmeta.networks import accepts
+from jmeta.trees import by_path, first_difference
+from jmeta.types import Array, at_least_single, is_inexact, Learner, PyTree, Task, TrainState
 
 # What a train step does with tasks whose loss or meta-gradient is not finite.
 Nonfinite = Literal["skip", "raise"]
@@ -75,9 +63,9 @@ def init_state(
     Raises:
         ValueError: for what is no learner or no task; if targets are labels and not
             one-hot, or of other ways in the query set than in the support set, the
-            model's output width is not the number of ways, a class has queries and no support example, targets are
-            real numbers where the loss is over classes, the optimizer is no optax
-            transformation, or the devices cannot share tasks.
+            model's output width is not the number of ways, a class has queries and no
+            support example, targets are real numbers where the loss is over classes,
+            the optimizer is no optax transformation, or the devices cannot share tasks.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -96,18 +84,12 @@ def init_state(
     is_outermost = jax.default_backend() == "cpu" and not isinstance(init_key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if is_outermost else None
     if task.class_ids is not None:
-        # Of the ids themselves, which it may refuse.
+        # Traced with the task closed over: its class ids are then numbers, which a transfer baseline checks.
         jax.eval_shape(lambda key: learner.init(key, jax.tree.map(jnp.asarray, task)), init_key)
     params, state = jax.jit(learner.init, compiler_options=options)(init_key, task)
     _check_objective(learner, params, state, task)
     opt_state = unshared(optimizer.init(params))
     return on_each_device(TrainState(params, state, opt_state, key, jnp.int32(0)), devices)
-
-
-@jax.jit
-def unshared(tree: PyTree) -> PyTree:
-    """The same arrays as nobody else's, to be donated: optimizers may keep one of the user's, or one twice."""
-    return jax.tree.map(jnp.copy, tree)
 
 
 def make_train_step(
@@ -158,8 +140,8 @@ def make_train_step(
             that is not positive, what is no learner or optimizer, or devices that cannot
             share tasks; from the step, for what is no batch of tasks, for a loss that gives
             back another state than it was given, by shapes and dtypes, and for metrics of a
-            learner that are no scalars, or are named `"gradient_norm"`, `"nonfinite_tasks"`,
-            `"step"` or `"validation_..."`.
+            learner that are no scalars, or are named `"loss"`, `"gradient_norm"`,
+            `"nonfinite_tasks"`, `"step"` or `"validation_..."`.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -183,20 +165,18 @@ def make_train_step(
 
     def total_of_chunk(shared, batch):
         contribution = functools.partial(_contribution, task_loss, max_task_norm, *shared)
-        weight, gradient, *parts = map_tasks(contribution, *batch)
+        weight, each = map_tasks(contribution, *batch)
         # A product is faster than to scale and reduce; an accelerator would round its operands.
-        gradient = jnp.matmul(weight, gradient, precision="highest")
-        return gradient, *jax.tree.map(lambda leaf: leaf.sum(0) if is_summed(leaf) else leaf[-1], parts)
+        gradient = jnp.matmul(weight, each.gradient, precision="highest")
+        others = each._replace(gradient=None)
+        sums = jax.tree.map(lambda leaf: leaf.sum(0) if is_inexact(leaf) else leaf[-1], others)
+        return sums._replace(gradient=gradient)
 
     def total_of_device(shared, batch):
         tasks, keys, _ = batch
         one = jax.eval_shape(lambda tasks: jax.tree.map(lambda leaf: leaf[0], tasks), tasks)
         loss = functools.partial(task_loss, *shared, key=keys[0])
-        number = len(keys)
-        if tasks_per_chunk is None:
-            chunk = default_chunk(number, loss, one, devices=devices)
-        else:
-            chunk = even_chunk(number, tasks_per_chunk)
+        chunk = chunk_of(len(keys), tasks_per_chunk, loss, one, devices=devices)
         (tasks, keys, is_counted), is_real = filled_up(batch, chunk)
         return sum_over_chunks(functools.partial(total_of_chunk, shared), (tasks, keys, is_counted & is_real), chunk)
 
@@ -207,14 +187,14 @@ def make_train_step(
         number = _number_of_tasks(tasks)
         keys = jax.random.split(key, number + 1)
         batch, is_counted = filled_up((tasks, keys[1:]), device_count(devices))
-        gradient, new_state, metrics, finite = total((params, state), (*batch, is_counted))
-        flat, unravel = ravel_pytree(params)
-        gradient, new_state = jax.tree.map(
-            lambda leaf, like: (leaf / jnp.maximum(finite, 1)).astype(like.dtype) if is_summed(leaf) else leaf,
-            (gradient, new_state),
-            (gradient, state),
+        sums = total((params, state), (*batch, is_counted))
+        finite, some = sums.finite, jnp.maximum(sums.finite, 1)
+        new_state = jax.tree.map(
+            lambda leaf, like: (leaf / some).astype(like.dtype) if is_inexact(leaf) else leaf, sums.state, state
         )
-        metrics = {name: value / finite for name, value in metrics.items()}
+        metrics = {name: value / finite for name, value in sums.metrics.items()}
+        flat, unravel = ravel_pytree(params)
+        gradient = sums.gradient / some
         extra = {"value": metrics["loss"]} if asks_for_loss else {}
         updates, opt_state = optimizer.update(unravel(gradient.astype(flat.dtype)), opt_state, params, **extra)
         after = TrainState(optax.apply_updates(params, updates), new_state, opt_state, keys[0], step + 1)
@@ -227,38 +207,6 @@ def make_train_step(
         return jax.tree.map(functools.partial(jnp.where, is_taken), after, before), metrics
 
     return train_step
-
-
-def _contribution(task_loss, max_task_norm, params, state, task, key, is_counted):
-    """A task's weight, and what is added up: its gradient [P], times the weight, its state, metrics and itself.
-
-    All are zeros if it is not finite, the gradient too, since zero times NaN is NaN.
-    """
-    differentiate = jax.value_and_grad(task_loss, has_aux=True)
-    (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
-    _check_state(state, after)
-    _check_metrics(metrics)
-    loss, state = jax.tree.map(_to_add_up, (loss, after))
-    # As one vector it is measured and added up in two operations, not in two for each parameter. Behind a barrier, or
-    # XLA computes it again in both.
-    gradient = _to_add_up(ravel_pytree(lax.optimization_barrier(gradient))[0])
-    length = jnp.linalg.norm(gradient)
-    is_finite = all_finite((loss, length, state)) & is_counted
-    measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
-    parts = gradient, state, measured, jnp.ones((), jnp.float32)
-    parts = jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if is_summed(leaf) else leaf, parts)
-    return jnp.where(is_finite, jnp.minimum(1, max_task_norm / length), 0), *parts
-
-
-def _to_add_up(leaf: Array) -> Array:
-    """The numbers in a precision that can be added up."""
-    return leaf.astype(at_least_single(leaf.dtype)) if is_summed(leaf) else leaf
-
-
-def all_finite(tree: PyTree) -> Array:
-    """Whether every number is finite, a scalar."""
-    found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if is_summed(leaf)]
-    return jnp.stack(found).all() if found else jnp.bool_(True)
 
 
 def make_train_loop(
@@ -296,6 +244,57 @@ def check_policy(nonfinite: str, max_task_norm: float) -> None:
         raise ValueError(f"max_task_norm is {max_task_norm!r}; it must be above 0, or infinite for no bound.")
 
 
+@jax.jit
+def unshared(tree: PyTree) -> PyTree:
+    """A copy that may be donated: an optimizer may keep an array of the user's, or one array twice."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether every number is finite, a scalar."""
+    found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    return jnp.stack(found).all() if found else jnp.bool_(True)
+
+
+class _Sums(NamedTuple):
+    """What is added up over tasks.
+
+    Attributes:
+        gradient: [P] the meta-gradients as vectors, times the tasks' weights.
+        state: the states after the tasks.
+        metrics: the learner's own, and the loss.
+        finite: how many tasks are finite.
+    """
+
+    gradient: Array
+    state: PyTree
+    metrics: dict[str, Array]
+    finite: Array
+
+
+def _contribution(task_loss, max_task_norm, params, state, task, key, is_counted):
+    """A task's weight and its `_Sums`: zeros if it is not finite, the gradient too, since zero times NaN is NaN."""
+    differentiate = jax.value_and_grad(task_loss, has_aux=True)
+    (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
+    _check_state(state, after)
+    _check_metrics(metrics)
+    loss, state = jax.tree.map(_to_add_up, (loss, after))
+    # As one vector it is measured and added up in two operations, not in two for each parameter. Behind a barrier, or
+    # XLA computes it again in both.
+    gradient = _to_add_up(ravel_pytree(lax.optimization_barrier(gradient))[0])
+    length = jnp.linalg.norm(gradient)
+    is_finite = all_finite((loss, length, state)) & is_counted
+    measured = jax.tree.map(lambda value: jnp.asarray(value, loss.dtype), {**metrics, "loss": loss})
+    one = _Sums(gradient, state, measured, finite=jnp.ones((), jnp.float32))
+    one = jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, 0) if is_inexact(leaf) else leaf, one)
+    return jnp.where(is_finite, jnp.minimum(1, max_task_norm / length), 0), one
+
+
+def _to_add_up(leaf: Array) -> Array:
+    """The numbers in a precision that can be added up."""
+    return leaf.astype(at_least_single(leaf.dtype)) if is_inexact(leaf) else leaf
+
+
 def _number_of_tasks(tasks: Task) -> int:
     """How many tasks a batch has."""
     shape = jnp.shape(tasks.query.mask)
@@ -326,61 +325,18 @@ def _check_state(before: PyTree, after: PyTree) -> None:
 def _check_metrics(metrics: dict[str, Array]) -> None:
     """Raises a `ValueError` for a learner's metrics that are no scalars, or take the name of a train step's own."""
     for name, value in metrics.items():
-        if name in ("step", "gradient_norm", "nonfinite_tasks") or name.startswith("validation_"):
+        if name in ("step", "loss", "gradient_norm", "nonfinite_tasks") or name.startswith("validation_"):
             raise ValueError(f"the learner's loss has a metric {name!r}, which training has itself; name it otherwise.")
         if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
             raise ValueError(f"the learner's metric {name!r} is {value}; each must be a scalar.")
 
 
-def check_task(task: Task) -> None:
-    """Raises a `ValueError` for labels as targets, other ways in the query set, or what is no task of its classes."""
-    check_is_task(task)
-    for name in ("support", "query"):
-        check_examples(f"task.{name}", getattr(task, name))
-    widths = [jnp.shape(part.targets)[1] for part in (task.support, task.query)]
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"task.support has targets of {widths[0]} columns and task.query of {widths[1]}; they must be the same."
-        )
-    if _is_traced(task):
-        return
-    if task.class_ids is not None and not _is_of_classes(task):
-        raise ValueError(
-            "the task's classes are numbered, but its targets are neither one-hot nor probabilities; a task of real "
-            "targets has no class_ids."
-        )
-    targets = [_real_targets(part) for part in (task.support, task.query)]
-    if not all(map(_is_one_hot, targets)):
-        return
-    support, query = (real.sum(0) for real in targets)
-    for index in np.flatnonzero((support == 0) & (query > 0)):
-        raise ValueError(f"class {index} of the task has queries but no support example; each class needs one.")
-
-
 def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task) -> None:
     """Raises a `ValueError` for real numbers as targets of a loss over classes."""
-    if _is_traced(task):
+    if is_traced(task):
         return
-    if not _is_of_classes(task) and tells_accuracy(learner, params, state, task):
+    if not is_task_of_classes(task) and tells_accuracy(learner, params, state, task):
         raise ValueError(
             "the learner's loss is over classes, but the task's targets are neither one-hot nor probabilities; if they "
             "are real numbers, take a loss of such, as loss_fn=losses.squared_error."
         )
-
-
-def _is_traced(task: Task) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task))
-
-
-def _is_of_classes(task: Task) -> bool:
-    # Of NumPy's arrays, on which nothing is compiled.
-    return all(is_of_classes(np.asarray(part.targets), np.asarray(part.mask)) for part in (task.support, task.query))
-
-
-def _real_targets(examples: Examples) -> np.ndarray:
-    """The targets of the examples that are not padding."""
-    return np.asarray(examples.targets)[np.asarray(examples.mask) > 0]
-
-
-def _is_one_hot(targets: np.ndarray) -> bool:
-    return bool(np.isin(targets, (0, 1)).all() and (targets.sum(1) == 1).all())

@@ -11,7 +11,6 @@ Shape letters, used in every docstring of the library:
 Where a file needs more: B images of height H, width W and C channels, L tokens, P pairs of examples.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -110,6 +109,11 @@ class Objective(NamedTuple):
     metrics: Callable
     present: Callable
 
+    def judge(self, outputs: Array, examples: Examples, state: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        """What `Learner.loss` gives, for outputs of these examples."""
+        labelled = (outputs, examples.targets, examples.mask)
+        return self.loss(*labelled), (state, self.metrics(*labelled))
+
 
 class TrainState(NamedTuple):
     """Everything training carries from one meta-step to the next.
@@ -158,26 +162,6 @@ def take_rows(examples: Examples, rows: Array) -> Examples:
     return Examples(*(jnp.asarray(leaf)[rows] for leaf in examples))
 
 
-def by_path(tree: PyTree) -> dict[str, Any]:
-    """The leaves by their paths."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str, str] | None:
-    """The first path at which the leaves differ in dtype or shape, and what is there in each; None if none does."""
-    kinds = [{name: _kind(leaf) for name, leaf in leaves.items()} for leaves in (found, expected)]
-    for name in sorted(found.keys() | expected.keys()):
-        one, other = (of.get(name, "absent") for of in kinds)
-        if one != other:
-            return name, one, other
-    return None
-
-
-def _kind(leaf):
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)  # NumPy's double is not JAX's single
-    return f"{dtype}{list(jnp.shape(leaf))}"
-
-
 def as_float(inputs: Array) -> Array:
     """Images of unsigned bytes as numbers from 0 to 1, all else as it is; arrays of JAX's."""
     inputs = jnp.asarray(inputs)
@@ -189,73 +173,6 @@ def at_least_single(dtype: DTypeLike) -> DTypeLike:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def accepts(function: Callable, keyword: str) -> bool:
-    """Whether a function takes a keyword, by its name or among any."""
-    parameters = inspect.signature(function).parameters.values()
-    return any(one.name == keyword or one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
-
-
-def takes_mask(function: Callable) -> bool:
-    """Whether a `Model.apply` or `Learner.predict` asks to be told which rows are padding."""
-    return accepts(function, "mask")
-
-
-def tells_accuracy(learner: Learner, params: PyTree, state: PyTree, task: Task) -> bool:
-    """Whether the learner's loss is over classes: its metrics have their accuracy."""
-    # The function itself: its trace is then the one of `init` and of the train step.
-    _, (_, metrics) = jax.eval_shape(learner.loss, params, state, task, key=jax.random.key(0))
-    return "accuracy" in metrics
-
-
-def init_model(model: Model, key: Array, inputs: Array) -> tuple[PyTree, PyTree]:
-    """`model.init`, with the inputs that `apply_model` would give it.
-
-    Raises:
-        ValueError: for what is no `Model`, a Flax module say.
-    """
-    check_model(model=model)
-    return model.init(key, as_float(inputs))
-
-
-def check_model(**networks: Any) -> None:
-    """Raises a `ValueError` for what is, by its name, no `Model`."""
-    for name, model in networks.items():
-        if not isinstance(model, Model):
-            raise ValueError(
-                f"{name} is of type {type(model).__name__}; it must be a jmeta.Model, as models.conv4(...), "
-                "models.from_linen(module) and models.from_nnx(constructor) are, or Model(init, apply)."
-            )
-
-
-def model_of_width(name: str, make: Callable[[int], Model], outputs: int) -> Model:
-    """The `Model` that a function from the width of its outputs makes.
-
-    Raises:
-        ValueError: for what is no such function, a `Model` itself say, by its name.
-    """
-    if not callable(make) or hasattr(make, "apply"):  # a module of Linen can be called too
-        raise ValueError(
-            f"{name} is of type {type(make).__name__}; it must be a function from the number of outputs to a "
-            "jmeta.Model, as models.transformer is."
-        )
-    model = make(outputs)
-    check_model(**{f"what {name} makes": model})
-    return model
-
-
-def apply_model(
-    model: Model,
-    params: PyTree,
-    state: PyTree,
-    inputs: Array,
-    *,
-    mask: Array | None = None,
-    train: bool = False,
-    key: Array | None = None,
-) -> tuple[Array, PyTree]:
-    """`model.apply`, with JAX's arrays, bytes as numbers from 0 to 1, and the mask only if the model takes one."""
-    # NumPy's may have a precision that JAX is told not to use.
-    inputs, mask = jax.tree.map(jnp.asarray, (inputs, mask))
-    inputs = as_float(inputs) if isinstance(inputs, Array) else inputs
-    extra = {"mask": mask} if takes_mask(model.apply) else {}
-    return model.apply(params, state, inputs, train=train, key=key, **extra)
+def is_inexact(leaf: Array) -> bool:
+    """Whether it is of numbers that have a derivative and that tasks add up; integers are the same in all of them."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jmeta.batching import (
-    default_chunk,
+    chunk_of,
     even_chunk,
     filled_up,
     largest_array,
@@ -65,5 +65,5 @@ def test_the_largest_array_is_found_in_loops_too_and_nothing_is_computed():
 def test_a_chunk_stays_within_the_bound_of_the_devices_given_whatever_the_default_is(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     cpus = tuple(jax.local_devices(backend="cpu"))
-    assert default_chunk(8, jnp.sin, jnp.zeros(2**18), devices=cpus) == 2  # of 1 MiB each
-    assert default_chunk(8, jnp.sin, jnp.zeros(2**18)) == 8
+    assert chunk_of(8, None, jnp.sin, jnp.zeros(2**18), devices=cpus) == 2  # of 1 MiB each
+    assert chunk_of(8, None, jnp.sin, jnp.zeros(2**18)) == 8

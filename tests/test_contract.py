@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 import jmeta
 from jmeta import checkpoints, data, learners, losses, models
 from jmeta.functional.partition import in_layer, path_name
-from jmeta.types import apply_model, Examples, Model, Normalisation, takes_mask, Task
+from jmeta.networks import apply_model, takes_mask
+from jmeta.types import Examples, Model, Normalisation, Task
 
 WAYS = 3
 

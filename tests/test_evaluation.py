@@ -18,7 +18,7 @@ from jmeta.types import Examples, Learner, Model, Task
 TABLE = data.class_table(np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.repeat(np.arange(6), 10))
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
 BATCH = models.mlp(hidden=(8,), outputs=None, norm="batch")
-PARAMS = HeadParams({}, ())  # of its prototypical network
+PARAMS = HeadParams({}, {})  # of its prototypical network
 
 
 def evaluated(model, sample, **options):
@@ -221,8 +221,8 @@ def test_episodes_divided_over_devices_are_the_same(monkeypatch, episodes, chunk
 
 
 def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
-    monkeypatch.setattr(batching, "most_at_once", lambda *_: 4)
-    evaluation._default_chunk_of_shapes.cache_clear()
+    monkeypatch.setattr(batching, "largest_array", lambda *_: batching.CHUNK_BYTES["cpu"] // 4)
+    evaluation._chunk_of_shapes.cache_clear()
     sizes = []
 
     def adapt(params, state, support, *, key=None):
@@ -233,7 +233,7 @@ def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):
     state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
     jmeta.evaluate(learner._replace(adapt=adapt), state, sample, key=jax.random.key(2), episodes=11)
     jax.effects_barrier()
-    evaluation._default_chunk_of_shapes.cache_clear()
+    evaluation._chunk_of_shapes.cache_clear()
     assert len(sizes) == 3 * 4 + 4  # 11 filled up to 12; and those of the first chunk once more, queries blanked
 
 
@@ -246,18 +246,18 @@ def test_refuses_an_evaluation_that_cannot_be(name, value):
 
 
 def test_parameters_alone_are_refused_for_a_state():
-    with pytest.raises(ValueError, match="state is of dict; it must be a TrainState"):
+    with pytest.raises(ValueError, match="state is of type dict; it must be a TrainState"):
         jmeta.evaluate(None, {}, None, key=jax.random.key(0))
 
 
 def test_what_is_no_learner_or_no_sampler_is_refused():
     learner, sample = learners.protonet(IDENTITY), data.episodes(TABLE, ways=3, shots=1, queries=3)
     state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
-    with pytest.raises(ValueError, match="learner is of NoneType"):
+    with pytest.raises(ValueError, match="learner is of type NoneType"):
         jmeta.evaluate(None, state, sample, key=jax.random.key(0))
     with pytest.raises(ValueError, match="sample is None; it must be a function from a key to a Task"):
         jmeta.evaluate(learner, state, None, key=jax.random.key(0))
-    with pytest.raises(ValueError, match=r"the task is of tuple; it must be a jmeta\.Task"):
+    with pytest.raises(ValueError, match=r"the task is of type tuple; it must be a jmeta\.Task"):
         jmeta.evaluate(learner, state, lambda key: (1, 2), key=jax.random.key(0))
 
 

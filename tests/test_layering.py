@@ -15,20 +15,23 @@ ROOT = Path(jmeta.__file__).parent
 ALLOWED = {
     "types": (),
     "checks": ("types",),
+    "trees": ("types",),
+    "networks": ("types", "checks"),
     "losses": ("types", "checks"),
-    "functional": ("types", "checks", "functional"),
-    "models": ("types", "checks", "functional", "models"),
-    "learners": ("types", "checks", "losses", "functional", "models"),  # models: the paper's second network
+    "functional": ("types", "checks", "networks", "functional"),
+    "models": ("types", "checks", "networks", "functional", "models"),
+    # Of models, the paper's second network.
+    "learners": ("types", "checks", "networks", "losses", "functional", "models"),
     "data": ("types", "checks", "data"),
     "files": (),
     "metrics": ("files",),
-    "checkpoints": ("types",),
+    "checkpoints": ("types", "trees"),
     "batching": ("types",),
-    "evaluation": ("types", "checks", "losses", "files", "batching"),
+    "evaluation": ("types", "checks", "networks", "losses", "files", "batching"),
     "plotting": ("types", "evaluation"),
-    "training": ("types", "checks", "batching"),
+    "training": ("types", "checks", "trees", "networks", "losses", "batching"),
     "fitting": ("types", "checks", "files", "metrics", "checkpoints", "batching", "evaluation", "training"),
-    "configuration": ("types", "losses", "functional", "models", "learners", "data", "training"),
+    "configuration": ("types", "checks", "losses", "functional", "models", "learners", "data", "training"),
     "runs": ("types", "checkpoints", "training", "configuration"),
 }
 # The face, the command line and its demonstration may import all.

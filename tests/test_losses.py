@@ -9,6 +9,7 @@ import scipy.stats
 
 from jmeta import functional, losses
 from jmeta.functional.classes import exclude_absent
+from jmeta.types import Examples
 
 RNG = np.random.default_rng(0)
 OUTPUTS, LABELS = RNG.normal(size=(40, 3)), RNG.integers(3, size=40)
@@ -37,6 +38,12 @@ def test_accuracy_in_half_precision_counts_beyond_256():
     outputs = targets.at[:9].set(jnp.array([0, 1]))
     found = losses.accuracy(outputs, targets, jnp.ones(600, jnp.bfloat16))
     np.testing.assert_allclose(found, 591 / 600, rtol=1e-6)
+
+
+def test_examples_of_a_class_are_counted_beyond_256_in_half_precision():
+    targets = jnp.tile(jnp.eye(2, dtype=jnp.bfloat16), (301, 1))
+    examples = Examples(jnp.zeros((602, 1)), targets, jnp.ones(602, jnp.bfloat16))
+    np.testing.assert_array_equal(losses.class_counts(examples), [301, 301])
 
 
 def test_squared_error_is_the_mean_over_real_examples_and_dimensions(x64):

@@ -239,6 +239,7 @@ def test_what_is_no_key_is_refused(key):
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
+        ({"loss": 7.0}, "a metric 'loss', which training has itself"),
         ({"step": 1.0}, "a metric 'step', which training has itself"),
         ({"validation_loss": 1.0}, "a metric 'validation_loss', which training has itself"),
         ({"each": jnp.ones(2)}, "the learner's metric 'each' is .*; each must be a scalar"),
@@ -266,13 +267,13 @@ def test_an_optimizer_that_asks_for_the_loss_is_given_the_mean_over_tasks():
 
 
 def test_what_is_no_learner_no_task_or_no_bound_is_refused():
-    with pytest.raises(ValueError, match=r"learner is of Model; it must be a jmeta\.Learner"):
+    with pytest.raises(ValueError, match=r"learner is of type Model; it must be a jmeta\.Learner"):
         begin(models.mlp())
-    with pytest.raises(ValueError, match=r"learner is of NoneType"):
+    with pytest.raises(ValueError, match=r"learner is of type NoneType"):
         jmeta.make_train_step(None, OPTIMIZER)
     with pytest.raises(ValueError, match=r"optimizer is None; it must be an optax transformation"):
         jmeta.make_train_step(LEARNER, None)
-    with pytest.raises(ValueError, match=r"the task is of tuple; it must be a jmeta\.Task"):
+    with pytest.raises(ValueError, match=r"the task is of type tuple; it must be a jmeta\.Task"):
         jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), (1, 2))
     with pytest.raises(ValueError, match="max_task_norm is None; it must be above 0, or infinite for no bound"):
         jmeta.make_train_step(LEARNER, OPTIMIZER, max_task_norm=None)

@@ -55,8 +55,8 @@ def episodes(
     check_counts(least=1, queries=queries)
     spec = _Spec(_range("ways", ways, 2), _range("shots", shots, 1), queries, int(table.counts.max()))
     _check_fits(table, spec)
-    # Arrays are arguments of `_draw`, so that a compiled function may take them as such and hold no copy; without the
-    # table's names, of which a compiled function would be another: two samplers of one spec compile once.
+    # Arrays are arguments of `_draw`, so that a compiled function holds no copy of the table. Names are left out: two
+    # samplers of one spec would else compile twice.
     return jax.tree_util.Partial(_sample, spec, table.inputs, table.starts, table.counts)
 
 

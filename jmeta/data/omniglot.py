@@ -1,6 +1,7 @@
 """Omniglot (Lake et al., 2015): 1,623 handwritten characters, each drawn by 20 people."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import operator
@@ -54,8 +55,8 @@ def omniglot(
         A `ClassTable`; names are (alphabet, character from 1, degrees).
 
     Raises:
-        ValueError: for an unknown split; for no rotations, or ones that are not multiples of 90 or repeat; for
-            a copy that is damaged, or an archive that is.
+        ValueError: for an unknown split; for no rotations, or ones that are not
+            multiples of 90 or repeat; for a copy that is damaged, or an archive that is.
         FileNotFoundError: if the data is not there and cannot be had; it names
             what is missing, where it was looked for, and what gets it.
         ModuleNotFoundError: without the extra `tfds`.
@@ -67,25 +68,14 @@ def omniglot(
     data_dir = _data_dir(data_dir)
     builder = _find(data_dir) or prepare_omniglot(data_dir=data_dir, archives=archives)
     images, labels = [], []
-    for part in PARTS:
-        for alphabet, number, image in _drawings(builder, PARTS[part]):
-            if (characters is None and split == part) or (characters and (part, alphabet, number) in characters):
+    for part, name in PARTS.items():
+        if split in PARTS and split != part:
+            continue
+        for alphabet, number, image in _drawings(builder, name):
+            if characters is None or (part, alphabet, number) in characters:
                 images.append(image)
                 labels.append((alphabet, number))
     return _table(np.stack(images), labels, rotations)
-
-
-def _checked_rotations(rotations):
-    try:
-        found = tuple(map(operator.index, rotations))
-        is_right = found and not any(degrees % 90 for degrees in found)
-    except TypeError:  # no sequence, or of what is no whole number
-        is_right = False
-    if not is_right or len({degrees % 360 for degrees in found}) < len(found):
-        raise ValueError(
-            f"rotations is {rotations!r}; they must be multiples of 90 degrees, at least one and no two alike."
-        )
-    return found
 
 
 def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str | os.PathLike | None = None) -> Any:
@@ -120,6 +110,19 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
             raise ValueError(f"{builder.archives / name} {reason}; it is to be had from {URL}.")
     builder.download_and_prepare()
     return builder
+
+
+def _checked_rotations(rotations):
+    try:
+        found = tuple(map(operator.index, rotations))
+        is_right = found and not any(degrees % 90 for degrees in found)
+    except TypeError:  # no sequence, or of what is no whole number
+        is_right = False
+    if not is_right or len({degrees % 360 for degrees in found}) < len(found):
+        raise ValueError(
+            f"rotations is {rotations!r}; they must be multiples of 90 degrees, at least one and no two alike."
+        )
+    return found
 
 
 def _what_is_wrong(archive):
@@ -222,7 +225,7 @@ def _table(images, labels, rotations):
     names = [(*label, degrees) for degrees in rotations for label in labels]
     numbers = {name: i for i, name in enumerate(sorted(set(names)))}
     table = class_table(turned[..., None], [numbers[name] for name in names])
-    return ClassTable(table.inputs, table.starts, table.counts, tuple(numbers))
+    return dataclasses.replace(table, names=tuple(numbers))
 
 
 def _reduced(images):

@@ -90,7 +90,7 @@ def _of_one_kind(labels):
         return found
     each = np.asarray(labels, object)  # as they are: NumPy would write numbers among names as names
     for example, label in enumerate(each):
-        if label is None or label != label:  # a NaN is not what it is
+        if label is None or label != label:  # NaN alone is unequal to itself
             raise ValueError(
                 f"labels has no class for example {example}, but {label}; leave it out, or name its class."
             )

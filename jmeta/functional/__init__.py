@@ -11,6 +11,7 @@ from jmeta.functional.linear import linear
 from jmeta.functional.logistic import logistic_regression
 from jmeta.functional.mixed import mixed_gradient
 from jmeta.functional.moments import conv_moments, moments
+from jmeta.functional.partition import in_layer
 from jmeta.functional.pooling import max_pool
 from jmeta.functional.prototypes import (
     cosine_similarities,
@@ -49,6 +50,7 @@ __all__ = [
     "fast_weight_learner",
     "gaussians",
     "head_learner",
+    "in_layer",
     "inner_loop",
     "linear",
     "logistic_regression",

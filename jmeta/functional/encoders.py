@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import jax
 
-from jmeta.types import apply_model, init_model, Model, together
+from jmeta.networks import apply_model, init_model, split_key
+from jmeta.types import Model, together
 
 
 class Encoder(NamedTuple):
@@ -54,9 +55,10 @@ def separate_encoders(query_model: Model, support_model: Model) -> Encoder:
     """
 
     def init(key, task):
-        parts = zip(jax.random.split(key), (query_model, support_model), (task.query, task.support), strict=True)
-        params, states = zip(*(init_model(model, key, examples.inputs) for key, model, examples in parts), strict=True)
-        return params, states
+        query_key, support_key = jax.random.split(key)
+        query_params, query_state = init_model(query_model, query_key, task.query.inputs)
+        support_params, support_state = init_model(support_model, support_key, task.support.inputs)
+        return (query_params, support_params), (query_state, support_state)
 
     def query(params, state, inputs, *, mask=None):
         return apply_model(query_model, params[0], state[0], inputs, mask=mask)[0]
@@ -65,11 +67,12 @@ def separate_encoders(query_model: Model, support_model: Model) -> Encoder:
         return apply_model(support_model, params[1], state[1], inputs, mask=mask, key=key)[0]
 
     def both(params, state, task, *, key=None):
-        keys = (None, None) if key is None else jax.random.split(key)
-        parts = zip((query_model, support_model), params, state, (task.query, task.support), keys, strict=True)
-        (queries, query_state), (features, support_state) = (
-            apply_model(model, params, state, examples.inputs, mask=examples.mask, train=True, key=key)
-            for model, params, state, examples, key in parts
+        query_key, support_key = split_key(key)
+        queries, query_state = apply_model(
+            query_model, params[0], state[0], task.query.inputs, mask=task.query.mask, train=True, key=query_key
+        )
+        features, support_state = apply_model(
+            support_model, params[1], state[1], task.support.inputs, mask=task.support.mask, train=True, key=support_key
         )
         return features, queries, (query_state, support_state)
 

@@ -10,12 +10,13 @@ from jmeta.checks import check_counts, check_examples
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.inner_loop import checked_options, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
-from jmeta.functional.orders import ranks
+from jmeta.functional.orders import real_first
 from jmeta.functional.partition import check_parts, join, part
-from jmeta.types import apply_model, Array, Examples, init_model, Learner, Model, Objective, PyTree, take_rows
+from jmeta.networks import apply_model, init_model, split_key
+from jmeta.types import Array, Examples, Learner, Model, Objective, PyTree, take_rows
 
-# So few steps of a network of so few parameters are differentiated without a loop, into whose stacks XLA's CPU copies
-# what each of them stores: docs/decisions/0005-differentiation.md.
+# Up to so many steps of a network of up to so many parameters run without a loop: XLA's CPU would copy what each step
+# stores into the loop's stacks (docs/decisions/0005-differentiation.md).
 MOST_UNROLLED_STEPS, MOST_UNROLLED_PARAMETERS = 5, 2**15
 
 
@@ -116,7 +117,7 @@ def descent(
 
     def run(params, state, examples, *, steps, train=False, key=None):
         check_examples("support", examples)
-        start_key, order_key, step_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        start_key, order_key, step_key = split_key(key, 3)
         present = objective.present(examples)
         moving, fixed = begin(params.model, state, examples, train=train, key=start_key)
 
@@ -127,7 +128,7 @@ def descent(
             outputs, _ = apply_model(model, whole, state, some.inputs, mask=some.mask, train=train, key=key)
             return objective.loss(exclude_absent(outputs, present), some.targets, some.mask)
 
-        is_unrolled = may_unroll and train and 1 < steps <= MOST_UNROLLED_STEPS and _is_small_mlp(moving)
+        is_unrolled = may_unroll and train and 1 < steps <= MOST_UNROLLED_STEPS and _is_small_and_dense(moving)
         rows = None if inner_batch is None else minibatches(examples.mask, steps, inner_batch, order_key)
         keys = None if step_key is None else jax.random.split(step_key, steps)
         fast = inner_loop(
@@ -150,7 +151,7 @@ def descent(
     return Descent(init, run, outputs)
 
 
-def _is_small_mlp(params):
+def _is_small_and_dense(params):
     """Whether there are few parameters, all of them matrices and vectors: a convolution only compiles longer."""
     leaves = jax.tree.leaves(params)
     return sum(map(jnp.size, leaves)) <= MOST_UNROLLED_PARAMETERS and all(jnp.ndim(leaf) <= 2 for leaf in leaves)
@@ -188,12 +189,11 @@ def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: in
         return inner.outputs(params, state, adapted, inputs, mask=mask)[0]
 
     def loss(params, state, task, *, key=None):
-        support_key, query_key = (None, None) if key is None else jax.random.split(key)
+        support_key, query_key = split_key(key)
         adapted = inner.run(params, state, task.support, steps=inner_steps, train=True, key=support_key)
         query = task.query
         outputs, state = inner.outputs(params, state, adapted, query.inputs, mask=query.mask, train=True, key=query_key)
-        labelled = (outputs, query.targets, query.mask)
-        return objective.loss(*labelled), (state, objective.metrics(*labelled))
+        return objective.judge(outputs, query, state)
 
     return Learner(init, adapt, predict, loss)
 
@@ -215,7 +215,7 @@ def minibatches(mask: Array, steps: int, size: int, key: Array | None) -> Array:
         [[0, 2], [3, 0]]
     """
     size = min(size, mask.size)
-    order = jnp.argsort(jnp.where(mask > 0, ranks(mask, key), jnp.inf))
+    order = real_first(mask, key)
     real = jnp.maximum((mask > 0).sum(), 1)
     used = jnp.minimum(size, real)
     rows = order[(jnp.arange(steps)[:, None] * used + jnp.arange(size)[None]) % real]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jmeta.checks import check_examples
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import Encoder
-from jmeta.types import Array, at_least_single, Learner, normalisations, Objective, PyTree
+from jmeta.networks import split_key
+from jmeta.types import Array, at_least_single, Examples, Learner, normalisations, Objective, PyTree
 
 
 class Head(NamedTuple):
@@ -117,7 +118,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         return exclude_absent(head.score(params.head, adapted.head, features, **mode), adapted.present)
 
     def adapt(params, state, support, *, key=None):
-        encoder_key, fit_key = (None, None) if key is None else jax.random.split(key)
+        encoder_key, fit_key = split_key(key)
         features = encoder.support(params.encoder, state, support.inputs, mask=support.mask, key=encoder_key)
         return fit(params, features, support, key=fit_key)
 
@@ -125,12 +126,11 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         return score(params, adapted, encoder.query(params.encoder, state, inputs, mask=mask))
 
     def loss(params, state, task, *, key=None):
-        encoder_key, fit_key, score_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        encoder_key, fit_key, score_key = split_key(key, 3)
         features, queries, state = encoder.both(params.encoder, state, task, key=encoder_key)
         adapted = fit(params, features, task.support, train=True, key=fit_key)
         outputs = score(params, adapted, queries, train=True, key=score_key)
-        labelled = (outputs, task.query.targets, task.query.mask)
-        return objective.loss(*labelled), (state, objective.metrics(*labelled))
+        return objective.judge(outputs, task.query, state)
 
     return Learner(init, adapt, predict, loss)
 
@@ -155,6 +155,11 @@ def learned_scalars(**start: float) -> Callable:
         return {name: jnp.asarray(value, at_least_single(features.dtype)) for name, value in start.items()}
 
     return init
+
+
+def learned_regularisation(params: dict[str, Array], support: Examples) -> Array:
+    """Lambda, learned by its logarithm, times the number of real examples, so that it means the same at any of them."""
+    return jnp.exp(params["log_regularisation"]) * jnp.maximum(support.mask.sum(), 1)
 
 
 def check_stateless(name: str, state: PyTree) -> None:

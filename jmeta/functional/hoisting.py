@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from jmeta.types import PyTree
+from jmeta.types import is_inexact, PyTree
 
 
 def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
     """A function of explicit arguments only, and the values it closed over.
 
-    `jax.closure_convert` leaves integers and keys inside; a custom rule that
-    runs after `vmap` has ended must not meet those of a batch.
+    `jax.closure_convert` leaves integers and keys inside; where they are batched, a
+    custom rule that runs after `vmap` has ended would meet its tracers.
 
     Args:
         function: any traceable function.
@@ -47,7 +47,7 @@ def separate(tree: PyTree) -> tuple[list, list, Callable]:
         {'index': 2, 'x': 3.0}
     """
     leaves, structure = jax.tree.flatten(tree)
-    is_smooth = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
+    is_smooth = [is_inexact(leaf) for leaf in leaves]
     smooth = [leaf for leaf, flag in zip(leaves, is_smooth, strict=True) if flag]
     others = [leaf for leaf, flag in zip(leaves, is_smooth, strict=True) if not flag]
 

@@ -15,7 +15,7 @@ from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
 from jmeta.functional.mixed import mixed_gradient, products_saveable
 from jmeta.functional.varying import vary_over, varying
-from jmeta.types import Array, PyTree
+from jmeta.types import Array, is_inexact, PyTree
 
 MetaGradient = Literal["second_order", "first_order", "implicit", "truncated"]
 Differentiation = Literal["mixed", "reverse"]
@@ -66,8 +66,8 @@ DEFAULTS = MetaGradientOptions(
     cg_steps=5,
     damping=0.0,
 )
-# Numbers that belong to one way of taking the meta-gradient. What says how exact steps are computed, `differentiation`
-# and `checkpoint`, holds of those there are, be it none.
+# Options that act under one `meta_gradient` alone, and are refused under others. `differentiation` and `checkpoint`
+# never are: they say how exact steps are computed, even where there are none.
 MODE_OF = {"last_steps": "truncated", "cg_steps": "implicit", "damping": "implicit"}
 
 
@@ -141,9 +141,8 @@ def inner_loop(
     if isinstance(proximal, jax.core.Tracer) or proximal:
         objective = proximal_objective(objective, params, proximal)
     exact = {"second_order": steps, "first_order": 0, "truncated": min(chosen["last_steps"], steps)}[meta_gradient]
-    early, late = (
-        jax.tree.map(take, data) for take in (lambda leaf: leaf[: steps - exact], lambda leaf: leaf[steps - exact :])
-    )
+    early = jax.tree.map(lambda leaf: leaf[: steps - exact], data)
+    late = jax.tree.map(lambda leaf: leaf[steps - exact :], data)
     carry = start_descent(rule, rule_params, params, axes)
     carry = scan(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
     if exact:
@@ -174,6 +173,18 @@ def descent_step(gradient: Callable, rule: InnerOptimizer, rule_params: PyTree =
         return optax.apply_updates(params, updates), memory
 
     return step
+
+
+def start_descent(rule: InnerOptimizer, rule_params: PyTree, params: PyTree, axes: frozenset[str]) -> PyTree:
+    """What `descent_step` carries, before the first step: parameters and the rule's memory, varying over these axes."""
+    return vary_over((params, as_rule(rule).start(rule_params, params)), axes)
+
+
+def scan_steps(step: Callable, carry: PyTree, data: PyTree, steps: int, *, unroll: int = 1) -> PyTree:
+    """Where so many inner steps end, `step` being that of `descent_step` and `data` having a leading axis [steps]."""
+    if steps == 0:
+        return carry
+    return lax.scan(lambda carry, data: (step(carry, data), None), carry, data, length=steps, unroll=unroll)[0]
 
 
 def constant_gradient(objective: Callable) -> Callable:
@@ -237,7 +248,7 @@ def _check_arrays(params, data, steps):
                 f"data has an array of shape {jnp.shape(leaf)}; its first axis must be the steps, {steps}."
             )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        if not is_inexact(leaf):
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} is of {jnp.result_type(leaf)}, which has no gradient; keep it out "
                 "of what the inner loop moves, in the model's state or by `part`."
@@ -251,18 +262,6 @@ def _varying(objective, params, data):
     first = jax.tree.map(lambda leaf: leaf[0], data)
     (value,) = jax.make_jaxpr(objective)(params, first).out_avals
     return value.manual_axis_type.varying | varying(params)
-
-
-def start_descent(rule: InnerOptimizer, rule_params: PyTree, params: PyTree, axes: frozenset[str]) -> PyTree:
-    """What `descent_step` carries, before the first step: parameters and the rule's memory, varying over these axes."""
-    return vary_over((params, as_rule(rule).start(rule_params, params)), axes)
-
-
-def scan_steps(step: Callable, carry: PyTree, data: PyTree, steps: int, *, unroll: int = 1) -> PyTree:
-    """Where so many inner steps end, `step` being that of `descent_step` and `data` having a leading axis [steps]."""
-    if steps == 0:
-        return carry
-    return lax.scan(lambda carry, data: (step(carry, data), None), carry, data, length=steps, unroll=unroll)[0]
 
 
 def _scan_in_segments(step, carry, data, steps):

@@ -59,12 +59,12 @@ def mixed_gradient(objective: Callable, *, policy: Callable = products_saveable)
             free, data = join(smooth, others)
             return explicit(free, params, data)
 
-        return _mixed_gradient(value, policy)(params, smooth, others)
+        return _of_closed(value, policy)(params, smooth, others)
 
     return gradient
 
 
-def _mixed_gradient(value: Callable, policy: Callable) -> Callable:
+def _of_closed(value: Callable, policy: Callable) -> Callable:
     """The same for `value(params, smooth, others)` without free variables, `others` not to be differentiated."""
 
     @jax.custom_vjp

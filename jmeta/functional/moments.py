@@ -6,7 +6,7 @@ from jax import lax
 
 from jmeta.functional.conv import columns
 from jmeta.functional.primitives import alike
-from jmeta.types import Array
+from jmeta.types import Array, at_least_single
 
 # Measured on two x86 cores (docs/decisions/0013-moments.md): 3 x 3 pixels of three channels, as a first layer has.
 FEW_TERMS = 27
@@ -77,4 +77,7 @@ def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, str
 
 def _weights(x, mask):
     """What each example counts in a mean, [K]."""
-    return jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype) if mask is None else mask / jnp.maximum(mask.sum(), 1)
+    if mask is None:
+        return jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
+    counted = mask.astype(at_least_single(mask.dtype))
+    return (counted / jnp.maximum(counted.sum(), 1)).astype(jnp.result_type(x, mask))

@@ -6,18 +6,37 @@ import jax.numpy as jnp
 from jmeta.types import Array
 
 
-def ranks(mask: Array, key: Array | None) -> Array:
-    """Numbers [K] by which to sort real examples; those of padding mean nothing.
+def real_first(mask: Array, key: Array | None = None) -> Array:
+    """Rows [K] of a set: its real examples, then padding.
 
     Args:
         mask: [K], 1 for a real example.
-        key: of a random order; None for that in which they come.
+        key: of a random order of the real ones, which padding does not change;
+            None for that in which they come.
 
     Example:
-        >>> some, padded = (ranks(jnp.array(mask), jax.random.key(0)) for mask in ([1, 1], [1, 0, 1]))
-        >>> print(some == padded[jnp.array([0, 2])])
-        [ True  True]
+        >>> real_first(jnp.array([1, 0, 1, 0])).tolist()
+        [0, 2, 1, 3]
     """
+    return jnp.argsort(jnp.where(mask > 0, _ranks(mask, key), jnp.inf))
+
+
+def real_last(mask: Array, key: Array | None = None) -> Array:
+    """Rows [K] of a set: padding, then its real examples, so that none is between them and what comes after the set.
+
+    Args:
+        mask: as for `real_first`.
+        key: as for `real_first`.
+
+    Example:
+        >>> real_last(jnp.array([1, 0, 1, 0])).tolist()
+        [1, 3, 0, 2]
+    """
+    return jnp.argsort(jnp.where(mask > 0, _ranks(mask, key), -1))
+
+
+def _ranks(mask: Array, key: Array | None) -> Array:
+    """Numbers [K] by which to sort real examples; those of padding mean nothing."""
     number = jnp.cumsum(mask > 0)
     if key is None:
         return number

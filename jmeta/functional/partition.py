@@ -1,9 +1,11 @@
 """Parameters parted by their paths: what an inner loop moves and what it leaves."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
+from jmeta.checks import check_functions
 from jmeta.types import PyTree
 
 
@@ -27,6 +29,11 @@ def part(params: PyTree, moves: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
     moving = jax.tree.map(lambda flag, leaf: leaf if flag else None, chosen, params)
     fixed = jax.tree.map(lambda flag, leaf: None if flag else leaf, chosen, params)
     return moving, fixed
+
+
+def check_predicates(**predicates: Any) -> None:
+    """Raises a `ValueError` for what is, by its name, no function of a path."""
+    check_functions('from a path such as "head/kernel" to a bool, as functional.in_layer("head") is', **predicates)
 
 
 def check_parts(moving: PyTree, fixed: PyTree) -> None:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.functional.heads import check_stateless, Head
-from jmeta.functional.orders import ranks
-from jmeta.types import apply_model, Array, model_of_width, PyTree, take_rows
+from jmeta.functional.orders import real_last
+from jmeta.networks import apply_model, model_of_width, split_key
+from jmeta.types import Array, PyTree, take_rows
 
 
 class Past(NamedTuple):
@@ -72,13 +73,16 @@ def recurrent(network: Callable) -> Head:
     Returns:
         A `Head` that is fitted to a `Past`; given a key, the support set is in a
         random order.
+
+    Raises:
+        ValueError: from `init`, if `network` makes no `Model`.
     """
 
     def init(key, support):
         return model_of_width("network", network, support.targets.shape[-1]).init(key, _offset_tokens(support))[0]
 
     def fit(params, support, *, train=False, key=None):
-        order_key, network_key = (None, None) if key is None else jax.random.split(key)
+        order_key, network_key = split_key(key)
         ordered, model = _in_order(support, order_key), network(support.targets.shape[-1])
         tokens = _offset_tokens(ordered)
         _, carry = apply_model(model, params, None, tokens, mask=ordered.mask, train=train, key=network_key)
@@ -94,23 +98,6 @@ def recurrent(network: Callable) -> Head:
         return jax.vmap(answer)(features)
 
     return Head(init, fit, score)
-
-
-def real_last(mask: Array, key: Array | None = None) -> Array:
-    """Rows [K] of a set in the order in which a sequence model reads them: padding first, then real examples.
-
-    So padding never lies between an example and what comes after it.
-
-    Args:
-        mask: [K], 1 for a real example.
-        key: of a random order of the real ones, which padding does not change;
-            None for that in which they come.
-
-    Example:
-        >>> real_last(jnp.array([1, 0, 1, 0])).tolist()
-        [1, 3, 0, 2]
-    """
-    return jnp.argsort(jnp.where(mask > 0, ranks(mask, key), -1))
 
 
 def _in_order(support, key):

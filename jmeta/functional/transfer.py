@@ -16,7 +16,8 @@ from jmeta.functional.heads import head_learner, plain_head
 from jmeta.functional.inner_loop import inner_loop
 from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.functional.precision import to_solve
-from jmeta.types import apply_model, Array, Learner, Model, Objective, together
+from jmeta.networks import apply_model
+from jmeta.types import Array, Examples, Learner, Model, Objective, together
 
 # Stochastic gradient descent with momentum, dampening and weight decay, as Chen et al., 2019, fit
 # a head; the running mean of gradients starts at zero here, at the first gradient there.
@@ -95,10 +96,10 @@ def transfer_learner(
         features, state = apply_model(model, params.encoder, state, inputs, mask=mask, train=True, key=key)
         outputs = classifier.outputs(params.head, features)
         targets = targets @ jax.nn.one_hot(task.class_ids, classes, dtype=targets.dtype)
-        labelled = (outputs, targets, mask)
+        value, told = objective.judge(outputs, Examples(inputs, targets, mask), state)
         # A class id that is out of range would have no column and count for nothing, in silence.
         is_known = (task.class_ids < classes).all()
-        return jnp.where(is_known, objective.loss(*labelled), jnp.nan), (state, objective.metrics(*labelled))
+        return jnp.where(is_known, value, jnp.nan), told
 
     return learner._replace(init=init, loss=loss)
 

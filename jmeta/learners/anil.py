@@ -9,7 +9,7 @@ from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
 from jmeta.functional.inner_rule import InnerOptimizer
-from jmeta.functional.partition import in_layer
+from jmeta.functional.partition import check_predicates, in_layer
 from jmeta.types import Learner, Model
 
 
@@ -27,8 +27,8 @@ def anil(
     """MAML whose inner loop moves the last layer only.
 
     Raghu et al., 2020, "Rapid Learning or Feature Reuse? Towards Understanding
-    the Effectiveness of MAML". Rate and steps are those of
-    `maml`, for 5-way Omniglot; the paper has 20-way Omniglot and 5-way miniImageNet.
+    the Effectiveness of MAML". Rate and steps are those of `maml`, for 5-way
+    Omniglot; the paper has 20-way Omniglot and 5-way miniImageNet.
 
     Args:
         model: any network; its output width is the number of ways.
@@ -46,7 +46,7 @@ def anil(
         `FastWeights` of the head.
 
     Raises:
-        ValueError: as for `maml`; from `init`, if `head` chooses no parameter or all.
+        ValueError: as for `maml`, and for a `head` that is no function; from `init`, if it chooses no parameter or all.
 
     Example:
         >>> import jax
@@ -57,6 +57,7 @@ def anil(
         >>> jax.tree.map(lambda leaf: leaf.shape, learner.adapt(params, state, task.support).params["head"])
         {'bias': (5,), 'kernel': (40, 5)}
     """
+    check_predicates(head=head)
     objective = losses.objective(loss_fn)
     inner = descent(model, objective, rule=inner_optimizer, moves=head, inner_batch=inner_batch, **options)
     return fast_weight_learner(inner, objective, inner_steps=inner_steps, test_steps=test_steps)

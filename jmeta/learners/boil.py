@@ -9,7 +9,7 @@ from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
 from jmeta.functional.inner_rule import InnerOptimizer
-from jmeta.functional.partition import in_layer
+from jmeta.functional.partition import check_predicates, in_layer
 from jmeta.types import Learner, Model
 
 
@@ -45,7 +45,7 @@ def boil(
         `FastWeights` of the body.
 
     Raises:
-        ValueError: as for `maml`; from `init`, if `head` chooses no parameter or all.
+        ValueError: as for `maml`, and for a `head` that is no function; from `init`, if it chooses no parameter or all.
 
     Example:
         >>> import jax
@@ -56,6 +56,7 @@ def boil(
         >>> learner.adapt(params, state, task.support).params["head"]  # does not move
         {'bias': None, 'kernel': None}
     """
+    check_predicates(head=head)
     objective = losses.objective(loss_fn)
     inner = descent(
         model,

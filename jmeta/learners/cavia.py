@@ -11,7 +11,7 @@ from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
 from jmeta.functional.inner_rule import InnerOptimizer
-from jmeta.functional.partition import in_layer, path_name
+from jmeta.functional.partition import check_predicates, in_layer, path_name
 from jmeta.types import Learner, Model
 
 
@@ -49,7 +49,8 @@ def cavia(
         `FastWeights` of the context.
 
     Raises:
-        ValueError: as for `maml`; from `init`, if the model has no context, or nothing else.
+        ValueError: as for `maml`, and for a `context` that is no function; from `init`,
+            if the model has no context, or nothing else.
 
     Example:
         >>> import jax
@@ -60,6 +61,7 @@ def cavia(
         >>> learner.adapt(params, state, task.support).params["context"].shape
         (4,)
     """
+    check_predicates(context=context)
     objective = losses.objective(loss_fn)
 
     def start(params, state, examples, **unused):

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses, models
+from jmeta.checks import check_model
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import check_stateless, Head, head_learner
 from jmeta.functional.prototypes import prototypes
-from jmeta.types import apply_model, Array, check_model, Learner, Model, model_of_width, Objective
+from jmeta.networks import apply_model, model_of_width
+from jmeta.types import Array, Learner, Model, Objective
 
 # The least standard deviation that is predicted, as in the paper's code.
 LEAST_DEVIATION = 0.1
@@ -72,9 +74,10 @@ def cnp(
         metrics have the `"squared_error"`.
 
     Raises:
-        ValueError: for another loss; from `init`, if a network besides the encoder is no
-            `Model`, has other outputs than it is asked for, or normalises by statistics
-            of a batch.
+        ValueError: for another loss, or a summary that is no `Model`; from `init`, as for
+            `functional.head_learner`, and if `decoder` makes no `Model`, or one of other
+            outputs than it is asked for, or a network beside the encoder normalises by
+            statistics of a batch.
 
     Example:
         >>> from jmeta import data
@@ -117,7 +120,7 @@ def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[i
         A `Learner` for tasks of regression; `adapt` gives `Fitted`, a `Representation`.
 
     Raises:
-        ValueError: from `init`, as for `cnp`.
+        ValueError: as for `cnp`.
 
     Example:
         >>> from jmeta import data
@@ -146,6 +149,7 @@ def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[i
 
 def _aggregator(summary, decoder, *, groups, numbers, answer):
     """Means of summaries over `groups(support)` [K, G], then `answer` of what is decoded, `numbers` for each target."""
+    check_model(summary=summary)
 
     def outputs_of(fitted):
         return numbers * fitted.width
@@ -163,7 +167,6 @@ def _aggregator(summary, decoder, *, groups, numbers, answer):
         return jnp.concatenate([values, features], axis=1)
 
     def init(key, support):
-        check_model(summary=summary)
         summary_key, decoder_key = jax.random.split(key)
         read, read_state = summary.init(summary_key, pairs(support))
         fitted = fit({"summary": read}, support)

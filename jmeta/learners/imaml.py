@@ -37,11 +37,8 @@ def imaml(
     It is `maml` with `meta_gradient="implicit"` and this optimizer, number of steps,
     `proximal`, `cg_steps` and `damping`.
 
-    The meta-gradient can be differentiated again in reverse mode; in forward mode, by
-    `jax.jvp` or `jax.hessian`, it cannot.
-
-    The meta-gradient does not see the path to the minimum, and nothing in it keeps
-    the inner loop from diverging in long training: docs/decisions/0011-imaml.md.
+    The meta-gradient can be differentiated again in reverse mode alone. Nothing in it
+    keeps the inner loop from diverging in long training: docs/decisions/0011-imaml.md.
 
     Args:
         model: any network; its output width is the number of ways.

@@ -17,10 +17,10 @@ def in_context(
     Garg et al., 2022, "What Can Transformers Learn In-Context?"; Kirsch et al.,
     2022, "General-Purpose In-Context Learning by Meta-Learning Transformers".
     As in the latter, a token is an example with its target beside it. We depart
-    from both in that tokens have no positions, and examples see each other, so that the
-    order of the support set does not matter; that the loss is that of the queries only, not
-    of every prefix; and that the default Transformer is smaller (4 layers of width
-    64, where Garg et al. have 12 of 256), for a CPU.
+    from both in that tokens have no positions, and examples see each other, so that
+    the order of the support set does not matter; that the loss is that of the queries
+    only, not of every prefix; and that the default Transformer is smaller (4 layers of
+    width 64, where Garg et al. have 12 of 256), for a CPU.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`);
@@ -35,7 +35,8 @@ def in_context(
         any number of shots; `adapt` gives `Fitted`, the encoded support set.
 
     Raises:
-        ValueError: from `init`, if the sequence model normalises by statistics of a batch.
+        ValueError: from `init`, as for `functional.head_learner`, and if `sequence` makes
+            no `Model`, or one that normalises by statistics of a batch.
 
     Example:
         >>> import functools, jax

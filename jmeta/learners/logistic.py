@@ -2,12 +2,10 @@
 
 import math
 
-import jax.numpy as jnp
-
 from jmeta import losses
 from jmeta.checks import check_counts, check_positive
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import head_learner, learned_scalars, plain_head
+from jmeta.functional.heads import head_learner, learned_regularisation, learned_scalars, plain_head
 from jmeta.functional.logistic import logistic_regression
 from jmeta.types import Learner, Model
 
@@ -19,11 +17,12 @@ def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 
     optimum. Without a regulariser a support set that can be separated has none;
     with it the loss, convex in the head, has one wherever the steps start, so that
     nothing of a head need be meta-learned and any number of ways will do. Unlike
-    ANIL's, the head has no bias. The meta-gradient is the implicit one of that minimum (Rajeswaran et
-    al., 2019; Lee et al., 2019, for convex heads). Bertinetto et al., 2019, solve
-    the binary case by Newton's method and differentiate through its steps. The
-    cross-entropy is averaged over the support set, so that a regularisation means
-    the same at any number of ways and shots; it is learned, by its logarithm.
+    ANIL's, the head has no bias. The meta-gradient is the implicit one of that
+    minimum (Rajeswaran et al., 2019; Lee et al., 2019, for convex heads). Bertinetto
+    et al., 2019, solve the binary case by Newton's method and differentiate through
+    its steps. The cross-entropy is averaged over the support set, so that a
+    regularisation means the same at any number of ways and shots; it is learned, by
+    its logarithm.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
@@ -40,7 +39,7 @@ def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 
         `adapt` gives `Fitted`, weights [D, N].
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: for numbers out of range; from `init`, as for `functional.head_learner`.
 
     Example:
         >>> import jax
@@ -55,8 +54,8 @@ def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 
     check_counts(least=1, newton_steps=newton_steps, cg_steps=cg_steps)
 
     def fit(params, support):
-        regularisation = jnp.exp(params["log_regularisation"]) * jnp.maximum(support.mask.sum(), 1)
         x, y, mask = support
+        regularisation = learned_regularisation(params, support)
         return logistic_regression(x, y, mask, regularisation, steps=newton_steps, cg_steps=cg_steps)
 
     def score(params, weights, features):

@@ -22,9 +22,10 @@ from jmeta.functional.inner_loop import (
     start_descent,
 )
 from jmeta.functional.inner_rule import InnerRule
-from jmeta.functional.partition import join, part
+from jmeta.functional.partition import check_predicates, join, part
 from jmeta.functional.varying import varying
-from jmeta.types import apply_model, Array, init_model, Learner, Model, PyTree
+from jmeta.networks import apply_model, init_model
+from jmeta.types import Array, Learner, Model, PyTree
 
 # What the weight of an intermediate step does not fall below while losses are annealed, times the
 # number of steps; from the authors' code.
@@ -107,7 +108,7 @@ def mamlpp(
         and `adapt` gives `FastWeights`.
 
     Raises:
-        ValueError: for numbers out of range or an unknown mode; from `init`, if
+        ValueError: for numbers out of range, an unknown mode, or `norms` that are no function; from `init`, if
             the model's output width is not the number of ways, or `norms` chooses
             every parameter.
 
@@ -122,6 +123,7 @@ def mamlpp(
     check_counts(least=1, inner_steps=inner_steps)
     test_steps = inner_steps if test_steps is None else test_steps
     check_counts(test_steps=test_steps, multi_step_until=multi_step_until, first_order_until=first_order_until)
+    check_predicates(norms=norms)
     objective = losses.objective(loss_fn)
     rule = rate_per_step(inner_rate, inner_steps)
 

@@ -35,6 +35,9 @@ def mann(
         A `Learner` for the number of ways of the task it is initialised with and
         any number of shots; `adapt` gives `Fitted`, a `Past`.
 
+    Raises:
+        ValueError: from `init`, as for `functional.head_learner`, and if `network` makes no `Model`.
+
     Example:
         >>> import functools, jax
         >>> from jmeta import data

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses
-from jmeta.checks import check_positive
+from jmeta.checks import check_model, check_positive
 from jmeta.functional.attention import class_attention
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import check_stateless, head_learner, learned_scalars, plain_head
 from jmeta.functional.prototypes import COSINE_SCALE, cosine_similarities
-from jmeta.types import apply_model, check_model, Learner, Model
+from jmeta.networks import apply_model
+from jmeta.types import Learner, Model
 
 
 def matching(
@@ -45,8 +46,9 @@ def matching(
         `adapt` gives `Fitted`, the encoded support set.
 
     Raises:
-        ValueError: for a scale that is not positive, or a context that is no `Model`; from `init`, if features are
-            not [K, D], or a context normalises by statistics of a batch or changes the width of one set alone.
+        ValueError: for a scale that is not positive, or a context that is no `Model`;
+            from `init`, as for `functional.head_learner`, and if a context normalises by
+            statistics of a batch or changes the width of one set alone.
 
     Example:
         >>> from jmeta import data, models
@@ -76,7 +78,7 @@ def matching(
         return support._replace(inputs=features)
 
     def score(params, support, queries):
-        queries, _ = query_context.apply(params["query"], {}, (queries, support.inputs, support.mask))
+        queries, _ = apply_model(query_context, params["query"], {}, (queries, support.inputs, support.mask))
         if queries.shape[-1] != support.inputs.shape[-1]:
             raise ValueError(
                 f"query_context gives features of width {queries.shape[-1]}, support_context of "
@@ -88,9 +90,9 @@ def matching(
     return head_learner(shared_encoder(model), plain_head(init, fit, score), losses.objective(losses.cross_entropy))
 
 
-def _unchanged(params, state, features, *, train=False, key=None):
-    return features, state
+def _no_params(key, inputs):
+    return (), ()
 
 
-SUPPORT_ALONE = Model(lambda key, features: ((), ()), _unchanged)
-QUERY_ALONE = Model(lambda key, inputs: ((), ()), lambda params, state, inputs: (inputs[0], state))
+SUPPORT_ALONE = Model(_no_params, lambda params, state, features, **mode: (features, state))
+QUERY_ALONE = Model(_no_params, lambda params, state, inputs, **mode: (inputs[0], state))

@@ -13,10 +13,10 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
 
     Lee et al., 2019, "Meta-Learning with Differentiable Convex Optimization": the
     machine of Crammer & Singer, 2001, without a bias, and outputs with a learned
-    scale, which in the paper starts at 1. The quadratic program is solved in its dual by
-    `solver_steps` steps of the alternating direction method of multipliers, through
-    which the meta-gradient goes, where the paper takes an interior-point method and its
-    optimality conditions. Labels of the query set are not smoothed.
+    scale, which in the paper starts at 1. The quadratic program is solved in its dual
+    by `solver_steps` steps of the alternating direction method of multipliers, through
+    which the meta-gradient goes, where the paper takes an interior-point method and
+    its optimality conditions. Labels of the query set are not smoothed.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
@@ -37,7 +37,7 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
 
     Raises:
         ValueError: for a cost or scale that is not above 0, or a number of steps that is
-            not whole and at least 1.
+            not whole and at least 1; from `init`, as for `functional.head_learner`.
 
     Example:
         >>> import jax

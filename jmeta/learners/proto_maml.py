@@ -11,7 +11,8 @@ from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
 from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.functional.prototypes import prototypes
-from jmeta.types import apply_model, Array, Learner, Model, PyTree
+from jmeta.networks import apply_model
+from jmeta.types import Array, Learner, Model, PyTree
 
 
 class PrototypeHead(NamedTuple):

@@ -39,8 +39,7 @@ def protonet(model: Model, *, distance: str = "euclidean", support_encoder: Mode
         `adapt` gives `Fitted`, with prototypes [N, D] for a head, or `Gaussians`.
 
     Raises:
-        ValueError: for an unknown `distance`; from `init`, if features are not [K, D],
-            or those of support and query not of one width.
+        ValueError: for an unknown `distance`; from `init`, as for `functional.head_learner`.
 
     Example:
         >>> import jax
@@ -57,23 +56,21 @@ def protonet(model: Model, *, distance: str = "euclidean", support_encoder: Mode
     return head_learner(encoder, DISTANCES[distance], losses.objective(losses.cross_entropy))
 
 
-def _nothing(key, features):
-    return ()
-
-
 def _means(params, support):
     return prototypes(*support)
 
 
 DISTANCES = {
-    "euclidean": plain_head(_nothing, _means, lambda params, points, queries: -squared_distances(queries, points)),
+    "euclidean": plain_head(
+        learned_scalars(), _means, lambda params, points, queries: -squared_distances(queries, points)
+    ),
     "cosine": plain_head(
         learned_scalars(scale=COSINE_SCALE),
         _means,
         lambda params, points, queries: params["scale"] * cosine_similarities(queries, points),
     ),
     "mahalanobis": plain_head(
-        _nothing,
+        learned_scalars(),
         lambda params, support: gaussians(*support),
         lambda params, fitted, queries: -squared_mahalanobis_distances(queries, fitted) / 2,
     ),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jmeta import losses
 from jmeta.checks import check_positive
 from jmeta.functional.encoders import shared_encoder
-from jmeta.functional.heads import head_learner, learned_scalars, plain_head
+from jmeta.functional.heads import head_learner, learned_regularisation, learned_scalars, plain_head
 from jmeta.functional.ridge import ridge_regression
 from jmeta.types import Learner, Model
 
@@ -38,7 +38,8 @@ def r2d2(
         `adapt` gives `Fitted`, weights [D + 1, N].
 
     Raises:
-        ValueError: for a regularisation or scale that is not above 0.
+        ValueError: for a regularisation or scale that is not above 0; from `init`, as for
+            `functional.head_learner`.
 
     Example:
         >>> import jax
@@ -52,8 +53,8 @@ def r2d2(
     check_positive(regularisation=regularisation, scale=scale)
 
     def fit(params, support):
-        regularisation = jnp.exp(params["log_regularisation"]) * jnp.maximum(support.mask.sum(), 1)
-        return ridge_regression(_with_constant(support.inputs), support.targets, support.mask, regularisation)
+        x, y, mask = support
+        return ridge_regression(_with_constant(x), y, mask, learned_regularisation(params, support))
 
     def score(params, weights, features):
         return params["scale"] * (_with_constant(features) @ weights) + params["bias"]

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import losses, models
-from jmeta.checks import check_examples
+from jmeta.checks import check_examples, check_model
 from jmeta.functional.classes import exclude_absent, very_negative
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.prototypes import prototypes
-from jmeta.types import apply_model, Array, check_model, Learner, Model, PyTree
+from jmeta.networks import apply_model, split_key
+from jmeta.types import Array, Learner, Model, PyTree
 
 
 class RelationParams(NamedTuple):
@@ -58,7 +59,8 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         before the sigmoid.
 
     Raises:
-        ValueError: for a comparator that is no `Model`; from `init`, if its scores are not [P, 1].
+        ValueError: for a comparator that is no `Model`; from `init`, for labels in place of
+            one-hot targets, and if its scores are not [P, 1].
 
     Example:
         >>> from jmeta import data
@@ -110,17 +112,13 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         return compare(params.comparator, state.comparator, adapted, queries, mask=mask)[0]
 
     def loss(params, state, task, *, key=None):
-        encoder_key, comparator_key = (None, None) if key is None else jax.random.split(key)
+        encoder_key, comparator_key = split_key(key)
         features, queries, encoder_state = encoder.both(params.encoder, state.encoder, task, key=encoder_key)
         query, adapted = task.query, summarise(features, task.support)
         outputs, comparator_state = compare(
             params.comparator, state.comparator, adapted, queries, mask=query.mask, train=True, key=comparator_key
         )
-        labelled = (outputs, query.targets, query.mask)
-        return objective.loss(*labelled), (
-            RelationParams(encoder_state, comparator_state),
-            objective.metrics(*labelled),
-        )
+        return objective.judge(outputs, query, RelationParams(encoder_state, comparator_state))
 
     return Learner(init, adapt, predict, loss)
 

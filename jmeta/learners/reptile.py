@@ -9,6 +9,7 @@ from jax import lax
 from jmeta import losses
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_rule import InnerOptimizer
+from jmeta.networks import split_key
 from jmeta.types import Learner, Model, together
 
 
@@ -70,7 +71,7 @@ def reptile(
         return params, state
 
     def loss(params, state, task, *, key=None):
-        inner_key, query_key = (None, None) if key is None else jax.random.split(key)
+        inner_key, query_key = split_key(key)
         query = task.query
         adapted = inner.run(params, state, together(task), steps=inner_steps, train=True, key=inner_key)
         target = lax.stop_gradient(adapted.params)

@@ -35,7 +35,8 @@ def snail(
         any number of shots; `adapt` gives `Fitted`, the encoded support set.
 
     Raises:
-        ValueError: from `init`, if the sequence model normalises by statistics of a batch.
+        ValueError: from `init`, as for `functional.head_learner`, and if `sequence` makes
+            no `Model`, or one that normalises by statistics of a batch.
 
     Example:
         >>> import functools, jax

@@ -8,7 +8,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jmeta.types import accepts, Array, Model, Normalisation, PyTree
+from jmeta.networks import accepts
+from jmeta.types import Array, Model, Normalisation, PyTree
 
 # Names by which networks are told of training, other than `train`.
 SWITCHES = {"training", "is_training", "deterministic", "use_running_average"}
@@ -39,7 +40,7 @@ def from_linen(module: nn.Module) -> Model:
     """
     first = _first_layer(module)
     called = type(first).__call__ if isinstance(first, nn.Module) else first
-    is_own = _is_flaxs_own(called)
+    is_own = _is_by_flax(called)
     accepted = {name for name in ("train", "mask") if accepts(called, name) and not is_own}
     switches = set() if is_own or "train" in accepted else SWITCHES & inspect.signature(called).parameters.keys()
     policy = getattr(module, "norm", None)
@@ -83,7 +84,7 @@ def _first_layer(module):
     return module
 
 
-def _is_flaxs_own(called):
+def _is_by_flax(called):
     """Whether a `__call__` is written in Flax, whose masks are of other shapes, dtypes and meanings.
 
     That of `nn.jit(Network)` is where the network's is.
@@ -132,8 +133,8 @@ def from_nnx(constructor: Callable) -> Model:
             module = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
             definition, _, streams, _ = parts(module)
             called = type(module).__call__
-            takes_mask = not _is_flaxs_own(called) and "mask" in inspect.signature(called).parameters
-            return definition, streams, takes_mask
+            wants_mask = not _is_by_flax(called) and "mask" in inspect.signature(called).parameters
+            return definition, streams, wants_mask
 
     def init(key, inputs):
         del inputs  # an NNX module knows its sizes
@@ -141,11 +142,11 @@ def from_nnx(constructor: Callable) -> Model:
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
-        definition, streams, is_told = skeleton()
+        definition, streams, wants_mask = skeleton()
         seeded = _seeded(streams, jax.random.key(0) if key is None else key)
         module = nnx.merge(definition, nnx.State(params), seeded, nnx.State(state), copy=True)
         module.train() if train else module.eval()
-        outputs = module(inputs, mask=mask) if is_told else module(inputs)
+        outputs = module(inputs, mask=mask) if wants_mask else module(inputs)
         if not train:
             return outputs, state
         _, _, _, state = parts(module)

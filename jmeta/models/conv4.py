@@ -53,7 +53,7 @@ class Conv4(nn.Module):
     width: int
     norm: str
     strided: bool
-    context: int = 0
+    context: int
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:

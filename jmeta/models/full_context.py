@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.checks import check_counts
+from jmeta.functional.orders import real_first
 from jmeta.functional.varying import vary_over, varying
 from jmeta.models.adapters import from_linen
 from jmeta.types import Array, Model
@@ -43,7 +44,7 @@ class BidirectionalLSTM(nn.Module):
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         """Features [K, D] in the context of each other."""
         mask = jnp.ones(len(x), x.dtype) if mask is None else mask
-        order = jnp.argsort(mask == 0, stable=True)  # padding last, where a length can leave it out
+        order = real_first(mask)  # padding last, where a length can leave it out
         both = nn.Bidirectional(
             nn.RNN(_lstm_cell(x.shape[-1])), nn.RNN(_lstm_cell(x.shape[-1])), merge_fn=lambda one, other: one + other
         )

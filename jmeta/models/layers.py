@@ -16,7 +16,7 @@ from jmeta.functional.moments import conv_moments, moments
 from jmeta.functional.pooling import max_pool
 from jmeta.types import Array
 
-BY_CHANNEL = ("batch", "running")  # policies that take away a bias before them
+BY_CHANNEL = ("batch", "running")  # policies that subtract each channel's mean, so that a bias before them does nothing
 NORMS = (*BY_CHANNEL, "group", "layer", "none")
 GROUPS, LEAST_IN_GROUP = 32, 8
 MOMENTUM = 0.9  # share of the old running statistics that each update keeps; PyTorch's default, there called 0.1
@@ -66,7 +66,7 @@ class Conv(nn.Module):
             y += _per_channel(self.param("bias", nn.initializers.zeros, (self.features,)), y)
         return y
 
-    def moments(self, x: Array) -> Callable:
+    def moments_of(self, x: Array) -> Callable:
         """`(y, mask) -> (mean, variance)` of `y`, which this layer, called before, has made of `x`."""
         if self.use_bias:
             return moments
@@ -188,7 +188,7 @@ def conv_norm(
     """
     layer = Conv(features, size=size, stride=stride, use_bias=norm not in BY_CHANNEL)
     y = layer(x)
-    return Normalise(norm, pool=pool)(y, train=train, mask=mask, moments_of=layer.moments(x))
+    return Normalise(norm, pool=pool)(y, train=train, mask=mask, moments_of=layer.moments_of(x))
 
 
 class Modulate(nn.Module):

@@ -48,7 +48,7 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
     outputs: int | None
     norm: str
-    context: int = 0
+    context: int
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:

@@ -139,3 +139,9 @@ def test_normalise_a_layer_of_each_task_as_those_of_its_outputs_do(x64, stride):
 
     for one, other in zip(derivatives(True), derivatives(False), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-9)
+
+
+def test_a_mask_of_half_precision_counts_beyond_256():
+    x = (jnp.arange(301.0) % 7)[:, None]
+    found = moments(x, jnp.ones(301, jnp.bfloat16))
+    np.testing.assert_allclose(found, moments(x), rtol=1e-6)

@@ -57,15 +57,19 @@ def test_other_ways_than_it_was_initialised_with_are_an_error(name):
         ),
         (learners.in_context(RAW, sequence=nn.Dense(1), **SQUARED), "sequence is of type Dense; it must be a function"),
         (learners.mann(RAW, network=lambda outputs: nn.Dense(1), **SQUARED), "what network makes is of type Dense"),
-        (gaussian_cnp(RAW, summary=nn.Dense(4)), "summary is of type Dense; it must be a jmeta.Model"),
         (gaussian_cnp(RAW, decoder=models.mlp(outputs=2)), "decoder is of type Model; it must be a function from"),
         (gaussian_cnp(RAW, decoder=lambda _: models.mlp(outputs=1)), "outputs have width 1; it was asked for 2"),
     ],
-    ids=["a model", "a module", "no model made", "no model", "a decoder", "a width"],
+    ids=["a model", "a module", "no model made", "a decoder", "a width"],
 )
 def test_a_network_of_another_kind_is_refused(learner, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(learner.init, jax.random.key(0), TASK(jax.random.key(0)))
+
+
+def test_a_summary_that_is_no_model_is_refused_by_the_factory():
+    with pytest.raises(ValueError, match=r"summary is of type Dense; it must be a jmeta\.Model"):
+        learners.cnp(RAW, summary=nn.Dense(4))
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def outputs(learner, params, task):
 def test_with_the_identity_for_an_encoder_it_is_nearest_centroid(task):
     centroids = np.asarray(task.support.inputs).reshape(3, 2, 4).mean(1)
     distances = ((np.asarray(task.query.inputs)[:, None] - centroids[None]) ** 2).sum(-1)
-    np.testing.assert_allclose(outputs(learners.protonet(IDENTITY), HeadParams({}, ()), task), -distances, atol=1e-13)
+    np.testing.assert_allclose(outputs(learners.protonet(IDENTITY), HeadParams({}, {}), task), -distances, atol=1e-13)
 
 
 def test_the_scale_of_cosines_is_learned_from_ten_on(task):

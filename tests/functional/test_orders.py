@@ -1,13 +1,13 @@
-"""The order in which a sequence model reads a support set."""
+"""Orders of a set in which padding is at one end."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.functional.sequences import real_last
+from jmeta.functional.orders import real_first, real_last
 
 
-def test_padding_comes_first_and_changes_no_random_order():
+def test_padding_is_at_its_end_and_changes_no_random_order():
     mask, key = jnp.ones(6), jax.random.key(3)
     rows = np.asarray(real_last(mask, key))
     assert sorted(rows) == list(range(6))
@@ -15,6 +15,7 @@ def test_padding_comes_first_and_changes_no_random_order():
     padded = jnp.array([1, 0, 1, 1, 0, 1, 1, 1])
     real = np.flatnonzero(padded)
     np.testing.assert_array_equal(real_last(padded, key)[2:], real[rows])
+    np.testing.assert_array_equal(real_first(padded, key)[:6], real[rows])
 
 
 def test_every_order_is_as_likely():

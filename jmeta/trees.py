@@ -1,0 +1,28 @@
+"""Trees of arrays, leaf by leaf."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmeta.types import PyTree
+
+
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """The leaves by their paths."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first path at which the leaves differ in dtype or shape, and what is there in each; None if none does."""
+    kinds = [{name: _kind(leaf) for name, leaf in leaves.items()} for leaves in (found, expected)]
+    for name in sorted(found.keys() | expected.keys()):
+        one, other = (of.get(name, "absent") for of in kinds)
+        if one != other:
+            return name, one, other
+    return None
+
+
+def _kind(leaf):
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)  # NumPy's double is not JAX's single
+    return f"{dtype}{list(jnp.shape(leaf))}"
