@@ -128,7 +128,7 @@ def test_normalise_a_layer_of_each_task_as_those_of_its_outputs_do(x64, stride):
     def derivatives(from_images):
         def loss(kernel, x, mask):
             bound = layer.bind({"params": {"kernel": kernel}})
-            options = {"moments_of": bound.moments(x)} if from_images else {}
+            options = {"moments_of": bound.moments_of(x)} if from_images else {}
             return jnp.sin(normalise.apply(scale, bound(x), mask=mask, **options)[mask.argmax()]).sum()
 
         def both(kernel, x, mask):
