@@ -109,7 +109,9 @@ def saved_steps(directory: str | os.PathLike) -> list[int]:
 
 def _newest(manager, directory):
     if manager.latest_step() is None:
-        raise FileNotFoundError(f"there is no checkpoint in {directory}.")
+        inside = Path(directory) / "checkpoints"
+        remedy = f"; those of the run in it are in {inside}" if inside.is_dir() else ""
+        raise FileNotFoundError(f"there is no checkpoint in {directory}{remedy}.")
     return manager.latest_step()
 
 

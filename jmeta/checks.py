@@ -1,12 +1,16 @@
 """What is asked of the numbers, functions and examples that a user gives."""
 
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.types import Array, Examples, Learner, Model, Task
+from jmeta.trees import by_path, first_difference
+from jmeta.types import Array, Examples, Learner, Model, Task, TrainState
 
 
 def check_positive(**numbers: float) -> None:
@@ -50,12 +54,30 @@ def check_functions(kind: str, /, **functions: Any) -> None:
     """Raises a `ValueError` for what is, by its name, no function; `kind` says from what to what it must be."""
     for name, function in functions.items():
         if not callable(function):
-            raise ValueError(f"{name} is {function!r}; it must be a function {kind}.")
+            given = (
+                repr(function)
+                if isinstance(function, str | float | int | None)
+                else f"of type {type(function).__name__}"
+            )
+            raise ValueError(f"{name} is {given}; it must be a function {kind}.")
 
 
 def check_samplers(**samplers: Any) -> None:
     """Raises a `ValueError` for what is, by its name, no sampler of tasks."""
     check_functions("from a key to a Task", **samplers)
+    for name, sampler in samplers.items():
+        try:
+            signature = inspect.signature(sampler)
+        except ValueError:  # one of C has none
+            continue
+        try:
+            signature.bind(None)
+        except TypeError as error:
+            told = getattr(sampler, "__name__", type(sampler).__name__)
+            raise ValueError(
+                f"{name} is {told}{signature}; it must be a function from a key alone to a Task, as "
+                "data.glyphs() is and data.glyphs is not. functools.partial gives a function its other arguments."
+            ) from error
 
 
 def check_is_task(task: Any) -> None:
@@ -67,7 +89,11 @@ def check_is_task(task: Any) -> None:
 
 
 def check_examples(name: str, examples: Examples) -> None:
-    """Raises a `ValueError` for labels in place of targets, and for arrays that are not of so many examples each."""
+    """Raises a `ValueError` for what is no `Examples`, labels in place of targets, and arrays of other lengths."""
+    if not all(hasattr(examples, field) for field in Examples._fields):
+        raise ValueError(
+            f"{name} is of type {type(examples).__name__}; it must be jmeta.Examples, of inputs, targets and a mask."
+        )
     inputs, targets, mask = map(np.shape, examples)
     if len(targets) < 2:
         raise ValueError(
@@ -98,10 +124,9 @@ def check_task(task: Task) -> None:
             "the task's classes are numbered, but its targets are neither one-hot nor probabilities; a task of real "
             "targets has no class_ids."
         )
-    targets = [_real_targets(part) for part in (task.support, task.query)]
-    if not all(map(_is_one_hot, targets)):
+    if not is_one_hot(task):
         return
-    support, query = (real.sum(0) for real in targets)
+    support, query = (_real_targets(part).sum(0) for part in (task.support, task.query))
     orphans = np.flatnonzero((support == 0) & (query > 0))
     if orphans.size:
         raise ValueError(f"class {orphans[0]} of the task has queries but no support example; each class needs one.")
@@ -124,9 +149,39 @@ def is_of_classes(targets: Any, mask: Any) -> Any:
     return ((near_one & (targets >= 0).all(-1)) | (mask <= 0)).all()
 
 
+def is_transformation(optimizer: Any) -> bool:
+    """Whether it has the functions `init` and `update` of an optimizer."""
+    return all(callable(getattr(optimizer, function, None)) for function in ("init", "update"))
+
+
+@contextlib.contextmanager
+def telling_of_another_state(learner: Learner, state: TrainState, sample: Callable[[Array], Task]) -> Iterator[None]:
+    """Makes an error of the block one that tells of parameters of another learner or model, if they are.
+
+    Args:
+        learner: what they should be of.
+        state: which has them.
+        sample: the tasks at hand, for their shapes.
+    """
+    try:
+        yield
+    except ValueError:  # which tells by itself
+        raise
+    except Exception as error:
+        given, expected = (state.params, state.state), None
+        with contextlib.suppress(Exception):  # the first error is the one to tell
+            expected = jax.eval_shape(lambda key: learner.init(key, sample(key)), jax.random.key(0))
+        if expected is None or (difference := first_difference(by_path(given), by_path(expected))) is None:
+            raise
+        raise ValueError(
+            "the state is of another learner or model, or the tasks have inputs of another shape: of (params, state), "
+            f"{difference[0]} is {difference[1]} and not {difference[2]}, as for these tasks."
+        ) from error
+
+
 def check_transformation(name: str, optimizer: Any) -> None:
     """Raises a `ValueError` for what is no optimizer: has no `init` and no `update`."""
-    if not all(callable(getattr(optimizer, function, None)) for function in ("init", "update")):
+    if not is_transformation(optimizer):
         raise ValueError(f"{name} is {optimizer!r}; it must be an optax transformation, as optax.sgd(0.1) makes it.")
 
 
@@ -146,10 +201,12 @@ def as_key(key: Any) -> Array:
     return typed
 
 
+def is_one_hot(task: Task) -> bool:
+    """Whether each of its targets, but padding, is one-hot, of two classes or more."""
+    targets = np.concatenate([_real_targets(part) for part in (task.support, task.query)])
+    return targets.shape[1] > 1 and bool(np.isin(targets, (0, 1)).all() and (targets.sum(1) == 1).all())
+
+
 def _real_targets(examples: Examples) -> np.ndarray:
     """The targets of the examples that are not padding."""
     return np.asarray(examples.targets)[np.asarray(examples.mask) > 0]
-
-
-def _is_one_hot(targets: np.ndarray) -> bool:
-    return bool(np.isin(targets, (0, 1)).all() and (targets.sum(1) == 1).all())

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def fit(
         reporter = held.enter_context(_Reporter(out, steps, done, batch_size))
         while done < steps and not stopping.is_set():
             # Up to the next line of metrics, wherever the run was stopped before.
-            before = state
+            before, begun = state, done
             state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
             last_finite = _last_finite(metrics, done, before=last_finite)
             good = _good_steps(metrics, is_finite, nonfinite)
@@ -152,7 +153,11 @@ def fit(
                 finally:
                     if nonfinite == "raise" and done > 0:
                         kept.save(state)
-                raise FloatingPointError(_diverged(min(done, last_finite) + 1, last_finite, kept.folder))
+                step = min(done, last_finite) + 1
+                # A step of an earlier dispatch is one that no finite task has followed.
+                bad = batch_size if step <= begun else int(metrics["nonfinite_tasks"][step - 1 - begun])
+                told = f"{bad} of {batch_size} tasks are" if bad else "a parameter or running statistic is"
+                raise FloatingPointError(_diverged(told, step, last_finite, kept.folder))
             done += good
             is_due = done % save_every == 0 or done == steps
             report = None
@@ -167,6 +172,7 @@ def fit(
                 finally:
                     reporter.write(done, metrics, report, seconds)
         kept.save(state)
+    reporter.warn()
     return state
 
 
@@ -286,15 +292,18 @@ def _last_good(dispatch, state, good):
     return state, good
 
 
-def _diverged(step: int, last_finite: int, folder: Path | None) -> str:
-    """What is told of a run that is not finite at a step, and had no finite task after `last_finite`."""
+def _diverged(what: str, step: int, last_finite: int, folder: Path | None) -> str:
+    """What is told of a run of which something is not finite at a step, and no task after `last_finite` was."""
     saved = [] if folder is None else sorted(checkpoints.saved_steps(folder))
     # A step may have a finite loss and ruin the parameters: only a finite step after it shows a checkpoint to be good.
     good = max((at for at in saved if at < last_finite), default=None)
     kept = "no checkpoint is known to be good" if good is None else f"the last good checkpoint is {folder}/{good}"
     if saved and saved[-1] != good:
         kept += f": no finite meta-step has followed {folder}/{saved[-1]}"
-    return f"tasks' losses, states or meta-gradients, or a parameter, are not finite at meta-step {step}; {kept}."
+    return (
+        f"{what} not finite at meta-step {step}; {kept}. A task is not finite if its loss, state or meta-gradient is "
+        "not: look at the data, padding too, if it is the first step, else at rates, inner steps and max_task_norm."
+    )
 
 
 class _Reporter:
@@ -304,12 +313,15 @@ class _Reporter:
         self._log = None if out is None else MetricsLog(out, step=done)
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
         self._batch_size = batch_size
+        self._skipped, self._tasks = 0, 0
 
     def write(self, done: int, metrics: dict[str, np.ndarray], report: Report | None, seconds: float) -> None:
         """Tells of the steps up to `done`, that took `seconds`, and of the validation after them."""
         number = len(metrics["loss"])
         if number == 0:
             return
+        self._skipped += int(metrics["nonfinite_tasks"].sum())
+        self._tasks += number * self._batch_size
         # A step without a finite task has no loss.
         values = {name: _mean(array[~np.isnan(array)]) for name, array in metrics.items()}
         values["nonfinite_tasks"] = int(metrics["nonfinite_tasks"].sum())
@@ -324,6 +336,15 @@ class _Reporter:
         rate = {"tasks/s": f"{number * self._batch_size / seconds:.3g}"}
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | rate)
         self._bar.update(number)
+
+    def warn(self) -> None:
+        """Warns of tasks that were left out, if any were."""
+        if self._skipped:
+            warnings.warn(
+                f"{self._skipped} of {self._tasks} tasks were left out, since their loss, state or meta-gradient is "
+                "not finite; metrics tell at which meta-steps.",
+                stacklevel=3,
+            )
 
     def __enter__(self):
         return self

@@ -24,6 +24,9 @@ Z95 = 1.959963984540054
 def classification(loss_fn: Callable) -> Callable:
     """The loss, marked as one over classes: its targets are one-hot.
 
+    In a task of fewer classes than its arrays are wide, the outputs of the others are very negative. A loss that counts
+    them, as label smoothing does, leaves them out by `functional.present_in(outputs)`.
+
     Example:
         >>> @classification
         ... def hinge(outputs, targets, mask):
@@ -57,16 +60,26 @@ def objective(loss_fn: Callable) -> Objective:
     """A loss with what belongs to it: classification reports accuracy and knows absent classes.
 
     Raises:
-        ValueError: for what is no function, the name of a loss say.
+        ValueError: for what is no function, the name of a loss say; from its `loss`, for values that are no scalar.
     """
     check_functions("(outputs, targets, mask) -> scalar, as losses.squared_error is", loss_fn=loss_fn)
+
+    def loss(*labelled):
+        value = loss_fn(*labelled)
+        if jnp.shape(value):
+            raise ValueError(
+                f"loss_fn gives an array of shape {jnp.shape(value)}; it must give a scalar, as "
+                "losses.masked_mean(values, mask) is of a value for each example."
+            )
+        return value
+
     if not is_classification(loss_fn):
-        return Objective(loss_fn, lambda *labelled: {}, lambda support: None)
+        return Objective(loss, lambda *labelled: {}, lambda support: None)
 
     def metrics(*labelled):
         return {"accuracy": accuracy(*labelled)}
 
-    return Objective(loss_fn, metrics, lambda support: class_counts(support) > 0)
+    return Objective(loss, metrics, lambda support: class_counts(support) > 0)
 
 
 @classification
@@ -136,9 +149,10 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
         0.918938
     """
     if not isinstance(outputs, Gaussian):
+        kind = "an array" if isinstance(outputs, Array) else f"of type {type(outputs).__name__}"
         raise ValueError(
-            f"outputs are of type {type(outputs).__name__}; they must be a losses.Gaussian, as those of learners.cnp "
-            "are. For other learners' there is losses.squared_error."
+            f"outputs are {kind}; they must be a losses.Gaussian, as those of learners.cnp are. For other learners' "
+            "there is losses.squared_error."
         )
     _check_shapes(outputs.mean, targets, mask)
     distance, deviation = at_real_rows(targets - outputs.mean, mask), at_real_rows(outputs.deviation, mask, 1)

@@ -1,6 +1,7 @@
 """Meta-training: the state, one step, and many steps in one dispatch."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import get_args, Literal, NamedTuple
 
@@ -27,8 +28,10 @@ from jmeta.checks import (
     check_learner,
     check_task,
     check_transformation,
+    is_one_hot,
     is_task_of_classes,
     is_traced,
+    telling_of_another_state,
 )
 from jmeta.losses import tells_accuracy
 from jmeta.networks import accepts
@@ -112,7 +115,7 @@ def make_train_step(
         optimizer: the outer optimizer. One that asks for a loss, as
             `optax.contrib.reduce_on_plateau` does, is given the mean as `value`.
         tasks_per_chunk: how many tasks are vmapped at a time, at most, the
-            gradients of the chunks being added up. The result is the same to rounding; time
+            gradients of the chunks being added up (accumulation). The result is the same to rounding; time
             and memory are not. What the last chunk lacks is filled up with tasks
             that do not count. None takes about as many as keep their arrays within
             the backend's bound: the cache on a CPU, where that is often one.
@@ -138,10 +141,11 @@ def make_train_step(
     Raises:
         ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
             that is not positive, what is no learner or optimizer, or devices that cannot
-            share tasks; from the step, for what is no batch of tasks, for a loss that gives
-            back another state than it was given, by shapes and dtypes, and for metrics of a
-            learner that are no scalars, or are named `"loss"`, `"gradient_norm"`,
-            `"nonfinite_tasks"`, `"step"` or `"validation_..."`.
+            share tasks; from the step, for what is no batch of tasks, a state of another
+            learner, a loss that gives back another state than it was given, by shapes and
+            dtypes, and for metrics of a learner that are no scalars, or are named
+            `"loss"`, `"gradient_norm"`, `"nonfinite_tasks"`, `"step"` or
+            `"validation_..."`.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -187,7 +191,8 @@ def make_train_step(
         number = _number_of_tasks(tasks)
         keys = jax.random.split(key, number + 1)
         batch, is_counted = filled_up((tasks, keys[1:]), device_count(devices))
-        sums = total((params, state), (*batch, is_counted))
+        with telling_of_another_state(learner, train_state, lambda _: jax.tree.map(lambda leaf: leaf[0], tasks)):
+            sums = total((params, state), (*batch, is_counted))
         finite, some = sums.finite, jnp.maximum(sums.finite, 1)
         new_state = jax.tree.map(
             lambda leaf, like: (leaf / some).astype(like.dtype) if is_inexact(leaf) else leaf, sums.state, state
@@ -332,11 +337,18 @@ def _check_metrics(metrics: dict[str, Array]) -> None:
 
 
 def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task) -> None:
-    """Raises a `ValueError` for real numbers as targets of a loss over classes."""
+    """Raises a `ValueError` for real numbers as targets of a loss over classes; warns of the reverse."""
     if is_traced(task):
         return
-    if not is_task_of_classes(task) and tells_accuracy(learner, params, state, task):
+    is_over_classes = tells_accuracy(learner, params, state, task)
+    if is_over_classes and not is_task_of_classes(task):
         raise ValueError(
             "the learner's loss is over classes, but the task's targets are neither one-hot nor probabilities; if they "
             "are real numbers, take a loss of such, as loss_fn=losses.squared_error."
+        )
+    if not is_over_classes and task.class_ids is None and is_one_hot(task):
+        warnings.warn(
+            "the task's targets are one-hot, but the learner's loss is not over classes, so that no accuracy is told "
+            "and evaluation is that of regression; if they are classes, mark the loss by losses.classification.",
+            stacklevel=3,
         )

@@ -1,5 +1,6 @@
 """Strict settings for every test, and the tasks that many share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Traces leave many cycles of small objects; to look for them 70 times as rarely took 1 s of 115 in place of 5.
+gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_configure(config):

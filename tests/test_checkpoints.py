@@ -39,3 +39,7 @@ def test_a_state_that_is_no_later_than_the_newest_is_not_saved(tmp_path, step):
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"there is no checkpoint in {tmp_path}"):
         checkpoints.restore_config(tmp_path)
+    state = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    checkpoints.save(tmp_path / "checkpoints", state)
+    with pytest.raises(FileNotFoundError, match=f"those of the run in it are in {tmp_path}/checkpoints"):
+        checkpoints.restore(tmp_path, state)

@@ -536,3 +536,24 @@ def test_inside_shard_map_what_varies_may_be_the_key_or_the_inputs_alone(name):
     mesh = jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Auto,))
     apart = jax.jit(jax.shard_map(outputs, mesh=mesh, in_specs=(P(), P("tasks")), out_specs=P("tasks")))
     chex.assert_trees_all_close(apart(params, varied), jax.jit(outputs)(params, varied), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["maml", "mamlpp", "protonet", "relation"])
+def test_adaptation_and_prediction_are_compiled_once_for_all_calls(name):
+    traces = []
+
+    def apply(params, state, inputs, *, train=False, key=None):
+        traces.append(None)
+        return plain_model().apply(params, state, inputs)
+
+    learner = getattr(learners, name)(Model(plain_model().init, apply))
+    first, second = (classification_task(jax.random.key(seed), (5,)) for seed in (0, 1))
+    params, state = learner.init(jax.random.key(2), first)
+
+    def predicted(task):
+        return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
+
+    predicted(first)
+    number = len(traces)
+    predicted(second)
+    assert len(traces) == number

@@ -250,6 +250,19 @@ def test_parameters_alone_are_refused_for_a_state():
         jmeta.evaluate(None, {}, None, key=jax.random.key(0))
 
 
+def test_a_state_of_another_learner_is_told():
+    sample = data.episodes(TABLE, ways=3, shots=1, queries=3)
+    state = jmeta.init_state(learners.protonet(BATCH), optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    with pytest.raises(ValueError, match="the state is of another learner or model"):
+        jmeta.evaluate(learners.maml(models.mlp(outputs=3)), state, sample, key=jax.random.key(0))
+
+
+def test_the_ways_of_each_episode_are_told():
+    report = evaluated(IDENTITY, data.episodes(TABLE, ways=(2, 5), shots=1, queries=3))
+    assert set(report.per_episode["ways"]) == {2, 3, 4, 5}
+    assert report.ways == (2, 5)
+
+
 def test_what_is_no_learner_or_no_sampler_is_refused():
     learner, sample = learners.protonet(IDENTITY), data.episodes(TABLE, ways=3, shots=1, queries=3)
     state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))

@@ -79,10 +79,14 @@ def sometimes_bad(key):
 
 
 def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
-    state = jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, key=jax.random.key(0), steps=60, batch_size=2, out=tmp_path)
+    with pytest.warns(UserWarning, match=r"\d+ of 120 tasks were left out") as warned:
+        state = jmeta.fit(
+            LEARNER, OPTIMIZER, sometimes_bad, key=jax.random.key(0), steps=60, batch_size=2, out=tmp_path
+        )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     counted = [line["nonfinite_tasks"] for line in read_metrics(tmp_path)]
     assert 0 < sum(counted) < 24
+    assert str(warned[0].message).startswith(f"{sum(counted)} of 120 tasks")
     assert all(np.isfinite(line["loss"]) for line in read_metrics(tmp_path))
 
 
@@ -90,10 +94,11 @@ def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
 def test_a_run_told_to_raise_stops_at_the_first_one_with_the_state_before_it(tmp_path, devices):
     options = {"key": jax.random.key(0), "batch_size": 2, "log_every": 10, "nonfinite": "raise", "devices": devices}
     skipping = {**options, "log_every": 1, "nonfinite": "skip"}
-    with pytest.raises(FloatingPointError, match="not finite at meta-step") as error:
+    with pytest.raises(FloatingPointError, match=r"[12] of 2 tasks are not finite at meta-step") as error:
         jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "raised", **options)
     step = checkpoints.latest_step(tmp_path / "raised" / "checkpoints")
-    jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "skipped", **skipping)
+    with pytest.warns(UserWarning, match="tasks were left out"):
+        jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=60, out=tmp_path / "skipped", **skipping)
     bad = [line["step"] for line in read_metrics(tmp_path / "skipped") if line["nonfinite_tasks"]]
     assert step == bad[0] - 1
     assert f"meta-step {step + 1}; the last good checkpoint is" in str(error.value)
@@ -187,6 +192,12 @@ def test_what_is_no_sampler_is_refused(options):
     arguments = {"sample": SAMPLE, "key": jax.random.key(0), "steps": 1, "batch_size": 1} | options
     with pytest.raises(ValueError, match=f"{name} is {value}; it must be a function from a key to a Task"):
         jmeta.fit(LEARNER, OPTIMIZER, **arguments)
+
+
+@pytest.mark.parametrize("sample", [data.sinusoid, lambda key, ways: None, lambda: None])
+def test_a_function_of_more_than_a_key_or_of_nothing_is_no_sampler(sample):
+    with pytest.raises(ValueError, match=r"sample is [^;]*\(.*\).*; it must be a function from a key alone to a Task"):
+        jmeta.fit(LEARNER, OPTIMIZER, sample, key=jax.random.key(0), steps=1, batch_size=1)
 
 
 def poisoned(key):

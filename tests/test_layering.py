@@ -14,8 +14,8 @@ ROOT = Path(jmeta.__file__).parent
 # What each layer may import of jmeta, as prefixes; a layer may import itself but for learners.
 ALLOWED = {
     "types": (),
-    "checks": ("types",),
     "trees": ("types",),
+    "checks": ("types", "trees"),
     "networks": ("types", "checks"),
     "losses": ("types", "checks"),
     "functional": ("types", "checks", "networks", "functional"),

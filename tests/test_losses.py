@@ -74,7 +74,7 @@ def test_errors_in_half_precision_are_added_up_and_squared_beyond_65504():
 
 
 def test_a_likelihood_of_outputs_without_a_deviation_is_refused():
-    with pytest.raises(ValueError, match=r"outputs are of .*Array.*; they must be a losses\.Gaussian"):
+    with pytest.raises(ValueError, match=r"outputs are an array; they must be a losses\.Gaussian"):
         losses.gaussian_nll(jnp.zeros((2, 1)), jnp.zeros((2, 1)), jnp.ones(2))
 
 
@@ -156,3 +156,17 @@ def test_absent_classes_have_no_probability_and_cost_nothing():
 def test_a_model_of_the_wrong_width_is_named():
     with pytest.raises(ValueError, match=r"outputs have shape \(4, 2\).*output width must be 5"):
         losses.cross_entropy(jnp.zeros((4, 2)), jnp.zeros((4, 5)), jnp.ones(4))
+
+
+def test_a_loss_must_give_a_scalar():
+    each = losses.objective(lambda outputs, targets, mask: (outputs - targets) ** 2)
+    with pytest.raises(ValueError, match=r"loss_fn gives an array of shape \(40, 3\); it must give a scalar"):
+        each.loss(*labelled())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_classes_are_known_to_be_absent_by_their_outputs(dtype):
+    present = jnp.array([True, False, True])
+    outputs = exclude_absent(jnp.array([[-200.0, 0, 100.0], [0, 0, -1e4]], dtype), present)
+    np.testing.assert_array_equal(functional.present_in(outputs), present)
+    assert (jax.nn.softmax(outputs)[:, 1] == 0).all()

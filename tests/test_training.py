@@ -279,6 +279,31 @@ def test_what_is_no_learner_no_task_or_no_bound_is_refused():
         jmeta.make_train_step(LEARNER, OPTIMIZER, max_task_norm=None)
 
 
+def test_a_state_of_another_learner_is_told_and_so_are_inputs_of_another_width():
+    step = jmeta.make_train_step(LEARNER, OPTIMIZER)
+    other = begin(learners.cnp(models.mlp(hidden=(), outputs=None), loss_fn=losses.gaussian_nll))
+    with pytest.raises(ValueError, match=r"is of another learner or model, or .*: of \(params, state\), \[0\]"):
+        jax.eval_shape(step, other, batch())
+    tasks = batch()
+    wider = (part._replace(inputs=jnp.repeat(part.inputs, 2, axis=-1)) for part in (tasks.support, tasks.query))
+    with pytest.raises(ValueError, match=r"Dense_0'\]\['kernel'\] is float32\[1, 8\] and not float32\[2, 8\]"):
+        jax.eval_shape(step, begin(), Task(*wider))
+
+
+def test_a_loss_over_classes_that_is_not_marked_is_warned_of():
+    def unmarked(outputs, targets, mask):
+        return losses.cross_entropy(outputs, targets, mask)
+
+    sample = data.glyphs(ways=3, shots=1, queries=1)
+    with pytest.warns(UserWarning, match=r"one-hot, .* mark the loss by losses\.classification"):
+        jmeta.init_state(
+            learners.maml(models.mlp(hidden=(), outputs=3), loss_fn=unmarked),
+            OPTIMIZER,
+            jax.random.key(0),
+            sample(jax.random.key(1))._replace(class_ids=None),
+        )
+
+
 def test_a_loss_that_gives_back_another_state_is_refused():
     subject = LEARNER._replace(
         init=lambda key, task: (jnp.zeros(()), {"mean": jnp.zeros(8)}),

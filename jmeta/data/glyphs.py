@@ -27,7 +27,7 @@ SHIFT = 0.05  # of the position, in image widths
 PEN = (0.03, 0.045)  # half-width of the pen, in image widths
 
 
-def glyphs(ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array], Task]:
+def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array], Task]:
     """A sampler of tasks over characters nobody has written.
 
     A class is a program of two to four strokes, each a quadratic Bézier curve

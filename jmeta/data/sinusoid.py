@@ -14,7 +14,7 @@ PHASES = (0.0, jnp.pi)
 INPUTS = (-5.0, 5.0)
 
 
-def sinusoid(shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
+def sinusoid(*, shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
     """A sampler of regression tasks y = a sin(x - p), each of an amplitude a and a phase p of its own.
 
     Finn et al., 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep

@@ -1,6 +1,7 @@
 """Pure mathematics on arrays, from which the learners are built."""
 
 from jmeta.functional.attention import class_attention
+from jmeta.functional.classes import present_in
 from jmeta.functional.conv import conv
 from jmeta.functional.encoders import Encoder, separate_encoders, shared_encoder
 from jmeta.functional.fast_weights import Descent, descent, fast_weight_learner, FastWeights, MetaParams
@@ -58,6 +59,7 @@ __all__ = [
     "mixed_gradient",
     "moments",
     "plain_head",
+    "present_in",
     "prompted",
     "prototypes",
     "recurrent",

@@ -1,7 +1,6 @@
 """Classes that a task does not have."""
 
 import jax.numpy as jnp
-import numpy as np
 
 from jmeta.types import Array
 
@@ -16,8 +15,8 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
         present: [N] whether a class has a support example; None for all.
 
     Returns:
-        [Q, N], at absent classes half the most negative number of the dtype:
-        its softmax is exactly zero, and zero times it is not NaN.
+        [Q, N], at absent classes very negative numbers: their softmax is exactly
+        zero, and zero times them is not NaN.
 
     Raises:
         ValueError: if the outputs are not as wide as there are classes.
@@ -38,6 +37,19 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
     return jnp.where(present[None, :], outputs, very_negative(outputs))
 
 
-def very_negative(scores: Array) -> np.floating:
-    """Half the most negative number of their dtype."""
-    return jnp.finfo(jnp.result_type(scores)).min / 2
+def present_in(outputs: Array) -> Array:
+    """Which classes [N] are present, by outputs [Q, N] that `exclude_absent` has made.
+
+    For a loss that would count the others, as label smoothing does.
+
+    Example:
+        >>> print(present_in(exclude_absent(jnp.zeros((1, 3)), jnp.array([True, False, True]))))
+        [ True False  True]
+    """
+    return (outputs > very_negative(outputs) / 2).any(0)
+
+
+def very_negative(scores: Array) -> float:
+    """A number below all scores, whose square, summed over many examples, is still finite; not so in half precision."""
+    most = float(jnp.finfo(jnp.result_type(scores)).max)
+    return -(most / 2 if most < 2**16 else most**0.4)

@@ -90,10 +90,10 @@ def descent(
         targets, and if `moves` chooses no parameter or all.
 
     Raises:
-        ValueError: for options that no inner loop can do, minibatches of fewer than
+        ValueError: for what is no rule, options that no inner loop can do, minibatches of fewer than
             one example, or under `"implicit"`.
     """
-    chosen = checked_options(**options)
+    chosen, rule = checked_options(**options), as_rule(rule)
     if inner_batch is not None:
         check_counts(least=1, inner_batch=inner_batch)
     if inner_batch is not None and chosen["meta_gradient"] == "implicit":
@@ -113,7 +113,7 @@ def descent(
         moving, fixed = begin(params, state, task.support, train=False, key=None)
         if moves is not None:
             check_parts(moving, fixed)
-        return MetaParams(params, as_rule(rule).init(moving)), state
+        return MetaParams(params, rule.init(moving)), state
 
     def run(params, state, examples, *, steps, train=False, key=None):
         check_examples("support", examples)
@@ -182,9 +182,11 @@ def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: in
         jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
         return params, state
 
+    @jax.jit  # or each call outside of a compiled function would compile its loops again
     def adapt(params, state, support, *, key=None):
         return inner.run(params, state, support, steps=test_steps, key=key)
 
+    @jax.jit
     def predict(params, state, adapted, inputs, *, mask=None):
         return inner.outputs(params, state, adapted, inputs, mask=mask)[0]
 

@@ -117,11 +117,13 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
     def score(params, adapted, features, **mode):
         return exclude_absent(head.score(params.head, adapted.head, features, **mode), adapted.present)
 
+    @jax.jit
     def adapt(params, state, support, *, key=None):
         encoder_key, fit_key = split_key(key)
         features = encoder.support(params.encoder, state, support.inputs, mask=support.mask, key=encoder_key)
         return fit(params, features, support, key=fit_key)
 
+    @jax.jit
     def predict(params, state, adapted, inputs, *, mask=None):
         return score(params, adapted, encoder.query(params.encoder, state, inputs, mask=mask))
 

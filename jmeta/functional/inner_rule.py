@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jmeta.checks import check_transformation
+from jmeta.checks import is_transformation
 from jmeta.types import PyTree
 
 
@@ -46,7 +46,11 @@ def as_rule(optimizer: InnerOptimizer) -> InnerRule:
     """
     if isinstance(optimizer, InnerRule):
         return optimizer
-    check_transformation("inner_optimizer", optimizer)
+    if not is_transformation(optimizer):
+        raise ValueError(
+            f"the inner loop's rule is {optimizer!r}; it must be an optax transformation, as optax.sgd(0.1) makes it, "
+            "or a functional.InnerRule."
+        )
     return InnerRule(
         init=lambda params: (),
         start=lambda rule_params, params: optimizer.init(params),

@@ -52,10 +52,11 @@ def cnp(
 
     Garnelo et al., 2018, "Conditional Neural Processes". For regression the
     prediction is a Gaussian: `predict` gives its mean; the learner that gives the
-    whole is `gaussian_cnp` (`from jmeta.learners.cnp import gaussian_cnp`). For
-    classification each class has a mean of its own, and the decoder sees all of them
-    side by side. The losses are those of the query set alone, where the paper adds the
-    support set to it.
+    whole is `gaussian_cnp` (`from jmeta.learners.cnp import gaussian_cnp`). Its
+    standard deviation is at least 0.1, as in the paper's code: scale targets to order
+    one. For classification each class has a mean of its own, and the decoder sees all
+    of them side by side. The losses are those of the query set alone, where the paper
+    adds the support set to it.
 
     Args:
         model: an encoder to features [K, D]; on curves the paper has none, which is

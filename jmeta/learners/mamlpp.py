@@ -167,6 +167,7 @@ def mamlpp(
         """The first carry, varying over devices where anything does that its steps depend on."""
         return start_descent(rule, params.rates, params.model, varying((params, others)))
 
+    @jax.jit  # or each call outside of a compiled function would compile its loops again
     def adapt(params, state, support, *, key=None):
         check_examples("support", support)
         present = objective.present(support)
@@ -177,6 +178,7 @@ def mamlpp(
         fast, _ = scan_steps(step, begin(params, state, support, keys), (steps, keys), test_steps)
         return FastWeights(fast, present)
 
+    @jax.jit
     def predict(params, state, adapted, inputs, *, mask=None):
         last = min(max(test_steps, 1), inner_steps) - 1
         scales, state = jax.tree.map(lambda leaf: leaf[last], (params.norms, state.model))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jmeta import losses, models
 from jmeta.checks import check_examples, check_model
-from jmeta.functional.classes import exclude_absent, very_negative
+from jmeta.functional.classes import exclude_absent, present_in
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.prototypes import prototypes
 from jmeta.networks import apply_model, split_key
@@ -103,10 +103,12 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         jax.eval_shape(loss, params, state, task, key=key)  # tells of wrong scores before training compiles
         return params, state
 
+    @jax.jit
     def adapt(params, state, support, *, key=None):
         features = encoder.support(params.encoder, state.encoder, support.inputs, mask=support.mask, key=key)
         return summarise(features, support)
 
+    @jax.jit
     def predict(params, state, adapted, inputs, *, mask=None):
         queries = encoder.query(params.encoder, state.encoder, inputs, mask=mask)
         return compare(params.comparator, state.comparator, adapted, queries, mask=mask)[0]
@@ -131,6 +133,5 @@ def one_against_rest(outputs: Array, targets: Array, mask: Array) -> Array:
     that a task padded to more ways has the same loss.
     """
     losses.check_classes(targets)
-    present = (outputs > very_negative(outputs) / 2).any(0)
-    share = targets.shape[1] / jnp.maximum(present.sum(), 1)
+    share = targets.shape[1] / jnp.maximum(present_in(outputs).sum(), 1)
     return share * losses.squared_error(jax.nn.sigmoid(outputs), targets, mask)
