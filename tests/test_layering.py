@@ -18,7 +18,7 @@ ALLOWED = {
     "checks": ("types", "trees"),
     "networks": ("types", "checks"),
     "losses": ("types", "checks"),
-    "functional": ("types", "checks", "networks", "functional"),
+    "functional": ("types", "trees", "checks", "networks", "functional"),
     "models": ("types", "checks", "networks", "functional", "models"),
     # Of models, the paper's second network.
     "learners": ("types", "checks", "networks", "losses", "functional", "models"),

@@ -15,6 +15,7 @@ from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
 from jmeta.functional.mixed import mixed_gradient, products_saveable
 from jmeta.functional.varying import vary_over, varying
+from jmeta.trees import by_path
 from jmeta.types import Array, is_inexact, PyTree
 
 MetaGradient = Literal["second_order", "first_order", "implicit", "truncated"]
@@ -106,7 +107,8 @@ def inner_loop(
 
     Raises:
         ValueError: for what `checked_options` refuses; for a number out of range; for
-            data whose leading axis is not [steps]; for parameters that have no
+            data whose leading axis is not [steps]; for `rule_params` that are not of the
+            structure of `rule.init(params)`; for parameters that have no
             gradient, as integers; for a rule that has no derivative at a gradient of
             zero (Adam with `eps_root=0`) where one is taken; under `"implicit"` for a
             rule with parameters of its own, on which the minimum does not depend.
@@ -125,6 +127,8 @@ def inner_loop(
     _check_arrays(params, data, steps)
     if steps == 0:
         return params
+    rule = as_rule(rule)
+    _check_rule_params(rule, rule_params, params)
     scan = functools.partial(scan_steps, unroll=unroll)
     axes = _varying(objective, params, data)
     params = vary_over(params, axes)
@@ -253,6 +257,16 @@ def _check_arrays(params, data, steps):
                 f"params{jax.tree_util.keystr(path)} is of {jnp.result_type(leaf)}, which has no gradient; keep it out "
                 "of what the inner loop moves, in the model's state or by `part`."
             )
+
+
+def _check_rule_params(rule, rule_params, params):
+    """Refuses meta-learned parameters that are not of the structure that the rule gives them."""
+    given, expected = (set(by_path(tree)) for tree in (rule_params, jax.eval_shape(rule.init, params)))
+    if given != expected:
+        raise ValueError(
+            f"rule_params has arrays at {sorted(given) or 'no path'}, but rule.init(params) has them at "
+            f"{sorted(expected) or 'no path'}; give it what that gives, or what was learned from there."
+        )
 
 
 def _varying(objective, params, data):

@@ -225,7 +225,9 @@ def test_a_rule_without_a_derivative_where_a_bias_is_zero_is_refused():
 
 @pytest.mark.parametrize("rule", [0.1, optax.sgd, None])
 def test_what_is_no_optimizer_is_refused(rule):
-    with pytest.raises(ValueError, match=r"inner_optimizer is .*; it must be an optax transformation"):
+    with pytest.raises(
+        ValueError, match=r"rule is .*; it must be an optax transformation, .* or a functional\.InnerRule"
+    ):
         inner_loop(lambda w, _: w**2, 1.0, rule=rule, steps=1)
 
 
@@ -264,6 +266,13 @@ def test_a_rule_may_start_from_numbers_of_the_shapes_of_the_parameters():
     np.testing.assert_allclose(found, 1 - rates)
 
 
+RATE = InnerRule(  # one rate, learned
+    init=lambda params: {"rate": jnp.float32(0.1)},
+    start=lambda learned, params: (),
+    update=lambda gradients, memory, params, learned: (-learned["rate"] * gradients, memory),
+)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -282,7 +291,12 @@ def test_a_rule_may_start_from_numbers_of_the_shapes_of_the_parameters():
         ({"meta_gradient": "implicit"}, "proximal is 0.0"),
         ({"last_steps": 2}, "last_steps is 2, but meta_gradient is 'second_order', .* it is for 'truncated'"),
         ({"meta_gradient": "truncated", "damping": 1.0}, "damping is 1.0, .* it is for 'implicit'"),
-        ({"meta_gradient": "implicit", "proximal": 1.0, "rule_params": 0.1}, "does not depend on the rule's"),
+        (
+            {"meta_gradient": "implicit", "proximal": 1.0, "rule": RATE, "rule_params": {"rate": 0.1}},
+            "does not depend on the rule's",
+        ),
+        ({"rule_params": 0.1}, r"rule_params has arrays at \[''\], but rule.init\(params\) has them at no path"),
+        ({"rule": RATE}, r"rule_params has arrays at no path, but rule.init\(params\) has them at .*rate"),
     ],
 )
 def test_refuses_what_no_loop_can_do(options, message):
