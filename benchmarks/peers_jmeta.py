@@ -112,7 +112,7 @@ def training(peer, workload, weights, tasks, dtype) -> Callable:
 
 def _sampler(workload):
     if workload.image is None:
-        return jax.tree_util.Partial(data.sinusoid(workload.shots, workload.queries))
+        return jax.tree_util.Partial(data.sinusoid(shots=workload.shots, queries=workload.queries))
     images = workload.images()
     table = data.class_table(images.reshape(-1, *workload.image), np.repeat(np.arange(len(images)), images.shape[1]))
     return data.episodes(table, ways=workload.ways, shots=workload.shots, queries=workload.queries)

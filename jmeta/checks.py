@@ -2,6 +2,9 @@
 
 import contextlib
 import inspect
+import itertools
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.trees import by_path, first_difference
+from jmeta.trees import by_path
 from jmeta.types import Array, Examples, Learner, Model, Task, TrainState
 
 
@@ -65,19 +68,26 @@ def check_functions(kind: str, /, **functions: Any) -> None:
 def check_samplers(**samplers: Any) -> None:
     """Raises a `ValueError` for what is, by its name, no sampler of tasks."""
     check_functions("from a key to a Task", **samplers)
-    for name, sampler in samplers.items():
+
+
+def drawn(sample: Callable[[Array], Task], key: Array) -> Task:
+    """A task of a sampler.
+
+    Raises:
+        ValueError: if it cannot be called with a key alone.
+    """
+    try:
+        return sample(key)
+    except TypeError as error:
         try:
-            signature = inspect.signature(sampler)
-        except ValueError:  # one of C has none
-            continue
-        try:
-            signature.bind(None)
-        except TypeError as error:
-            told = getattr(sampler, "__name__", type(sampler).__name__)
+            inspect.signature(sample).bind(key)
+        except TypeError:
+            told = getattr(sample, "__name__", type(sample).__name__)
             raise ValueError(
-                f"{name} is {told}{signature}; it must be a function from a key alone to a Task, as "
-                "data.glyphs() is and data.glyphs is not. functools.partial gives a function its other arguments."
+                f"the sampler is {told}{inspect.signature(sample)}; it must be a function from a key alone to a Task, "
+                "as data.glyphs() is and data.glyphs is not. functools.partial gives a function its other arguments."
             ) from error
+        raise
 
 
 def check_is_task(task: Any) -> None:
@@ -94,7 +104,7 @@ def check_examples(name: str, examples: Examples) -> None:
         raise ValueError(
             f"{name} is of type {type(examples).__name__}; it must be jmeta.Examples, of inputs, targets and a mask."
         )
-    inputs, targets, mask = map(np.shape, examples)
+    inputs, targets, mask = (np.shape(getattr(examples, field)) for field in Examples._fields)
     if len(targets) < 2:
         raise ValueError(
             f"{name}.targets have shape {targets}; they must be [K, N] one-hot, as "
@@ -105,6 +115,19 @@ def check_examples(name: str, examples: Examples) -> None:
             f"{name} has inputs of shape {inputs}, targets of {targets} and a mask of {mask}; of one task they must be "
             "[K, ...], [K, N] and [K]."
         )
+
+
+def as_examples(name: str, examples: Any) -> Examples:
+    """The examples as `Examples` of JAX's arrays; raises a `ValueError` for what are none."""
+    check_examples(name, examples)
+    return Examples(*(jnp.asarray(getattr(examples, field)) for field in Examples._fields))
+
+
+def warn(message: str) -> None:
+    """Warns the caller of the package, wherever in it this was called."""
+    package = os.path.dirname(__file__)
+    inside = itertools.takewhile(lambda frame: frame.filename.startswith(package), inspect.stack())
+    warnings.warn(message, stacklevel=len(list(inside)) + 1)
 
 
 def check_task(task: Task) -> None:
@@ -156,27 +179,33 @@ def is_transformation(optimizer: Any) -> bool:
 
 @contextlib.contextmanager
 def telling_of_another_state(learner: Learner, state: TrainState, sample: Callable[[Array], Task]) -> Iterator[None]:
-    """Makes an error of the block one that tells of parameters of another learner or model, if they are.
+    """Explains an error raised in the block, if the state is of another learner or model.
 
     Args:
-        learner: what they should be of.
-        state: which has them.
+        learner: what it should be of.
+        state: of training.
         sample: the tasks at hand, for their shapes.
     """
     try:
         yield
-    except ValueError:  # which tells by itself
+    except (OSError, RuntimeError, MemoryError):  # of the machine
         raise
     except Exception as error:
-        given, expected = (state.params, state.state), None
+        given, expected = by_path((state.params, state.state)), None
         with contextlib.suppress(Exception):  # the first error is the one to tell
-            expected = jax.eval_shape(lambda key: learner.init(key, sample(key)), jax.random.key(0))
-        if expected is None or (difference := first_difference(by_path(given), by_path(expected))) is None:
+            expected = by_path(jax.eval_shape(lambda key: learner.init(key, sample(key)), jax.random.key(0)))
+        # A `ValueError` about shapes tells by itself.
+        if expected is None or (isinstance(error, ValueError) and given.keys() == expected.keys()):
             raise
-        raise ValueError(
-            "the state is of another learner or model, or the tasks have inputs of another shape: of (params, state), "
-            f"{difference[0]} is {difference[1]} and not {difference[2]}, as for these tasks."
-        ) from error
+        found = [{name: list(jnp.shape(leaf)) for name, leaf in leaves.items()} for leaves in (given, expected)]
+        for name in sorted(given.keys() | expected.keys()):
+            one, other = (shapes.get(name, "absent") for shapes in found)
+            if one != other:
+                raise ValueError(
+                    f"(params, state){name} of the state is {one}, where this learner and these tasks need {other}; "
+                    "the state is of another learner or model, or the tasks have inputs of another shape."
+                ) from error
+        raise
 
 
 def check_transformation(name: str, optimizer: Any) -> None:

@@ -261,10 +261,14 @@ def evaluate_run(command: Evaluate) -> None:
 
 def _check_file(out: Path) -> None:
     """Raises a `ValueError` where no file can be written, before there is anything to lose."""
+    try:
+        out = out.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise ValueError(f"--out {out} leads nowhere: {error}.") from error
     if not out.parent.is_dir():
         raise ValueError(f"--out {out} is in a folder that does not exist.")
     if out.exists() and not out.is_file():
-        raise ValueError(f"--out {out} is a folder or a device; it must be a file.")
+        raise ValueError(f"--out {out} is not a regular file; it must be one, or not be there yet.")
     if not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out {out} is in a folder that you may not write to.")
 
@@ -380,3 +384,7 @@ def _told_in_a_line(target: Any, **kwargs: Any) -> Any:
         lines = (line.strip("│╭╮╰╯─|+- ") for line in told.getvalue().splitlines()[1:])
         first = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
         raise ValueError(" ".join(first).rstrip(".") + "; see jmeta --help") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,6 +27,7 @@ from jmeta.checks import (
     check_is_task,
     check_learner,
     check_samplers,
+    drawn,
     is_of_classes,
     telling_of_another_state,
 )
@@ -116,13 +117,13 @@ def evaluate(
         A `Report`; the mean and its normal 95 % interval are over episodes. Outputs that
         are a `losses.Gaussian` are judged by its mean. Of two learners on the same
         episodes `losses.mean_and_interval` of the difference of their
-        `per_episode["accuracy"]` has a narrower interval than either.
+        `per_episode["accuracy"]` takes into account that they are the same.
 
     Raises:
         ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, devices
             that cannot share episodes, what is no key or no state of training, a
             learner whose outputs are not as wide as the targets, a state of another
-            learner, or an episode of classes without support examples, with queries of a
+            learner that this one cannot use, or an episode of classes without support examples, with queries of a
             class that has none, or with real numbers as targets; for what is no learner,
             or no sampler of tasks.
 
@@ -206,7 +207,7 @@ def _chunk_of_shapes(learner, structure, shapes, episodes, most, devices):
 def _episode(learner, is_blanked, sample, params, state, key):
     """What is measured in one episode; `is_blanked`, all its queries but the first are blanked."""
     sample_key, adapt_key = jax.random.split(key)
-    task = sample(sample_key)
+    task = drawn(sample, sample_key)
     check_is_task(task)
     task = jax.tree.map(jnp.asarray, task)
     query, inputs = task.query, task.query.inputs

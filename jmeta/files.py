@@ -42,11 +42,13 @@ def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
     """Holds a run's folder, made if it is not there, while the block runs; a process that ends lets go of it.
 
     Raises:
-        ValueError: if another process, or another thread of this one, holds it.
+        ValueError: if another process, or another thread of this one, holds it, or for a file.
     """
     from filelock import FileLock, Timeout  # only runs that are kept need it
 
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a run needs a folder, which is made if it is not there.")
     folder.mkdir(parents=True, exist_ok=True)
     # One for each folder, which a block within a block holds too.
     lock = FileLock(folder.absolute() / ".lock", is_singleton=True)

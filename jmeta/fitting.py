@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from jmeta import checkpoints
 from jmeta.batching import as_argument, as_devices, on_each_device
-from jmeta.checks import as_key, check_counts, check_learner, check_samplers, check_task, is_count
+from jmeta.checks import as_key, check_counts, check_learner, check_samplers, check_task, drawn, is_count, warn
 from jmeta.evaluation import check_episodes, evaluate, Report
 from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog
@@ -61,6 +60,7 @@ def fit(
     any moment and resumed, it ends with the parameters of a run that was not.
     SIGINT and SIGTERM end it after the current dispatch, with a checkpoint. So does
     a validation that fails, out of memory say, and is not made up for on resuming.
+    The first tasks that are left out as not finite are warned of.
 
     Args:
         learner: what is trained.
@@ -73,13 +73,15 @@ def fit(
         key: PRNG key, which alone decides initial parameters and tasks.
         steps: meta-steps in the whole run.
         batch_size: tasks in a meta-step.
-        validation: `(key) -> Task`; the same tasks are evaluated each time.
+        validation: `(key) -> Task`; the same tasks are evaluated each time, their loss as
+            in a `Report`, whatever the learner's own is.
         episodes: how many of them.
         out: the run's folder, for `checkpoints/`, `metrics.jsonl` and
             `tensorboard/`; None keeps nothing.
         config: a dict of what JSON can say that rebuilds the learner, saved with
             every checkpoint, with `key` and `batch_size`. If a run in `out` was saved with
             another value of an entry, it is refused; saved entries not given here are kept.
+            Nothing else compares a learner's or an optimizer's numbers with those before.
         log_every: meta-steps in a dispatch, and between lines of metrics.
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
@@ -120,10 +122,10 @@ def fit(
     step_devices = None if devices is None else devices[:batch_size]
     init_key, validation_key = jax.random.split(key)
     sampler = on_each_device(as_argument(sample), step_devices)
-    task = sample(validation_key)
+    task = drawn(sample, validation_key)
     state = init_state(learner, optimizer, init_key, task, devices=step_devices)
     if validation is not None:
-        check_task(validation(validation_key))
+        check_task(drawn(validation, validation_key))
         validation = on_each_device(as_argument(validation), devices)
         check_episodes(learner, state, validation, episodes=episodes, devices=devices)
     with contextlib.ExitStack() as held:
@@ -156,7 +158,8 @@ def fit(
                 step = min(done, last_finite) + 1
                 # A step of an earlier dispatch is one that no finite task has followed.
                 bad = batch_size if step <= begun else int(metrics["nonfinite_tasks"][step - 1 - begun])
-                told = f"{bad} of {batch_size} tasks are" if bad else "a parameter or running statistic is"
+                is_of_tasks = bad > 0 if nonfinite == "raise" else bad == batch_size
+                told = f"{bad} of {batch_size} tasks are" if is_of_tasks else "a parameter or running statistic is"
                 raise FloatingPointError(_diverged(told, step, last_finite, kept.folder))
             done += good
             is_due = done % save_every == 0 or done == steps
@@ -172,7 +175,6 @@ def fit(
                 finally:
                     reporter.write(done, metrics, report, seconds)
         kept.save(state)
-    reporter.warn()
     return state
 
 
@@ -313,15 +315,13 @@ class _Reporter:
         self._log = None if out is None else MetricsLog(out, step=done)
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
         self._batch_size = batch_size
-        self._skipped, self._tasks = 0, 0
+        self._has_warned = False
 
     def write(self, done: int, metrics: dict[str, np.ndarray], report: Report | None, seconds: float) -> None:
         """Tells of the steps up to `done`, that took `seconds`, and of the validation after them."""
         number = len(metrics["loss"])
         if number == 0:
             return
-        self._skipped += int(metrics["nonfinite_tasks"].sum())
-        self._tasks += number * self._batch_size
         # A step without a finite task has no loss.
         values = {name: _mean(array[~np.isnan(array)]) for name, array in metrics.items()}
         values["nonfinite_tasks"] = int(metrics["nonfinite_tasks"].sum())
@@ -336,14 +336,12 @@ class _Reporter:
         rate = {"tasks/s": f"{number * self._batch_size / seconds:.3g}"}
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | rate)
         self._bar.update(number)
-
-    def warn(self) -> None:
-        """Warns of tasks that were left out, if any were."""
-        if self._skipped:
-            warnings.warn(
-                f"{self._skipped} of {self._tasks} tasks were left out, since their loss, state or meta-gradient is "
-                "not finite; metrics tell at which meta-steps.",
-                stacklevel=3,
+        if values["nonfinite_tasks"] and not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"{values['nonfinite_tasks']} of {number * self._batch_size} tasks up to meta-step {done} were left "
+                "out, since their loss, state or meta-gradient is not finite; later ones are counted in the metrics "
+                "alone."
             )
 
     def __enter__(self):

@@ -24,8 +24,8 @@ Z95 = 1.959963984540054
 def classification(loss_fn: Callable) -> Callable:
     """The loss, marked as one over classes: its targets are one-hot.
 
-    In a task of fewer classes than its arrays are wide, the outputs of the others are very negative. A loss that counts
-    them, as label smoothing does, leaves them out by `functional.present_in(outputs)`.
+    In a task of fewer classes than its arrays are wide, the outputs of the others are so negative that a loss which
+    counts them, as label smoothing does, is not finite. It leaves them out by `functional.present_in(outputs)`.
 
     Example:
         >>> @classification
@@ -66,10 +66,10 @@ def objective(loss_fn: Callable) -> Objective:
 
     def loss(*labelled):
         value = loss_fn(*labelled)
-        if jnp.shape(value):
+        if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
             raise ValueError(
-                f"loss_fn gives an array of shape {jnp.shape(value)}; it must give a scalar, as "
-                "losses.masked_mean(values, mask) is of a value for each example."
+                f"loss_fn gives {value}; it must give a scalar, as losses.masked_mean(values, mask) is of a value for "
+                "each example."
             )
         return value
 

@@ -1,7 +1,6 @@
 """Meta-training: the state, one step, and many steps in one dispatch."""
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import get_args, Literal, NamedTuple
 
@@ -32,6 +31,7 @@ from jmeta.checks import (
     is_task_of_classes,
     is_traced,
     telling_of_another_state,
+    warn,
 )
 from jmeta.losses import tells_accuracy
 from jmeta.networks import accepts
@@ -54,6 +54,8 @@ def init_state(
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """The state from which meta-training starts.
+
+    Warns of one-hot targets under a loss that is not marked as one over classes.
 
     Args:
         learner: what is to be trained.
@@ -114,11 +116,11 @@ def make_train_step(
         learner: what is trained.
         optimizer: the outer optimizer. One that asks for a loss, as
             `optax.contrib.reduce_on_plateau` does, is given the mean as `value`.
-        tasks_per_chunk: how many tasks are vmapped at a time, at most, the
-            gradients of the chunks being added up (accumulation). The result is the same to rounding; time
-            and memory are not. What the last chunk lacks is filled up with tasks
-            that do not count. None takes about as many as keep their arrays within
-            the backend's bound: the cache on a CPU, where that is often one.
+        tasks_per_chunk: how many tasks are vmapped at a time, at most, the gradients
+            of the chunks being accumulated. The result is the same to rounding; time and
+            memory are not. What the last chunk lacks is filled up with tasks that do not
+            count. None takes about as many as keep their arrays within the backend's
+            bound: the cache on a CPU, where that is often one.
         nonfinite: `"skip"` leaves such tasks out of the mean; a step without a
             finite task changes no parameter. `"raise"` gives the state back as it
             was if there is one such task, for the caller to stop, as `fit` does; a
@@ -142,7 +144,7 @@ def make_train_step(
         ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
             that is not positive, what is no learner or optimizer, or devices that cannot
             share tasks; from the step, for what is no batch of tasks, a state of another
-            learner, a loss that gives back another state than it was given, by shapes and
+            learner that this one cannot use, a loss that gives back another state than it was given, by shapes and
             dtypes, and for metrics of a learner that are no scalars, or are named
             `"loss"`, `"gradient_norm"`, `"nonfinite_tasks"`, `"step"` or
             `"validation_..."`.
@@ -347,8 +349,7 @@ def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task
             "are real numbers, take a loss of such, as loss_fn=losses.squared_error."
         )
     if not is_over_classes and task.class_ids is None and is_one_hot(task):
-        warnings.warn(
+        warn(
             "the task's targets are one-hot, but the learner's loss is not over classes, so that no accuracy is told "
-            "and evaluation is that of regression; if they are classes, mark the loss by losses.classification.",
-            stacklevel=3,
+            "and evaluation is that of regression; if they are classes, mark the loss by losses.classification."
         )

@@ -75,6 +75,8 @@ class Model(NamedTuple):
 class Learner(NamedTuple):
     """A few-shot learner: four pure functions, all written for one task.
 
+    Those of `jmeta.learners` compile `adapt` and `predict`, once for all tasks of a shape.
+
     Attributes:
         init: `(key, task) -> (params, state)`.
         adapt: `(params, state, support, *, key=None) -> adapted`, what is
@@ -86,7 +88,8 @@ class Learner(NamedTuple):
             whose gradient is the meta-gradient. Training averages what it gives over
             tasks, but for integers in the state, which must be the same for all.
             `metrics` is a dictionary of scalars; it has an `"accuracy"` if the learner
-            classifies.
+            classifies. Training has its own `"loss"`, `"step"`, `"gradient_norm"`,
+            `"nonfinite_tasks"` and `"validation_..."`, and refuses a learner's.
     """
 
     init: Callable

@@ -538,22 +538,34 @@ def test_inside_shard_map_what_varies_may_be_the_key_or_the_inputs_alone(name):
     chex.assert_trees_all_close(apart(params, varied), jax.jit(outputs)(params, varied), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["maml", "mamlpp", "protonet", "relation"])
-def test_adaptation_and_prediction_are_compiled_once_for_all_calls(name):
-    traces = []
+# In the suite one of each function that makes learners.
+COMPILED = {"maml", "mamlpp", "relation", "protonet"}
 
-    def apply(params, state, inputs, *, train=False, key=None):
-        traces.append(None)
-        return plain_model().apply(params, state, inputs)
 
-    learner = getattr(learners, name)(Model(plain_model().init, apply))
-    first, second = (classification_task(jax.random.key(seed), (5,)) for seed in (0, 1))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in COMPILED else [pytest.mark.long]) for name in CASES]
+)
+def test_adaptation_and_prediction_are_compiled_once_for_all_calls(name, caplog):
+    learner, shape, *_ = CASES[name]
+    first, second = (classification_task(jax.random.key(seed), shape) for seed in (0, 1))
     params, state = learner.init(jax.random.key(2), first)
 
-    def predicted(task):
-        return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
+    def predicted(task, seed):
+        adapted = learner.adapt(params, state, task.support, key=jax.random.key(seed))
+        return learner.predict(params, state, adapted, task.query.inputs, mask=task.query.mask)
 
-    predicted(first)
-    number = len(traces)
-    predicted(second)
-    assert len(traces) == number
+    predicted(first, 0)
+    caplog.clear()
+    with jax.log_compiles():
+        predicted(second, 1)
+    assert not [record for record in caplog.records if "ompil" in record.message]
+
+
+def test_lists_are_a_support_set_and_other_things_are_told_to_be_none():
+    task = classification_task(jax.random.key(0), (5,))
+    learner = learners.protonet(plain_model())
+    params, state = learner.init(jax.random.key(1), task)
+    listed = Examples(*(np.asarray(leaf).tolist() for leaf in task.support))
+    close(learner.adapt(params, state, listed), learner.adapt(params, state, task.support), atol=1e-6)
+    with pytest.raises(ValueError, match=r"support is of type tuple; it must be jmeta\.Examples"):
+        learner.adapt(params, state, tuple(task.support))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jmeta.files import write_whole
+from jmeta.files import sole_writer, write_whole
 
 
 def test_what_cannot_be_written_leaves_the_file_as_it_was(tmp_path):
@@ -20,3 +20,11 @@ def test_a_link_stays_one_and_the_file_it_leads_to_is_written(tmp_path):
     write_whole(link, "new")
     assert link.is_symlink()
     assert file.read_text() == "new"
+
+
+def test_a_file_in_place_of_a_runs_folder_is_told(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=f"{file} is a file; a run needs a folder"), sole_writer(file):
+        pass
+    assert file.read_text() == "mine"

@@ -56,7 +56,7 @@ def episodes(
     spec = _Spec(_range("ways", ways, 2), _range("shots", shots, 1), queries, int(table.counts.max()))
     _check_fits(table, spec)
     # Arrays are arguments of `_draw`, so that a compiled function holds no copy of the table. Names are left out: two
-    # samplers of one spec would else compile twice.
+    # samplers of one spec would otherwise compile twice.
     return jax.tree_util.Partial(_sample, spec, table.inputs, table.starts, table.counts)
 
 

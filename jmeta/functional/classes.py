@@ -1,6 +1,7 @@
 """Classes that a task does not have."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from jmeta.types import Array
 
@@ -15,8 +16,8 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
         present: [N] whether a class has a support example; None for all.
 
     Returns:
-        [Q, N], at absent classes very negative numbers: their softmax is exactly
-        zero, and zero times them is not NaN.
+        [Q, N], at absent classes half the most negative number of the dtype:
+        its softmax is exactly zero, and zero times it is not NaN.
 
     Raises:
         ValueError: if the outputs are not as wide as there are classes.
@@ -38,7 +39,7 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
 
 
 def present_in(outputs: Array) -> Array:
-    """Which classes [N] are present, by outputs [Q, N] that `exclude_absent` has made.
+    """Which classes [N] are present, by outputs [Q, N] of the dtype in which `exclude_absent` has made them.
 
     For a loss that would count the others, as label smoothing does.
 
@@ -49,7 +50,6 @@ def present_in(outputs: Array) -> Array:
     return (outputs > very_negative(outputs) / 2).any(0)
 
 
-def very_negative(scores: Array) -> float:
-    """A number below all scores, whose square, summed over many examples, is still finite; not so in half precision."""
-    most = float(jnp.finfo(jnp.result_type(scores)).max)
-    return -(most / 2 if most < 2**16 else most**0.4)
+def very_negative(scores: Array) -> np.floating:
+    """Half the most negative number of their dtype."""
+    return jnp.finfo(jnp.result_type(scores)).min / 2

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_counts, check_examples
 from jmeta.functional.classes import exclude_absent
+from jmeta.functional.compiled import compiled_adapt
 from jmeta.functional.inner_loop import checked_options, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
 from jmeta.functional.orders import real_first
@@ -182,7 +183,7 @@ def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: in
         jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
         return params, state
 
-    @jax.jit  # or each call outside of a compiled function would compile its loops again
+    @compiled_adapt
     def adapt(params, state, support, *, key=None):
         return inner.run(params, state, support, steps=test_steps, key=key)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_examples
 from jmeta.functional.classes import exclude_absent
+from jmeta.functional.compiled import compiled_adapt
 from jmeta.functional.encoders import Encoder
 from jmeta.networks import split_key
 from jmeta.types import Array, at_least_single, Examples, Learner, normalisations, Objective, PyTree
@@ -117,7 +118,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
     def score(params, adapted, features, **mode):
         return exclude_absent(head.score(params.head, adapted.head, features, **mode), adapted.present)
 
-    @jax.jit
+    @compiled_adapt
     def adapt(params, state, support, *, key=None):
         encoder_key, fit_key = split_key(key)
         features = encoder.support(params.encoder, state, support.inputs, mask=support.mask, key=encoder_key)

@@ -127,7 +127,7 @@ def inner_loop(
     _check_arrays(params, data, steps)
     if steps == 0:
         return params
-    rule = as_rule(rule)
+    rule = as_rule(rule, "rule")
     _check_rule_params(rule, rule_params, params)
     scan = functools.partial(scan_steps, unroll=unroll)
     axes = _varying(objective, params, data)

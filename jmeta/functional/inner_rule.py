@@ -32,11 +32,11 @@ class InnerRule(NamedTuple):
 InnerOptimizer: TypeAlias = optax.GradientTransformation | InnerRule
 
 
-def as_rule(optimizer: InnerOptimizer) -> InnerRule:
+def as_rule(optimizer: InnerOptimizer, name: str = "inner_optimizer") -> InnerRule:
     """An optax transformation as a rule with nothing to learn; a rule is itself.
 
     Raises:
-        ValueError: for what is neither.
+        ValueError: for what is neither, by its name.
 
     Example:
         >>> rule = as_rule(optax.sgd(0.5))
@@ -48,7 +48,7 @@ def as_rule(optimizer: InnerOptimizer) -> InnerRule:
         return optimizer
     if not is_transformation(optimizer):
         raise ValueError(
-            f"the inner loop's rule is {optimizer!r}; it must be an optax transformation, as optax.sgd(0.1) makes it, "
+            f"{name} is {optimizer!r}; it must be an optax transformation, as optax.sgd(0.1) makes it, "
             "or a functional.InnerRule."
         )
     return InnerRule(

@@ -22,7 +22,7 @@ def real_first(mask: Array, key: Array | None = None) -> Array:
 
 
 def real_last(mask: Array, key: Array | None = None) -> Array:
-    """Rows [K] of a set: padding, then its real examples, so that none is between them and what comes after the set.
+    """Rows [K] of a set: padding, then its real examples, so that no padding lies between them and what follows.
 
     Args:
         mask: as for `real_first`.

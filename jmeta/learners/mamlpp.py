@@ -11,6 +11,7 @@ from jax import lax
 from jmeta import losses
 from jmeta.checks import check_counts, check_examples, check_positive
 from jmeta.functional.classes import exclude_absent
+from jmeta.functional.compiled import compiled_adapt
 from jmeta.functional.fast_weights import FastWeights
 from jmeta.functional.inner_loop import (
     checked_options,
@@ -167,7 +168,7 @@ def mamlpp(
         """The first carry, varying over devices where anything does that its steps depend on."""
         return start_descent(rule, params.rates, params.model, varying((params, others)))
 
-    @jax.jit  # or each call outside of a compiled function would compile its loops again
+    @compiled_adapt
     def adapt(params, state, support, *, key=None):
         check_examples("support", support)
         present = objective.present(support)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jmeta import losses, models
 from jmeta.checks import check_examples, check_model
 from jmeta.functional.classes import exclude_absent, present_in
+from jmeta.functional.compiled import compiled_adapt
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.prototypes import prototypes
 from jmeta.networks import apply_model, split_key
@@ -103,7 +104,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         jax.eval_shape(loss, params, state, task, key=key)  # tells of wrong scores before training compiles
         return params, state
 
-    @jax.jit
+    @compiled_adapt
     def adapt(params, state, support, *, key=None):
         features = encoder.support(params.encoder, state.encoder, support.inputs, mask=support.mask, key=key)
         return summarise(features, support)

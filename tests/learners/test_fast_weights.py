@@ -470,7 +470,7 @@ def test_a_negative_number_of_steps_is_refused(name, option, message):
         (learners.mamlpp, {"differentiation": "forward"}, "differentiation is 'forward'"),
         (learners.mamlpp, {"multi_step_until": -1}, "multi_step_until is -1"),
         (learners.imaml, {"proximal": 0.0}, "proximal is 0.0"),
-        (learners.maml, {"inner_optimizer": 0.1}, "the inner loop's rule is 0.1; it must be an optax transformation"),
+        (learners.maml, {"inner_optimizer": 0.1}, "inner_optimizer is 0.1; it must be an optax transformation"),
         (learners.maml, {"loss_fn": "mse"}, "loss_fn is 'mse'; it must be a function (outputs, targets, mask)"),
         (learners.anil, {"head": "head"}, "head is 'head'; it must be a function from a path"),
         (learners.boil, {"head": "head"}, "head is 'head'; it must be a function from a path"),
