@@ -57,11 +57,8 @@ def check_functions(kind: str, /, **functions: Any) -> None:
     """Raises a `ValueError` for what is, by its name, no function; `kind` says from what to what it must be."""
     for name, function in functions.items():
         if not callable(function):
-            given = (
-                repr(function)
-                if isinstance(function, str | float | int | None)
-                else f"of type {type(function).__name__}"
-            )
+            is_short = isinstance(function, str | float | int | None)  # an array or a task is not
+            given = repr(function) if is_short else f"of type {type(function).__name__}"
             raise ValueError(f"{name} is {given}; it must be a function {kind}.")
 
 

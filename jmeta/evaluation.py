@@ -123,9 +123,9 @@ def evaluate(
         ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, devices
             that cannot share episodes, what is no key or no state of training, a
             learner whose outputs are not as wide as the targets, a state of another
-            learner that this one cannot use, or an episode of classes without support examples, with queries of a
-            class that has none, or with real numbers as targets; for what is no learner,
-            or no sampler of tasks.
+            learner that this one cannot use, or an episode of classes without support
+            examples, with queries of a class that has none, or with real numbers as
+            targets; for what is no learner, or no sampler of tasks.
 
     Example:
         >>> import optax, jmeta
