@@ -174,6 +174,7 @@ def fit(
                         )
                 finally:
                     reporter.write(done, metrics, report, seconds)
+            reporter.warn(done, metrics)
         kept.save(state)
     return state
 
@@ -336,12 +337,15 @@ class _Reporter:
         rate = {"tasks/s": f"{number * self._batch_size / seconds:.3g}"}
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | rate)
         self._bar.update(number)
-        if values["nonfinite_tasks"] and not self._has_warned:
+
+    def warn(self, done: int, metrics: dict[str, np.ndarray]) -> None:
+        """Warns of the first tasks that are left out, once."""
+        skipped, number = int(metrics["nonfinite_tasks"].sum()), len(metrics["loss"]) * self._batch_size
+        if skipped and not self._has_warned:
             self._has_warned = True
             warn(
-                f"{values['nonfinite_tasks']} of {number * self._batch_size} tasks up to meta-step {done} were left "
-                "out, since their loss, state or meta-gradient is not finite; later ones are counted in the metrics "
-                "alone."
+                f"{skipped} of {number} tasks up to meta-step {done} were left out, since their loss, state or "
+                "meta-gradient is not finite; later ones are counted in the metrics alone."
             )
 
     def __enter__(self):

@@ -258,6 +258,15 @@ def test_a_mistake_is_told_in_one_line_with_exit_code_2(mistake, run_folder, tmp
     assert MISTAKES[mistake].format(**names) in err
 
 
+def test_a_link_that_leads_nowhere_is_told_before_anything_is_evaluated(run_folder, tmp_path, capsys):
+    gone, circle = tmp_path / "gone.json", tmp_path / "circle.json"
+    gone.symlink_to(tmp_path / "missing" / "report.json")
+    circle.symlink_to(circle)
+    for out, told in ((gone, "is in a folder that does not exist"), (circle, "leads nowhere")):
+        assert cli.main(["evaluate", str(run_folder), "--out", str(out)]) == 2
+        assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mistake", ["--ways 1", "--width 0", "--data sinusoid --model conv4", "--steps -1"])
 def test_a_mistake_leaves_no_folder_behind(tmp_path, mistake):
     assert cli.main(["train", *mistake.split(), "--out", str(tmp_path / "new")]) == 2

@@ -262,6 +262,7 @@ def test_a_sampler_whose_wrapper_gives_it_arguments_is_one():
     assert jmeta.fit(LEARNER, OPTIMIZER, sample, key=jax.random.key(0), steps=1, batch_size=1).step == 1
 
 
+@pytest.mark.filterwarnings("ignore:.* tasks up to meta-step 10 were left out")
 @pytest.mark.parametrize("save_every", [1, 10])
 def test_a_checkpoint_that_no_finite_step_has_followed_is_not_called_good(tmp_path, save_every):
     options = {"key": jax.random.key(0), "batch_size": 2, "log_every": save_every, "save_every": save_every}
