@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.trees import by_path
+from jmeta.trees import by_path, first_difference, shape
 from jmeta.types import Array, Examples, Learner, Model, Task, TrainState
 
 
@@ -163,6 +163,12 @@ def is_task_of_classes(task: Task) -> bool:
     return all(is_of_classes(np.asarray(part.targets), np.asarray(part.mask)) for part in (task.support, task.query))
 
 
+def is_one_hot(task: Task) -> bool:
+    """Whether each of its targets, but padding, is one-hot, of two classes or more."""
+    targets = np.concatenate([_real_targets(part) for part in (task.support, task.query)])
+    return targets.shape[1] > 1 and bool(np.isin(targets, (0, 1)).all() and (targets.sum(1) == 1).all())
+
+
 def is_of_classes(targets: Any, mask: Any) -> Any:
     """Whether the targets of all examples but padding are probabilities of classes; NumPy's arrays or JAX's."""
     near_one = abs(targets.astype("float32").sum(-1) - 1) <= 1e-2  # as near as half precision is
@@ -194,15 +200,13 @@ def telling_of_another_state(learner: Learner, state: TrainState, sample: Callab
         # A `ValueError` about shapes tells by itself.
         if expected is None or (isinstance(error, ValueError) and given.keys() == expected.keys()):
             raise
-        found = [{name: list(jnp.shape(leaf)) for name, leaf in leaves.items()} for leaves in (given, expected)]
-        for name in sorted(given.keys() | expected.keys()):
-            one, other = (shapes.get(name, "absent") for shapes in found)
-            if one != other:
-                raise ValueError(
-                    f"(params, state){name} of the state is {one}, where this learner and these tasks need {other}; "
-                    "the state is of another learner or model, or the tasks have inputs of another shape."
-                ) from error
-        raise
+        if (difference := first_difference(given, expected, kind=shape)) is None:
+            raise
+        name, found, needed = difference
+        raise ValueError(
+            f"(params, state){name} of the state is {found}, where this learner and these tasks need {needed}; "
+            "the state is of another learner or model, or the tasks have inputs of another shape."
+        ) from error
 
 
 def check_transformation(name: str, optimizer: Any) -> None:
@@ -225,12 +229,6 @@ def as_key(key: Any) -> Array:
     if typed is None or jnp.shape(typed) != ():
         raise ValueError(f"key is {key!r}; it must be one PRNG key, as jax.random.key(0) makes it.")
     return typed
-
-
-def is_one_hot(task: Task) -> bool:
-    """Whether each of its targets, but padding, is one-hot, of two classes or more."""
-    targets = np.concatenate([_real_targets(part) for part in (task.support, task.query)])
-    return targets.shape[1] > 1 and bool(np.isin(targets, (0, 1)).all() and (targets.sum(1) == 1).all())
 
 
 def _real_targets(examples: Examples) -> np.ndarray:

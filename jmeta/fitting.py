@@ -158,9 +158,8 @@ def fit(
                 step = min(done, last_finite) + 1
                 # A step of an earlier dispatch is one that no finite task has followed.
                 bad = batch_size if step <= begun else int(metrics["nonfinite_tasks"][step - 1 - begun])
-                is_of_tasks = bad > 0 if nonfinite == "raise" else bad == batch_size
-                told = f"{bad} of {batch_size} tasks are" if is_of_tasks else "a parameter or running statistic is"
-                raise FloatingPointError(_diverged(told, step, last_finite, kept.folder))
+                what = _not_finite(bad, batch_size, nonfinite)
+                raise FloatingPointError(_diverged(what, step, last_finite, kept.folder))
             done += good
             is_due = done % save_every == 0 or done == steps
             report = None
@@ -293,6 +292,12 @@ def _last_good(dispatch, state, good):
             return state, number
         state = after
     return state, good
+
+
+def _not_finite(bad: int, batch_size: int, nonfinite: Nonfinite) -> str:
+    """What ended a run at a step of so many tasks that are not finite; of some alone `"skip"` would have gone on."""
+    is_of_tasks = bad > 0 if nonfinite == "raise" else bad == batch_size
+    return f"{bad} of {batch_size} tasks are" if is_of_tasks else "a parameter or running statistic is"
 
 
 def _diverged(what: str, step: int, last_finite: int, folder: Path | None) -> str:

@@ -342,13 +342,17 @@ def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task
     """Raises a `ValueError` for real numbers as targets of a loss over classes; warns of the reverse."""
     if is_traced(task):
         return
+    looks_real = not is_task_of_classes(task)
+    looks_labelled = task.class_ids is None and is_one_hot(task)
+    if not (looks_real or looks_labelled):  # as most are, and the loss need not be traced
+        return
     is_over_classes = tells_accuracy(learner, params, state, task)
-    if is_over_classes and not is_task_of_classes(task):
+    if is_over_classes and looks_real:
         raise ValueError(
             "the learner's loss is over classes, but the task's targets are neither one-hot nor probabilities; if they "
             "are real numbers, take a loss of such, as loss_fn=losses.squared_error."
         )
-    if not is_over_classes and task.class_ids is None and is_one_hot(task):
+    if not is_over_classes and looks_labelled:
         warn(
             "the task's targets are one-hot, but the learner's loss is not over classes, so that no accuracy is told "
             "and evaluation is that of regression; if they are classes, mark the loss by losses.classification."

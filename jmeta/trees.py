@@ -1,5 +1,6 @@
 """Trees of arrays, leaf by leaf."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,16 +14,24 @@ def by_path(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str, str] | None:
-    """The first path at which the leaves differ in dtype or shape, and what is there in each; None if none does."""
-    kinds = [{name: _kind(leaf) for name, leaf in leaves.items()} for leaves in (found, expected)]
+def dtype_and_shape(leaf: Any) -> str:
+    """Such as `float32[2, 3]`."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)  # NumPy's double is not JAX's single
+    return f"{dtype}{shape(leaf)}"
+
+
+def shape(leaf: Any) -> str:
+    """Such as `[2, 3]`."""
+    return str(list(jnp.shape(leaf)))
+
+
+def first_difference(
+    found: dict[str, Any], expected: dict[str, Any], *, kind: Callable[[Any], str] = dtype_and_shape
+) -> tuple[str, str, str] | None:
+    """The first path at which the leaves differ in kind, and what is there in each; None if none does."""
+    kinds = [{name: kind(leaf) for name, leaf in leaves.items()} for leaves in (found, expected)]
     for name in sorted(found.keys() | expected.keys()):
         one, other = (of.get(name, "absent") for of in kinds)
         if one != other:
             return name, one, other
     return None
-
-
-def _kind(leaf):
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)  # NumPy's double is not JAX's single
-    return f"{dtype}{list(jnp.shape(leaf))}"

@@ -170,7 +170,6 @@ def mamlpp(
 
     @compiled_adapt
     def adapt(params, state, support, *, key=None):
-        check_examples("support", support)
         present = objective.present(support)
         at = jnp.minimum(jnp.arange(test_steps), inner_steps - 1)
         steps = jax.tree.map(lambda leaf: leaf[at], (params.norms, state.model))
