@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax import export
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Traces leave many cycles of small objects; to look for them 70 times as rarely took 1 s of 115 in place of 5.
@@ -42,6 +43,33 @@ def x64():
 def every_product_stored(monkeypatch):
     """Mixed mode stores the products of small networks too, as it does those of large ones."""
     monkeypatch.setattr("jmeta.functional.mixed.LEAST_TERMS", 1)
+
+
+@pytest.fixture
+def as_an_accelerator_would(monkeypatch):
+    """`(function, *arguments)` to what the program gives that a TPU would be sent, which is run here on the CPU.
+
+    A GPU's cannot be run here, its random bits being a kernel of its own; that there is one is all that is held.
+    """
+
+    def run(function, *arguments):
+        leaves, structure = jax.tree.flatten(arguments)  # an exported program knows no nodes but Python's
+        results = []
+
+        @jax.jit
+        def flat(*leaves):
+            found, result = jax.tree.flatten(function(*jax.tree.unflatten(structure, leaves)))
+            results.append(result)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "default_backend", lambda: "tpu")
+            elsewhere = [export.DisabledSafetyCheck.platform()]  # that it runs where it was made for
+            program = export.export(flat, platforms=["tpu"], disabled_checks=elsewhere)(*leaves)
+            flat.trace(*leaves).lower(lowering_platforms=("cuda",))
+        return jax.tree.unflatten(results[0], program.call(*leaves))
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -396,6 +396,19 @@ def test_inside_shard_map_each_task_is_adapted_by_itself(subject):
 
 
 @pytest.mark.long  # the compilation of two meta-steps
+def test_a_meta_step_as_an_accelerator_would_take_it_is_the_same(subject, as_an_accelerator_would):
+    tasks = jax.vmap(lambda key: classification_task(key, subject.case.shape))(jax.random.split(jax.random.key(5), 2))
+
+    def meta_step(params, tasks):
+        state = jmeta.TrainState(params, subject.state, optax.sgd(1.0).init(()), jax.random.key(3), jnp.int32(0))
+        after, metrics = jmeta.make_train_step(subject.case.learner, optax.sgd(1.0))(state, tasks)
+        return after.params, after.state, metrics
+
+    found = as_an_accelerator_would(meta_step, subject.params, tasks)
+    close(found, jax.jit(meta_step)(subject.params, tasks), atol=1e-9)
+
+
+@pytest.mark.long  # the compilation of two meta-steps
 def test_a_meta_step_divided_over_devices_is_the_same(subject):
     batch = jax.vmap(lambda key: classification_task(key, subject.case.shape))(jax.random.split(jax.random.key(5), 3))
     optimizer = optax.sgd(1.0)

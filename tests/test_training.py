@@ -388,6 +388,18 @@ def test_a_loop_is_the_steps_one_after_another():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), looped.params, state.params)
 
 
+def test_a_loop_as_an_accelerator_would_run_it_ends_with_the_same_parameters(x64, as_an_accelerator_would):
+    loop = jmeta.make_train_loop(jmeta.make_train_step(LEARNER, OPTIMIZER), SAMPLE, batch_size=3, steps=2)
+
+    def params_and_losses(params):
+        state, metrics = loop(begin()._replace(params=params))
+        return state.params, metrics["loss"]
+
+    start = begin().params
+    found, expected = as_an_accelerator_would(params_and_losses, start), jax.jit(params_and_losses)(start)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, expected)
+
+
 def test_a_loop_gives_every_task_and_every_step_a_key_of_its_own():
     def train_step(state, keys):
         return state, jnp.concatenate([jax.random.key_data(keys), jax.random.key_data(state.key)[None]])

@@ -94,7 +94,8 @@ def _drawing(character, changes, pen):
     wobble, shear, shift = _parts(changes, DRAWING)
     controls += WOBBLE * wobble.reshape(controls.shape)
     linear = jnp.eye(2) + SHEAR * shear.reshape(2, 2)
-    controls = (controls - 0.5) @ linear.T + 0.5 + SHIFT * shift.reshape(1, 1, 2)
+    turned = jnp.matmul(controls - 0.5, linear.T, precision="highest")  # or an accelerator would draw another line
+    controls = turned + 0.5 + SHIFT * shift.reshape(1, 1, 2)
     return _ink(_along(controls), is_drawn, pen)
 
 
@@ -107,7 +108,7 @@ def _along(controls):
     """Points [STROKES, SEGMENTS + 1, 2] along the quadratic Bézier curves of `controls` [STROKES, 3, 2]."""
     t = jnp.linspace(0, 1, SEGMENTS + 1)
     basis = jnp.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2], axis=-1)
-    return jnp.einsum("pc,scd->spd", basis, controls)
+    return jnp.einsum("pc,scd->spd", basis, controls, precision="highest")
 
 
 def _ink(points, is_drawn, pen):

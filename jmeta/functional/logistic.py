@@ -7,7 +7,7 @@ from jax.scipy.sparse.linalg import cg
 
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
-from jmeta.functional.precision import to_solve
+from jmeta.functional.precision import exact_product, to_solve
 from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
@@ -53,7 +53,7 @@ def logistic_regression(
     scaled = x / scale
 
     def loss(weights, _):
-        return -(y * jax.nn.log_softmax(exclude_absent(scaled @ weights, present))).sum()
+        return -(y * jax.nn.log_softmax(exclude_absent(exact_product(scaled, weights), present))).sum()
 
     def minimise(loss, start, data):
         return _newton(proximal_objective(loss, start, 1.0), start, data, steps=steps, cg_steps=cg_steps)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jmeta.functional.conv import columns
+from jmeta.functional.precision import exact_product
 from jmeta.functional.primitives import alike
 from jmeta.types import Array, at_least_single
 
@@ -29,9 +30,9 @@ def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
     x = x.astype(jnp.result_type(x, float))
     # Pixels are averaged first, so that the mask weighs [K, C] numbers and costs nothing.
     weights, pixels = _weights(x, mask), tuple(range(1, x.ndim - 1))
-    mean = weights @ x.mean(pixels)
+    mean = exact_product(weights, x.mean(pixels))
     apart = x - mean.reshape((1,) * (x.ndim - 1) + (-1,))
-    return mean, weights @ jnp.square(apart).mean(pixels)
+    return mean, exact_product(weights, jnp.square(apart).mean(pixels))
 
 
 def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, stride: int = 1) -> tuple[Array, Array]:

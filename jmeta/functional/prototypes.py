@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
 
-from jmeta.functional.precision import to_solve
+from jmeta.functional.inverses import inverses
+from jmeta.functional.precision import exact_product, to_solve
 from jmeta.types import Array
 
 # Cosines lie between -1 and 1: as logits they must be sharpened. The initial
@@ -32,7 +31,7 @@ def prototypes(features: Array, targets: Array, mask: Array) -> Array:
     """
     weights = targets * mask[:, None]
     total = weights.sum(0)[:, None]
-    return weights.T @ features / jnp.where(total > 0, total, 1)
+    return exact_product(weights.T, features) / jnp.where(total > 0, total, 1)
 
 
 class Gaussians(NamedTuple):
@@ -68,31 +67,14 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
     own = (weights.sum(1) / (weights.sum(1) + 1))[:, None, None]
     identity = jnp.eye(features.shape[1], dtype=each.dtype)
     shrunk = own * each + (1 - own) * everything + identity[None]
-    return Gaussians(points, _inverses(shrunk))
+    return Gaussians(points, inverses(shrunk))
 
 
 def _covariances(features: Array, points: Array, weights: Array) -> Array:
     """[N, D, D] around `points` [N, D], of the examples with `weights` [N, K]; zeros for fewer than two."""
     apart = features[None] - points[:, None]
-    products = jnp.einsum("nki,nkj->nij", apart * weights[..., None], apart)
+    products = exact_product((apart * weights[..., None]).mT, apart)
     return products / jnp.maximum(weights.sum(1) - 1, 1)[:, None, None]
-
-
-@jax.custom_jvp
-def _inverses(matrices):
-    """Those of symmetric positive matrices [N, D, D].
-
-    The derivative is its own, of two products: that of a Cholesky factor takes triangular solves, which cost four
-    times as much on a CPU, and jax 0.10 was seen to wait for them without end on two busy cores.
-    """
-    identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
-    return cho_solve(cho_factor(matrices), jnp.broadcast_to(identity[None], matrices.shape))
-
-
-@_inverses.defjvp
-def _inverses_jvp(primals, tangents):
-    inverses = _inverses(*primals)
-    return inverses, -inverses @ tangents[0] @ inverses
 
 
 def squared_distances(queries: Array, points: Array) -> Array:
@@ -103,12 +85,12 @@ def squared_distances(queries: Array, points: Array) -> Array:
 def squared_mahalanobis_distances(queries: Array, classes: Gaussians) -> Array:
     """Squared Mahalanobis distances [Q, N] between `queries` [Q, D] and the classes' distributions."""
     apart = queries[:, None, :] - classes.points[None, :, :]
-    return jnp.einsum("qni,nij,qnj->qn", apart, classes.precisions, apart)
+    return jnp.einsum("qni,nij,qnj->qn", apart, classes.precisions, apart, precision="highest")
 
 
 def cosine_similarities(queries: Array, points: Array) -> Array:
     """Cosines [Q, N] between `queries` [Q, D] and `points` [N, D]; zero where either is zero."""
-    return _normalised(queries) @ _normalised(points).T
+    return exact_product(_normalised(queries), _normalised(points).T)
 
 
 def _normalised(x):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax.scipy.linalg import solve
 
-from jmeta.functional.precision import to_solve
+from jmeta.functional.precision import exact_product, to_solve
 from jmeta.types import Array
 
 
@@ -31,8 +31,8 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
     (features, targets, mask), dtype = to_solve(features, targets, mask)
     x, y = features * mask[:, None], targets * mask[:, None]
     if x.shape[0] < x.shape[1]:
-        return (x.T @ _solve(x @ x.T, y, regularisation)).astype(dtype)
-    return _solve(x.T @ x, x.T @ y, regularisation).astype(dtype)
+        return exact_product(x.T, _solve(exact_product(x, x.T), y, regularisation)).astype(dtype)
+    return _solve(exact_product(x.T, x), exact_product(x.T, y), regularisation).astype(dtype)
 
 
 def _solve(gram, values, regularisation):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from optax.projections import projection_simplex
 
-from jmeta.functional.precision import to_solve
+from jmeta.functional.inverses import inverses
+from jmeta.functional.precision import exact_product, to_solve
 from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
@@ -44,26 +45,26 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
     (features, targets, mask), dtype = to_solve(features, targets, mask)
     x, y = features * mask[:, None], targets * mask[:, None]
     present = y.sum(0) > 0
-    gram = x @ x.T
+    gram = exact_product(x, x.T)
     # The mean eigenvalue of what examples differ in from their mean: that mean, where it is large, is one eigenvalue
     # beside which the others would hardly move. Bounded, so that single precision can invert the matrix.
     number, trace = jnp.maximum(mask.sum(), 1), jnp.trace(gram)
     apart = jnp.maximum(trace - gram.sum() / number, LEAST_APART * trace)
     # Of tiny features it would underflow to zero, and is divided by.
     penalty = jnp.maximum(jnp.where(trace > 0, apart, 1) / number, jnp.finfo(gram.dtype).eps ** 2)
-    solution = jnp.linalg.inv(gram / penalty + jnp.eye(len(gram), dtype=gram.dtype))
+    solution = inverses(gram / penalty + jnp.eye(len(gram), dtype=gram.dtype))
     linear = (y - mask[:, None] * present[None] / jnp.maximum(present.sum(), 1)) / penalty  # feasible rows sum to zero
 
     def step(carry, _):
         feasible, multipliers = carry
-        free = solution @ (linear + feasible - multipliers)
+        free = exact_product(solution, linear + feasible - multipliers)
         free = RELAXATION * free + (1 - RELAXATION) * feasible
         feasible = _nearest_feasible(free + multipliers, y, present, cost)
         return (feasible, multipliers + free - feasible), None
 
     zeros = vary_over(jnp.zeros_like(y), varying((x, y, mask)))
     (feasible, _), _ = lax.scan(step, (zeros, zeros), length=steps)
-    return (x.T @ feasible).astype(dtype)
+    return exact_product(x.T, feasible).astype(dtype)
 
 
 def _nearest_feasible(values, y, present, cost):

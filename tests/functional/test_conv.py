@@ -72,6 +72,17 @@ def test_equals_lax_under_vmap_with_kernels_shared_and_per_task(x64, axes):
     assert_equal(run(conv), run(reference))
 
 
+@pytest.mark.parametrize("axes", [(0, 0), (None, 0)])
+def test_what_an_accelerator_would_run_equals_lax_in_every_derivative(x64, as_an_accelerator_would, axes):
+    x, w = operands(SHAPES["small"])
+    x, w = (jnp.stack([a, 2 * a]) if axis == 0 else a for a, axis in zip((x, w), axes, strict=True))
+
+    def run(convolve):
+        return jax.vmap(lambda x, w: derivatives(scalar(convolve, 1), x, w), axes)
+
+    assert_equal(as_an_accelerator_would(run(conv), x, w), jax.jit(run(reference))(x, w))
+
+
 def test_reverse_over_reverse_inside_a_scan_equals_lax(x64):
     x, w = operands(SHAPES["blocks with a remainder"])
 
