@@ -49,7 +49,7 @@ def every_product_stored(monkeypatch):
 def as_an_accelerator_would(monkeypatch):
     """`(function, *arguments)` to what the program gives that a TPU would be sent, which is run here on the CPU.
 
-    A GPU's cannot be run here, its random bits being a kernel of its own; that there is one is all that is held.
+    A GPU's may call a library that is not here, to factorise a matrix; that it can be made is all that is held.
     """
 
     def run(function, *arguments):

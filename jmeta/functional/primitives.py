@@ -2,7 +2,9 @@
 
 Each takes one or two operands with a leading axis of tasks T. Of two, one that does
 not differ between tasks has T = 1 while an axis of the other holds the tasks, so
-that all of them are one product.
+that all of them are one product. On accelerators products are in the precision that
+`jax_default_matmul_precision` names where a program is compiled; a context of it that
+opens and closes within what is compiled does not count.
 """
 
 import functools
