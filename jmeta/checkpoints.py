@@ -29,10 +29,12 @@ def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, A
         config: anything JSON can say that rebuilds the learner.
 
     Raises:
-        ValueError: if there is a checkpoint of this step, or of a later one, which would be taken for the newest.
+        ValueError: if there is a checkpoint of this step, or of a later one, which would be taken for the newest, or a
+            folder with a number for its name that is none, which would be taken for an old one and deleted.
     """
     import orbax.checkpoint as ocp  # a fifth of a second that `import jmeta` does not need
 
+    _check_numbered(Path(directory))
     items = {"state": ocp.args.StandardSave(_flat(state)), "config": ocp.args.JsonSave(config or {})}
     with _manager(directory, create=True) as manager:
         if (newest := manager.latest_step()) is not None and state.step <= newest:
@@ -105,6 +107,13 @@ def saved_steps(directory: str | os.PathLike) -> list[int]:
         return []
     with _manager(directory) as manager:
         return list(manager.all_steps())
+
+
+def _check_numbered(directory):
+    """Orbax takes every folder whose name is a number for a checkpoint, and deletes old ones."""
+    for path in directory.glob("[0-9]*"):
+        if path.is_dir() and path.name.isdigit() and not (path / "state").is_dir():
+            raise ValueError(f"{directory} has a folder {path.name} that is no checkpoint; choose another folder.")
 
 
 def _newest(manager, directory):

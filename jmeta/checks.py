@@ -218,6 +218,9 @@ def check_transformation(name: str, optimizer: Any) -> None:
 def as_key(key: Any) -> Array:
     """The key as a typed one, `jax.random.key`, which a checkpoint restores; raw ones are wrapped.
 
+    Under `vmap` keys of the kinds `"rbg"` and `"unsafe_rbg"` draw other numbers than alone, so that tasks would depend
+    on how many are vmapped at a time. Their first half is a key of the default kind, which is taken in their place.
+
     Raises:
         ValueError: for anything else.
     """
@@ -228,6 +231,8 @@ def as_key(key: Any) -> Array:
         typed = None
     if typed is None or jnp.shape(typed) != ():
         raise ValueError(f"key is {key!r}; it must be one PRNG key, as jax.random.key(0) makes it.")
+    if jax.random.key_impl(typed) in ("rbg", "unsafe_rbg"):
+        return jax.random.wrap_key_data(jax.random.key_data(typed)[:2], impl="threefry2x32")
     return typed
 
 

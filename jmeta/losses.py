@@ -200,8 +200,10 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
     confidence = jax.nn.softmax(jnp.asarray(outputs, precision)).max(-1)
     correct = (outputs.argmax(-1) == targets.argmax(-1)).astype(precision)
     index = jnp.clip(jnp.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = jax.ops.segment_sum(jnp.where(mask > 0, confidence - correct, 0), index, bins)
-    return jnp.abs(gaps).sum() / jnp.maximum(mask.sum(dtype=precision), 1)
+    weights = jnp.asarray(mask, precision)
+    gaps = jax.ops.segment_sum(jnp.where(mask > 0, weights * (confidence - correct), 0), index, bins)
+    number = weights.sum()
+    return jnp.abs(gaps).sum() / jnp.where(number > 0, number, 1)
 
 
 def masked_mean(values: Array, mask: Array) -> Array:

@@ -1,5 +1,6 @@
 """Metrics on disk: JSON lines to read back, TensorBoard events to look at."""
 
+import itertools
 import json
 import math
 import os
@@ -18,7 +19,8 @@ class MetricsLog:
     Args:
         directory: the run's folder; made if it is not there.
         step: where the run goes on. What was logged after it, by a run that was
-            then killed, is taken out: it will be logged again.
+            then killed, is taken out: it will be logged again. A run that begins, at 0,
+            lays a file that is there aside, as `metrics.jsonl.1`, `.2` and so on.
 
     Raises:
         ValueError: if there is a `metrics.jsonl` that is not of a run.
@@ -77,4 +79,7 @@ def _keep_until(directory, step):
     path, lines = directory / LINES, read_metrics(directory)
     if not all("step" in values for values in lines):
         raise ValueError(f"{path} has lines without a step, so it is of no run; give the run another folder.")
+    if step == 0 and lines:  # of a run without a checkpoint: of this one, before it was killed, or of another
+        numbered = (path.with_name(f"{LINES}.{number}") for number in itertools.count(1))
+        path.rename(next(name for name in numbered if not name.exists()))
     write_whole(path, "".join(_line(values) for values in lines if values["step"] <= step))

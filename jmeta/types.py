@@ -33,7 +33,8 @@ class Examples(NamedTuple):
         targets: [K, N] one-hot for classification, [K, D] real for regression.
         mask: [K], 1 for a real example and 0 for padding. Padding may be any numbers of
             the size of real ones: a NaN in it, or what overflows when squared, would be a
-            NaN in a network's gradient.
+            NaN in a network's gradient. A number between is a weight to losses, means and
+            heads; what takes examples one by one, as a memory, takes such a one for real.
     """
 
     inputs: Array

@@ -36,6 +36,14 @@ def test_a_state_that_is_no_later_than_the_newest_is_not_saved(tmp_path, step):
     assert checkpoints.saved_steps(tmp_path) == [2]
 
 
+def test_a_folder_of_the_users_with_a_number_for_its_name_is_not_deleted(tmp_path):
+    state = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    (tmp_path / "1").mkdir()
+    with pytest.raises(ValueError, match=f"{tmp_path} has a folder 1 that is no checkpoint; choose another folder"):
+        checkpoints.save(tmp_path, state._replace(step=5))
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"there is no checkpoint in {tmp_path}"):
         checkpoints.restore_config(tmp_path)

@@ -374,6 +374,24 @@ def test_the_meta_gradient_is_finite_and_not_zero(subject):
     assert optax.tree.norm(gradient) > 1e-6
 
 
+@pytest.mark.long  # the compilation of functions for other shapes
+def test_an_example_twice_at_half_its_weight_is_that_example_once(subject):
+    if subject.case.ordered or subject.case.slots_in is not None:
+        pytest.skip("this learner takes examples one by one")
+    if subject.case == CASES["siamese"]:
+        pytest.skip("a query is judged by its best pair, not by all")
+
+    def first_twice(examples):
+        inputs, targets = (jnp.concatenate([leaf[:1], leaf]) for leaf in examples[:2])
+        return Examples(inputs, targets, jnp.concatenate([jnp.full(2, 0.5), examples.mask[1:]]))
+
+    support, query = map(first_twice, subject.task[:2])
+    outputs, expected = (subject.predictions(subject.params, *task[:2]) for task in ((support, query), subject.task))
+    close(outputs[1:], expected, atol=1e-9)
+    weighted = subject.task._replace(support=support, query=query)
+    close(*(subject.loss(subject.params, task)[0] for task in (weighted, subject.task)), atol=1e-9)
+
+
 @pytest.mark.long  # the compilation of two functions on two devices
 def test_inside_shard_map_each_task_is_adapted_by_itself(subject):
     """There, what a task's own gradient is taken in is the same on all devices, and the task is not."""

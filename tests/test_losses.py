@@ -118,6 +118,12 @@ def test_the_calibration_error_of_half_precision_counts_beyond_256_and_of_nothin
     assert losses.calibration_error(outputs, targets, jnp.zeros(3000)) == 0
 
 
+def test_what_all_examples_weigh_changes_no_mean_and_no_calibration(x64):
+    outputs, targets, mask = labelled()
+    for judge in (losses.cross_entropy, losses.accuracy, losses.calibration_error):
+        np.testing.assert_allclose(judge(outputs, targets, mask / 8), judge(outputs, targets, mask), rtol=1e-12)
+
+
 def test_calibration_error_equals_a_loop_over_bins(x64):
     probabilities = scipy.special.softmax(OUTPUTS, axis=1)[REAL]
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == LABELS[REAL]

@@ -236,6 +236,13 @@ def test_what_is_no_key_is_refused(key):
         jmeta.evaluate(LEARNER, begin(), SAMPLE, key=key, episodes=2)
 
 
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_a_key_that_draws_otherwise_under_vmap_stands_for_one_that_does_not(kind):
+    task = SAMPLE(jax.random.key(1))
+    states = [jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(3, impl=one), task) for one in (kind, "threefry2x32")]
+    chex.assert_trees_all_equal(*(state._replace(key=jax.random.key_data(state.key)) for state in states))
+
+
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [

@@ -162,7 +162,8 @@ def learned_scalars(**start: float) -> Callable:
 
 def learned_regularisation(params: dict[str, Array], support: Examples) -> Array:
     """Lambda, learned by its logarithm, times the number of real examples, so that it means the same at any of them."""
-    return jnp.exp(params["log_regularisation"]) * jnp.maximum(support.mask.sum(), 1)
+    number = support.mask.sum()
+    return jnp.exp(params["log_regularisation"]) * jnp.where(number > 0, number, 1)
 
 
 def check_stateless(name: str, state: PyTree) -> None:

@@ -36,7 +36,8 @@ def as_rule(optimizer: InnerOptimizer, name: str = "inner_optimizer") -> InnerRu
     """An optax transformation as a rule with nothing to learn; a rule is itself.
 
     Raises:
-        ValueError: for what is neither, by its name.
+        ValueError: for what is neither, by its name; from `update`, if the optimizer asks for more than gradients, as
+            `optax.polyak_sgd` for the loss.
 
     Example:
         >>> rule = as_rule(optax.sgd(0.5))
@@ -51,11 +52,18 @@ def as_rule(optimizer: InnerOptimizer, name: str = "inner_optimizer") -> InnerRu
             f"{name} is {optimizer!r}; it must be an optax transformation, as optax.sgd(0.1) makes it, "
             "or a functional.InnerRule."
         )
-    return InnerRule(
-        init=lambda params: (),
-        start=lambda rule_params, params: optimizer.init(params),
-        update=lambda gradients, memory, params, rule_params: optimizer.update(gradients, memory, params),
-    )
+
+    def update(gradients, memory, params, rule_params):
+        try:
+            return optimizer.update(gradients, memory, params)
+        except TypeError as error:
+            if "required keyword-only argument" not in str(error):
+                raise
+            raise ValueError(
+                f"an inner step has gradients alone to give, but {name} asks for more: {error}."
+            ) from error
+
+    return InnerRule(init=lambda params: (), start=lambda rule_params, params: optimizer.init(params), update=update)
 
 
 def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:

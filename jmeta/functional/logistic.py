@@ -30,7 +30,7 @@ def logistic_regression(
     Args:
         features: X, [K, D].
         targets: [K, N] one-hot; a class with no real example is left out.
-        mask: [K].
+        mask: [K], what the cross-entropy of each example counts.
         regularisation: lambda, above 0.
         steps: of Newton's method.
         cg_steps: most steps of conjugate gradient, in each of those and in the
@@ -46,7 +46,7 @@ def logistic_regression(
         True
     """
     (features, targets, mask), dtype = to_solve(features, targets, mask)
-    x, y = features * mask[:, None], targets * mask[:, None]
+    x, y = jnp.where(mask[:, None] > 0, features, 0), targets * mask[:, None]
     present = y.sum(0) > 0
     rounding = jnp.finfo(x.dtype).eps * lax.stop_gradient(jnp.square(x).sum(1).max(initial=0))
     scale = jnp.sqrt(regularisation + rounding)

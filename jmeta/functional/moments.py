@@ -81,4 +81,5 @@ def _weights(x, mask):
     if mask is None:
         return jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
     counted = mask.astype(at_least_single(mask.dtype))
-    return (counted / jnp.maximum(counted.sum(), 1)).astype(jnp.result_type(x, mask))
+    number = counted.sum()
+    return (counted / jnp.where(number > 0, number, 1)).astype(jnp.result_type(x, mask))

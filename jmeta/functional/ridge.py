@@ -8,7 +8,7 @@ from jmeta.types import Array
 
 
 def ridge_regression(features: Array, targets: Array, mask: Array, regularisation: Array | float) -> Array:
-    """The weights W that minimise |X W - Y|^2 + lambda |W|^2 over the real examples.
+    """The weights W that minimise |X W - Y|^2 + lambda |W|^2, the sum of squares being over real examples.
 
     Solved in the smaller of the two spaces: (X'X + lambda)^-1 X'Y, of as many
     equations as features, or by the Woodbury identity X'(XX' + lambda)^-1 Y, of
@@ -18,7 +18,7 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
     Args:
         features: X, [K, D].
         targets: Y, [K, N].
-        mask: [K].
+        mask: [K], what the square of each example counts.
         regularisation: lambda, above 0.
 
     Returns:
@@ -29,7 +29,8 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
         Array([[1.000]], dtype=float32)
     """
     (features, targets, mask), dtype = to_solve(features, targets, mask)
-    x, y = features * mask[:, None], targets * mask[:, None]
+    root = jnp.sqrt(mask)[:, None]
+    x, y = features * root, targets * root
     if x.shape[0] < x.shape[1]:
         return exact_product(x.T, _solve(exact_product(x, x.T), y, regularisation)).astype(dtype)
     return _solve(exact_product(x.T, x), exact_product(x.T, y), regularisation).astype(dtype)

@@ -30,7 +30,7 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
     Args:
         features: X, [K, D].
         targets: Y, [K, N] one-hot; a class with no real example is left out.
-        mask: [K].
+        mask: [K], what the cost of each example is multiplied by.
         cost: C, above 0.
         steps: of the method.
 
@@ -43,23 +43,25 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
         Array([[ 0.500, -0.500]], dtype=float32)
     """
     (features, targets, mask), dtype = to_solve(features, targets, mask)
-    x, y = features * mask[:, None], targets * mask[:, None]
+    real = (mask > 0).astype(mask.dtype)[:, None]
+    x, y = features * real, targets * real
     present = y.sum(0) > 0
+    costs = cost * jnp.where(mask > 0, mask, 1)  # of padding, which has no features, any
     gram = exact_product(x, x.T)
     # The mean eigenvalue of what examples differ in from their mean: that mean, where it is large, is one eigenvalue
     # beside which the others would hardly move. Bounded, so that single precision can invert the matrix.
-    number, trace = jnp.maximum(mask.sum(), 1), jnp.trace(gram)
+    number, trace = jnp.maximum(real.sum(), 1), jnp.trace(gram)
     apart = jnp.maximum(trace - gram.sum() / number, LEAST_APART * trace)
     # Of tiny features it would underflow to zero, and is divided by.
     penalty = jnp.maximum(jnp.where(trace > 0, apart, 1) / number, jnp.finfo(gram.dtype).eps ** 2)
     solution = inverses(gram / penalty + jnp.eye(len(gram), dtype=gram.dtype))
-    linear = (y - mask[:, None] * present[None] / jnp.maximum(present.sum(), 1)) / penalty  # feasible rows sum to zero
+    linear = (y - real * present[None] / jnp.maximum(present.sum(), 1)) / penalty  # feasible rows sum to zero
 
     def step(carry, _):
         feasible, multipliers = carry
         free = exact_product(solution, linear + feasible - multipliers)
         free = RELAXATION * free + (1 - RELAXATION) * feasible
-        feasible = _nearest_feasible(free + multipliers, y, present, cost)
+        feasible = _nearest_feasible(free + multipliers, y, present, costs)
         return (feasible, multipliers + free - feasible), None
 
     zeros = vary_over(jnp.zeros_like(y), varying((x, y, mask)))
@@ -67,8 +69,9 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
     return exact_product(x.T, feasible).astype(dtype)
 
 
-def _nearest_feasible(values, y, present, cost):
-    """What rows lack of their bounds sums to `cost` and is not negative; zero at absent classes."""
-    lacking = jnp.where(present[None], cost * y - values, -cost)
+def _nearest_feasible(values, y, present, costs):
+    """What rows lack of their bounds sums to their cost and is not negative; zero at absent classes."""
+    bounds = costs[:, None] * y
+    lacking = jnp.where(present[None], bounds - values, -costs[:, None])
     # Optax gives double precision where JAX has it.
-    return cost * y - jax.vmap(projection_simplex, (0, None))(lacking, cost).astype(y.dtype)
+    return bounds - jax.vmap(projection_simplex)(lacking, costs).astype(y.dtype)

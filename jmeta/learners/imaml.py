@@ -26,8 +26,9 @@ def imaml(
     Rajeswaran et al., 2019, "Meta-Learning with Implicit Gradients": the inner
     objective has the term lambda / 2 |params - start|^2, and the meta-gradient
     is that of its minimum, so that memory does not depend on `inner_steps`. The
-    gradient is right as far as the inner loop has converged. Steps, lambda and
-    `cg_steps` are the paper's for 5-way Omniglot; the rate is ours.
+    gradient is right as far as the inner loop has converged. Steps, rate, lambda and
+    `cg_steps` are of the authors' command for 5-way 1-shot Omniglot, whose tests adapt
+    with lambda = 0; ours keep it.
 
     The loss of a network is not convex: undamped, the system that conjugate
     gradient solves is not positive there, and its answer points anywhere. The

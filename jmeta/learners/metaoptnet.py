@@ -25,11 +25,12 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
             where the logits of a sure answer are far larger.
         solver_steps: of the method, at least 1. 100 give the weights of an encoder's 64
             features to 2e-6 of the largest, or better, at 5-way 1-shot to 20-way 5-shot
-            and 5-way 20-shot; to 1e-3 where features have a mean of 1 beside a deviation
-            of a tenth. Below a hundredth of their mean more steps are needed, and of fewer
-            features than examples: with 4 random features of 12 examples weights are 5e-3
-            off after 100 and right after 300, with 4 of 9 at a deviation of 30 and a cost of
-            0.1 still 0.3 then, and 1e-2 after 1,000.
+            and 5-way 20-shot (there, of features without classes, to 3e-5); to 1e-3 where
+            features have a mean of 1 beside a deviation of a tenth. Below a hundredth of
+            their mean more steps are needed, and of fewer features than examples: with 4
+            random features of 12 examples weights are 5e-3 off after 100 and right after
+            300, with 4 of 9 at a deviation of 30 and a cost of 0.1 still 0.3 then, and 1e-2
+            after 1,000.
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and

@@ -41,6 +41,26 @@ def test_refuses_arrays_that_are_no_table(inputs, labels, message):
         data.class_table(inputs, labels)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [2**63, 2**63 + 1, -1, 3],
+        [2**53, 2**53 + 1, 0.5, 3],
+        [np.uint64(2**63), np.uint64(2**63 + 1), np.int64(1), 3],
+        ["a", "a\0", "b", "c"],
+        [b"a", b"a\0", b"b", b"c"],
+    ],
+)
+def test_labels_that_numpy_would_make_alike_are_classes_of_their_own(labels):
+    assert data.class_table(np.zeros((4, 2)), labels).names == tuple(sorted(labels))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i4", ">u2", ">f2", np.longdouble])
+def test_numbers_of_any_order_of_bytes_and_any_length_are_taken(dtype):
+    table = data.class_table(np.array([[1], [2], [3]], dtype), [1, 0, 1])
+    np.testing.assert_array_equal(table.inputs, [[2], [1], [3]])
+
+
 def test_inputs_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="inputs are of <U1; they must be real numbers"):
         data.class_table(np.array(["a", "b"]), [0, 1])

@@ -249,6 +249,11 @@ def test_an_inner_adam_with_gradients_of_zero_has_a_finite_meta_gradient():
     np.testing.assert_array_equal(jax.grad(loss)(jnp.ones(2)), jnp.ones(2))
 
 
+def test_an_optimizer_that_asks_for_the_loss_is_no_rule():
+    with pytest.raises(ValueError, match=r"gradients alone to give, but rule asks for more: .* argument: 'value'"):
+        inner_loop(lambda w, _: w**2, 1.0, rule=optax.polyak_sgd(0.1), steps=1)
+
+
 def test_a_rule_for_whole_tensors_is_not_refused_for_one_of_a_single_number():
     rule = optax.chain(optax.clip_by_block_rms(1.0), optax.sgd(0.1))
     found = inner_loop(lambda w, _: sum((leaf**2).sum() for leaf in w), [jnp.ones(1), jnp.ones(3)], rule=rule, steps=1)
