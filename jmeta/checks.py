@@ -115,9 +115,14 @@ def check_examples(name: str, examples: Examples) -> None:
 
 
 def as_examples(name: str, examples: Any) -> Examples:
-    """The examples as `Examples` of JAX's arrays; raises a `ValueError` for what are none."""
+    """The examples as `Examples` of arrays, NumPy's or JAX's; raises a `ValueError` for what are none."""
     check_examples(name, examples)
-    return Examples(*(jnp.asarray(getattr(examples, field)) for field in Examples._fields))
+    return Examples(*(_as_array(getattr(examples, field)) for field in Examples._fields))
+
+
+def _as_array(values: Any) -> Any:
+    """NumPy's array of what is neither its own nor JAX's."""
+    return values if isinstance(values, jax.Array) else np.asarray(values)
 
 
 def warn(message: str) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -149,11 +149,12 @@ def evaluate(
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
     number = device_count(devices)
     each = math.ceil(episodes / number)
-    run = _evaluator(learner, devices)
+    run = _evaluator(learner, devices, jax.random.key_impl(key))
     with telling_of_another_state(learner, state, sample):
         chunk = number * _chunk(learner, arguments, each, tasks_per_chunk, devices)
         # The last chunk is filled up with the first episodes, so that one compiled function does for all.
-        keys, _ = filled_up(on_each_device(jax.random.split(key, episodes), devices), chunk)
+        # They are NumPy's numbers, for of JAX's keys each chunk would be cut out by a program of its own.
+        keys, _ = filled_up(np.asarray(jax.random.key_data(jax.random.split(key, episodes))), chunk)
         chunks = keys.reshape(-1, chunk, *keys.shape[1:])
         parts = [run((False, *arguments), keys) for keys in chunks]
     found = {name: np.concatenate([part[name] for part in parts])[:episodes] for name in parts[0]}
@@ -179,10 +180,11 @@ def check_episodes(
 
 
 @functools.lru_cache(maxsize=16)
-def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None) -> Callable:
+def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None, kind_of_key: Hashable) -> Callable:
     """The compiled evaluation of a chunk of episodes, kept so that a second call does not compile again."""
 
     def run(shared, keys):
+        keys = jax.random.wrap_key_data(keys, impl=kind_of_key)
         return map_tasks(functools.partial(_episode, learner, *shared), keys)
 
     return jax.jit(over_devices(run, devices))

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from tqdm import tqdm
 
 from jmeta import checkpoints
@@ -133,7 +135,7 @@ def fit(
             held.enter_context(sole_writer(out))
         kept = _Kept(out, config, steps)
         state = unshared(on_each_device(kept.newest(state), step_devices))
-        options = batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
+        options = log_every, batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
         loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
         dispatch = functools.partial(_dispatch, loop, sampler)
 
@@ -238,9 +240,12 @@ def _config(told: dict[str, Any], **own: Any) -> dict[str, Any]:
 # sampler, so that a loop that is dropped frees what its sampler holds.
 @functools.lru_cache(maxsize=16)
 def _compiled_loop(
-    learner, optimizer, batch_size, tasks_per_chunk, nonfinite, max_task_norm, devices, sampler_structure
+    learner, optimizer, most, batch_size, tasks_per_chunk, nonfinite, max_task_norm, devices, sampler_structure
 ):
-    """`(state, sampler, steps) -> (state, metrics, whether parameters and state are finite)`."""
+    """`(state, sampler, steps) -> (state, metrics [most], whether parameters and state are finite)`.
+
+    Any number of steps, up to `most`, is one compiled function.
+    """
     train_step = make_train_step(
         learner,
         optimizer,
@@ -251,9 +256,18 @@ def _compiled_loop(
     )
 
     # Under "raise" the state before a dispatch is kept, so that the good steps of it can be run again.
-    @functools.partial(jax.jit, static_argnames="steps", donate_argnames=() if nonfinite == "raise" else ("state",))
+    @functools.partial(jax.jit, donate_argnames=() if nonfinite == "raise" else ("state",))
     def loop(state, sampler, steps):
-        state, metrics = make_train_loop(train_step, sampler, batch_size=batch_size, steps=steps)(state)
+        one_step = jax.jit(make_train_loop(train_step, sampler, batch_size=batch_size, steps=1))
+
+        def add(step, carry):
+            state, metrics = carry
+            state, found = one_step(state)
+            return state, jax.tree.map(lambda values, new: values.at[step].set(new[0]), metrics, found)
+
+        _, shapes = jax.eval_shape(one_step, state)
+        metrics = jax.tree.map(lambda leaf: jnp.zeros(most, leaf.dtype), shapes)
+        state, metrics = lax.fori_loop(0, steps, add, (state, metrics))
         return state, metrics, all_finite((state.params, state.state))
 
     return loop
@@ -263,7 +277,7 @@ def _dispatch(loop, sampler, state, steps):
     """So many meta-steps: the state, their metrics, whether parameters and state are finite, seconds."""
     start = time.perf_counter()
     state, metrics, is_finite = loop(state, sampler, steps)
-    metrics = jax.tree.map(np.asarray, metrics)  # waits for the device
+    metrics = jax.tree.map(lambda values: np.asarray(values)[:steps], metrics)  # waits for the device
     return state, metrics, bool(is_finite), time.perf_counter() - start
 
 

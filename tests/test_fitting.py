@@ -35,19 +35,19 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_a_second_run_of_the_same_functions_compiles_nothing():
+def test_a_second_run_of_the_same_functions_compiles_nothing_whatever_its_number_of_steps():
     traces = []
 
     def update(*arguments):
         traces.append(1)
         return OPTIMIZER.update(*arguments)
 
-    def run(sample, **options):
-        jmeta.fit(LEARNER, counted, sample, key=jax.random.key(0), steps=2, batch_size=2, **options)
+    def run(sample, steps=2, **options):
+        jmeta.fit(LEARNER, counted, sample, key=jax.random.key(0), steps=steps, batch_size=2, **options)
         return len(traces)
 
     counted = OPTIMIZER._replace(update=update)
-    assert 0 < (once := run(SAMPLE)) == run(SAMPLE)
+    assert 0 < (once := run(SAMPLE)) == run(SAMPLE) == run(SAMPLE, steps=13)
     assert run(SAMPLE, nonfinite="raise") > once
 
 

@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jmeta.checks import check_counts
 from jmeta.types import Array, Examples, Task
@@ -114,13 +115,19 @@ def _along(controls):
 def _ink(points, is_drawn, pen):
     """Ink [SIZE, SIZE]: 1 within the pen's width of a drawn stroke, fading to 0 over a pixel."""
     pixels = (jnp.arange(SIZE) + 0.5) / SIZE
-    starts = points[:, :-1].reshape(-1, 2, 1, 1)
-    along = points[:, 1:].reshape(-1, 2, 1, 1) - starts
-    right, down = pixels.reshape(1, 1, -1) - starts[:, 0], pixels.reshape(1, -1, 1) - starts[:, 1]
-    length = jnp.maximum(jnp.square(along).sum(1), 1e-12)  # squared
-    projection = right * along[:, 0] + down * along[:, 1]
-    place = jnp.clip(projection / length, 0, 1)
-    squared = right**2 + down**2 + place * (place * length - 2 * projection)
-    undrawn = jnp.where(is_drawn, 0.0, 9.0).repeat(SEGMENTS).reshape(-1, 1, 1)
-    nearest = jnp.sqrt(jnp.maximum((squared + undrawn).min(0), 0))
-    return jnp.clip((pen - nearest) * SIZE + 0.5, 0, 1)
+    starts = points[:, :-1].reshape(-1, 2)
+    along = points[:, 1:].reshape(-1, 2) - starts
+    lengths = jnp.maximum(jnp.square(along).sum(1), 1e-12)  # squared
+    undrawn = jnp.where(is_drawn, 0.0, 9.0).repeat(SEGMENTS)
+
+    # One segment after another: the distances of all pixels from all of them leave a CPU's cache, for 8 times the time.
+    def nearer(nearest, segment):
+        start, along, length, undrawn = segment
+        right, down = pixels[None] - start[0], pixels[:, None] - start[1]
+        projection = right * along[0] + down * along[1]
+        place = jnp.clip(projection / length, 0, 1)
+        squared = right**2 + down**2 + place * (place * length - 2 * projection)
+        return jnp.minimum(nearest, squared + undrawn), None
+
+    nearest, _ = lax.scan(nearer, jnp.full((SIZE, SIZE), jnp.inf), (starts, along, lengths, undrawn))
+    return jnp.clip((pen - jnp.sqrt(jnp.maximum(nearest, 0))) * SIZE + 0.5, 0, 1)

@@ -74,7 +74,7 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
         )
     names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return ClassTable(
-        jnp.asarray(inputs[np.argsort(index, kind="stable")]),
+        jax.device_put(inputs[np.argsort(index, kind="stable")]),  # a copy already, of which asarray makes another
         jnp.asarray(np.cumsum(counts) - counts, jnp.int32),
         jnp.asarray(counts, jnp.int32),
         tuple(names.tolist()),
