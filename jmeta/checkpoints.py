@@ -18,6 +18,7 @@ from jmeta.trees import by_path, first_difference
 from jmeta.types import TrainState
 
 KEEP = 2  # the last checkpoint, and one to go back to
+PARTS = {"_CHECKPOINT_METADATA", "commit_success.txt", "config", "state"}  # what is in the folder of one
 
 
 def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, Any] | None = None) -> None:
@@ -30,7 +31,7 @@ def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, A
 
     Raises:
         ValueError: if there is a checkpoint of this step, or of a later one, which would be taken for the newest, or a
-            folder with a number for its name that is none, which would be taken for an old one and deleted.
+            folder with a number for its name that holds anything else, and would be taken for an old one and deleted.
     """
     import orbax.checkpoint as ocp  # a fifth of a second that `import jmeta` does not need
 
@@ -112,7 +113,8 @@ def saved_steps(directory: str | os.PathLike) -> list[int]:
 def _check_numbered(directory):
     """Orbax takes every folder whose name is a number for a checkpoint, and deletes old ones."""
     for path in directory.glob("[0-9]*"):
-        if path.is_dir() and path.name.isdigit() and not (path / "state").is_dir():
+        # A kill may have left a part of one that was being deleted.
+        if path.is_dir() and path.name.isdigit() and {part.name for part in path.iterdir()} - PARTS:
             raise ValueError(f"{directory} has a folder {path.name} that is no checkpoint; choose another folder.")
 
 

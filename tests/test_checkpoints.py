@@ -38,10 +38,14 @@ def test_a_state_that_is_no_later_than_the_newest_is_not_saved(tmp_path, step):
 
 def test_a_folder_of_the_users_with_a_number_for_its_name_is_not_deleted(tmp_path):
     state = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
-    (tmp_path / "1").mkdir()
+    for name in "12":
+        (tmp_path / name).mkdir()
+    (tmp_path / "1" / "mine.txt").touch()
     with pytest.raises(ValueError, match=f"{tmp_path} has a folder 1 that is no checkpoint; choose another folder"):
         checkpoints.save(tmp_path, state._replace(step=5))
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    (tmp_path / "1" / "mine.txt").unlink()
+    checkpoints.save(tmp_path, state._replace(step=5))  # an empty folder is what a kill leaves of a deleted checkpoint
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
