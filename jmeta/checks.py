@@ -121,8 +121,8 @@ def as_examples(name: str, examples: Any) -> Examples:
 
 
 def _as_array(values: Any) -> Any:
-    """NumPy's array of what is neither its own nor JAX's."""
-    return values if isinstance(values, jax.Array) else np.asarray(values)
+    """JAX's as it is, else a copy: it reads NumPy's after a call has returned, and the caller may have changed it."""
+    return values if isinstance(values, jax.Array) else np.array(values)
 
 
 def warn(message: str) -> None:

@@ -107,7 +107,10 @@ def evaluate(
         sample: `(key) -> Task`. It is compiled once and used again in the next call: what
             it reads from outside is as it was then; make a new function if that changes.
         key: PRNG key of the list of episodes: one is `sample(jax.random.split(key_of_it)[0])`,
-            for each `key_of_it` in `jax.random.split(key, episodes)`.
+            for each `key_of_it` in `jax.random.split(key, episodes)`. For one of the kinds
+            `"rbg"` and `"unsafe_rbg"`, which draw otherwise under `vmap`, stands
+            `jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")`,
+            here, in `fit` and in `init_state`.
         episodes: how many, at least 2.
         tasks_per_chunk: how many are vmapped at a time, at most, on each device; None chooses.
         devices: those that the episodes are divided over, `jax.local_devices()`

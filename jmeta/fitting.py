@@ -36,6 +36,9 @@ from jmeta.training import (
 )
 from jmeta.types import Array, Learner, Task, TrainState
 
+# Meta-steps whose metrics a dispatch has room for, whatever the length of the run; for a longer one, as many as it has.
+MOST_IN_A_DISPATCH = 10_000
+
 
 def fit(
     learner: Learner,
@@ -135,7 +138,8 @@ def fit(
             held.enter_context(sole_writer(out))
         kept = _Kept(out, config, steps)
         state = unshared(on_each_device(kept.newest(state), step_devices))
-        options = log_every, batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
+        most = min(log_every, max(MOST_IN_A_DISPATCH, steps))
+        options = most, batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
         loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
         dispatch = functools.partial(_dispatch, loop, sampler)
 

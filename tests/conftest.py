@@ -64,9 +64,11 @@ def as_an_accelerator_would(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(jax, "default_backend", lambda: "tpu")
+            jax.clear_caches()  # of what was traced for the CPU
             elsewhere = [export.DisabledSafetyCheck.platform()]  # that it runs where it was made for
             program = export.export(flat, platforms=["tpu"], disabled_checks=elsewhere)(*leaves)
             flat.trace(*leaves).lower(lowering_platforms=("cuda",))
+        jax.clear_caches()
         return jax.tree.unflatten(results[0], program.call(*leaves))
 
     return run

@@ -536,6 +536,22 @@ def test_bytes_are_to_adapt_and_predict_what_episodes_make_of_them(name):
     chex.assert_trees_all_equal(learner.init(jax.random.key(1), trained), (params, state))
 
 
+def test_a_support_set_may_be_overwritten_as_soon_as_adapt_has_returned():
+    learner, rng = learners.protonet(models.mlp(hidden=(64,), outputs=None)), np.random.default_rng(0)
+    examples = Examples(
+        rng.normal(size=(500, 784)).astype(np.float32),
+        np.eye(5, dtype=np.float32)[np.arange(500) % 5],
+        np.ones(500, np.float32),
+    )
+    params, state = learner.init(jax.random.key(0), Task(examples, examples))
+    expected = learner.adapt(params, state, Examples(*map(jnp.array, examples)))
+    for _ in range(20):
+        support = Examples(*map(np.copy, examples))
+        found = learner.adapt(params, state, support)
+        support.inputs[:] = 7
+        chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 class Dropping(nn.Module):
     """A network that draws at random."""
 

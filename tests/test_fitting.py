@@ -51,6 +51,13 @@ def test_a_second_run_of_the_same_functions_compiles_nothing_whatever_its_number
     assert run(SAMPLE, nonfinite="raise") > once
 
 
+def test_a_run_that_never_logs_before_its_end_has_no_room_for_more_metrics_than_it_takes():
+    state = jmeta.fit(
+        LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=2, batch_size=2, log_every=10**10, save_every=10**10
+    )
+    assert state.step == 2
+
+
 def test_a_learner_without_parameters_is_trained_all_the_same():
     sample = data.glyphs(ways=2, shots=1, queries=1)
     learner = learners.protonet(models.mlp(hidden=(), outputs=None))

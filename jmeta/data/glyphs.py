@@ -120,14 +120,15 @@ def _ink(points, is_drawn, pen):
     lengths = jnp.maximum(jnp.square(along).sum(1), 1e-12)  # squared
     undrawn = jnp.where(is_drawn, 0.0, 9.0).repeat(SEGMENTS)
 
-    # One segment after another: the distances of all pixels from all of them leave a CPU's cache, for 8 times the time.
-    def nearer(nearest, segment):
-        start, along, length, undrawn = segment
+    def distances(start, along, length, undrawn):  # squared
         right, down = pixels[None] - start[0], pixels[:, None] - start[1]
         projection = right * along[0] + down * along[1]
         place = jnp.clip(projection / length, 0, 1)
-        squared = right**2 + down**2 + place * (place * length - 2 * projection)
-        return jnp.minimum(nearest, squared + undrawn), None
+        return right**2 + down**2 + place * (place * length - 2 * projection) + undrawn
 
-    nearest, _ = lax.scan(nearer, jnp.full((SIZE, SIZE), jnp.inf), (starts, along, lengths, undrawn))
+    # One segment after another: the distances of all pixels from all of them leave a CPU's cache, for 5 to 8 times the
+    # time (benchmarks/README.md).
+    segments = starts, along, lengths, undrawn
+    first, others = distances(*(leaf[0] for leaf in segments)), tuple(leaf[1:] for leaf in segments)
+    nearest, _ = lax.scan(lambda nearest, one: (jnp.minimum(nearest, distances(*one)), None), first, others)
     return jnp.clip((pen - jnp.sqrt(jnp.maximum(nearest, 0))) * SIZE + 0.5, 0, 1)

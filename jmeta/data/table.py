@@ -99,7 +99,7 @@ def _of_one_kind(labels):
         raise ValueError(f"labels are of {' and '.join(kinds)}; they must be all numbers or all names.")
     # NumPy makes whole numbers beyond 2^53 floats beside others, and leaves out zero bytes at the end of a text.
     exact = [label.item() if isinstance(label, np.generic) else label for label in each]
-    return found if found.dtype == object or found.tolist() == exact else each
+    return found if found.dtype == object or found.tolist() == exact else np.fromiter(exact, object, len(exact))
 
 
 def _kind(label):
@@ -111,7 +111,9 @@ def _kind(label):
 
 def _in_jax(inputs):
     """The numbers in JAX's precision, and in the order of bytes of this machine."""
-    inputs = inputs.astype(np.float64 if inputs.dtype == np.longdouble else inputs.dtype.newbyteorder("="), copy=False)
+    native = np.float64 if inputs.dtype == np.longdouble else inputs.dtype.newbyteorder("=")
+    with np.errstate(over="ignore"):  # an infinity will be told
+        inputs = inputs.astype(native, copy=False)
     dtype = jax.dtypes.canonicalize_dtype(inputs.dtype)
     if dtype == inputs.dtype:
         return inputs

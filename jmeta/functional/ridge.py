@@ -29,7 +29,7 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
         Array([[1.000]], dtype=float32)
     """
     (features, targets, mask), dtype = to_solve(features, targets, mask)
-    root = jnp.sqrt(mask)[:, None]
+    root = jnp.where(mask > 0, jnp.sqrt(jnp.where(mask > 0, mask, 1)), 0)[:, None]  # at zero a root has no slope
     x, y = features * root, targets * root
     if x.shape[0] < x.shape[1]:
         return exact_product(x.T, _solve(exact_product(x, x.T), y, regularisation)).astype(dtype)

@@ -46,7 +46,7 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
     real = (mask > 0).astype(mask.dtype)[:, None]
     x, y = features * real, targets * real
     present = y.sum(0) > 0
-    costs = cost * jnp.where(mask > 0, mask, 1)  # of padding, which has no features, any
+    costs = jnp.where(mask > 0, cost * mask, cost).astype(mask.dtype)  # of padding, which has no features, any
     gram = exact_product(x, x.T)
     # The mean eigenvalue of what examples differ in from their mean: that mean, where it is large, is one eigenvalue
     # beside which the others would hardly move. Bounded, so that single precision can invert the matrix.

@@ -248,6 +248,6 @@ def step_weights(meta_step: Array, steps: int, until: int) -> Array:
         >>> print(step_weights(jnp.int32(0), 4, 100), step_weights(jnp.int32(100), 4, 100))
         [0.25 0.25 0.25 0.25] [0. 0. 0. 1.]
     """
-    left = 1 - meta_step.astype(float) / max(until, 1)
+    left = 1 - jnp.asarray(meta_step, float) / max(until, 1)
     early = jnp.where(meta_step < until, jnp.maximum(left, LEAST_WEIGHT) / steps, 0.0)
     return jnp.full(steps, early).at[-1].set(1 - (steps - 1) * early)

@@ -28,6 +28,17 @@ def test_padding_contributes_nothing(width, x64):
     np.testing.assert_allclose(weights, normal_equations(x[mask > 0], y[mask > 0], 0.3), atol=1e-12)
 
 
+@pytest.mark.parametrize("width", [3, 20])
+def test_a_weight_is_how_often_an_example_counts_and_has_a_slope_also_at_zero(width, x64):
+    rng = np.random.default_rng(0)
+    x, y, mask = rng.normal(size=(4, width)), rng.normal(size=(4, 2)), jnp.array([1, 0.5, 2, 0])
+    rows = np.array([0, 0, 1, 2, 2, 2, 2])
+    weights = ridge_regression(jnp.asarray(x), jnp.asarray(y), mask, 0.3)
+    np.testing.assert_allclose(weights, normal_equations(x[rows], y[rows], 0.6), atol=1e-12)
+    slope = jax.grad(lambda mask: ridge_regression(jnp.asarray(x), jnp.asarray(y), mask, 0.3).sum())(mask)
+    assert np.isfinite(slope).all()
+
+
 @pytest.mark.parametrize("width", [4, 2000])
 def test_duplicates_and_little_regularisation_stay_finite_in_single_precision(width):
     """Examples four times over: a matrix of a fifth of its rank, and a regularisation below its rounding error."""

@@ -42,6 +42,18 @@ def test_widths_may_be_any_sequence(hidden):
     assert [params[f"Dense_{i}"]["kernel"].shape for i in range(2)] == [(3, 4), (4, 5)]
 
 
+def test_a_conv4_as_an_accelerator_would_run_it_has_the_same_gradient(x64, as_an_accelerator_would):
+    model = models.conv4(outputs=3, width=10)  # more filters than terms: on a CPU moments are those of the images
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    params, state = model.init(jax.random.key(0), images)
+
+    def slope(params):
+        return jax.grad(lambda params: jnp.sin(model.apply(params, state, images)[0]).sum())(params)
+
+    found, expected = as_an_accelerator_would(slope, params), jax.jit(slope)(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), found, expected)
+
+
 def test_a_conv4_encoder_of_omniglot_images_has_64_features():
     images = jnp.ones((1, 28, 28, 1))
     params, state, apply = built(models.conv4(), images)
