@@ -18,7 +18,7 @@ from jmeta.trees import by_path, first_difference
 from jmeta.types import TrainState
 
 KEEP = 2  # the last checkpoint, and one to go back to
-PARTS = {"_CHECKPOINT_METADATA", "commit_success.txt", "config", "state"}  # what is in the folder of one
+PARTS = {"_CHECKPOINT_METADATA", "commit_success.txt", "config", "state"}  # what the folder of a checkpoint holds
 
 
 def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, Any] | None = None) -> None:
