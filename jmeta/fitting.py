@@ -36,8 +36,8 @@ from jmeta.training import (
 )
 from jmeta.types import Array, Learner, Task, TrainState
 
-# Meta-steps whose metrics a dispatch has room for, whatever the length of the run; for a longer one, as many as it has.
-MOST_IN_A_DISPATCH = 10_000
+# Meta-steps whose metrics a dispatch has room for, if it is so long; in a longer run, for as many as the run has.
+LEAST_ROOM = 10_000
 
 
 def fit(
@@ -138,7 +138,7 @@ def fit(
             held.enter_context(sole_writer(out))
         kept = _Kept(out, config, steps)
         state = unshared(on_each_device(kept.newest(state), step_devices))
-        most = min(log_every, max(MOST_IN_A_DISPATCH, steps))
+        most = min(log_every, max(LEAST_ROOM, steps))
         options = most, batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
         loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
         dispatch = functools.partial(_dispatch, loop, sampler)

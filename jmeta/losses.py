@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from jmeta.checks import check_counts, check_functions
-from jmeta.types import Array, at_least_single, Examples, Learner, Objective, PyTree, Task
+from jmeta.types import Array, at_least_single, Examples, Learner, Objective, or_one, PyTree, Task
 
 # The 97.5 % quantile of the standard normal distribution.
 Z95 = 1.959963984540054
@@ -202,8 +202,7 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
     index = jnp.clip(jnp.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     weights = jnp.asarray(mask, precision)
     gaps = jax.ops.segment_sum(jnp.where(mask > 0, weights * (confidence - correct), 0), index, bins)
-    number = weights.sum()
-    return jnp.abs(gaps).sum() / jnp.where(number > 0, number, 1)
+    return jnp.abs(gaps).sum() / or_one(weights.sum())
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
@@ -216,8 +215,7 @@ def masked_mean(values: Array, mask: Array) -> Array:
     """
     _check_mask(mask, jnp.shape(values))
     weights = jnp.asarray(mask, at_least_single(jnp.result_type(values, mask)))
-    number = weights.sum()
-    return (weights * jnp.where(mask > 0, values, 0)).sum() / jnp.where(number > 0, number, 1)
+    return (weights * jnp.where(mask > 0, values, 0)).sum() / or_one(weights.sum())
 
 
 def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:

@@ -177,6 +177,11 @@ def at_least_single(dtype: DTypeLike) -> DTypeLike:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def or_one(total: Array) -> Array:
+    """What to divide by where the total of the weights may be 0: of nothing the mean is then 0."""
+    return jnp.where(total > 0, total, 1)
+
+
 def is_inexact(leaf: Array) -> bool:
     """Whether it is of numbers that have a derivative and that tasks add up; integers are the same in all of them."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

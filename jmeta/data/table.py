@@ -97,9 +97,11 @@ def _of_one_kind(labels):
     kinds = sorted({_kind(label) for label in each})
     if len(kinds) > 1:
         raise ValueError(f"labels are of {' and '.join(kinds)}; they must be all numbers or all names.")
+    if found is labels:
+        return found
     # NumPy makes whole numbers beyond 2^53 floats beside others, and leaves out zero bytes at the end of a text.
     exact = [label.item() if isinstance(label, np.generic) else label for label in each]
-    return found if found.dtype == object or found.tolist() == exact else np.fromiter(exact, object, len(exact))
+    return found if found.tolist() == exact else np.fromiter(exact, object, len(exact))
 
 
 def _kind(label):

@@ -11,7 +11,7 @@ from jmeta.functional.classes import exclude_absent
 from jmeta.functional.compiled import compiled_adapt
 from jmeta.functional.encoders import Encoder
 from jmeta.networks import split_key
-from jmeta.types import Array, at_least_single, Examples, Learner, normalisations, Objective, PyTree
+from jmeta.types import Array, at_least_single, Examples, Learner, normalisations, Objective, or_one, PyTree
 
 
 class Head(NamedTuple):
@@ -162,8 +162,7 @@ def learned_scalars(**start: float) -> Callable:
 
 def learned_regularisation(params: dict[str, Array], support: Examples) -> Array:
     """Lambda, learned by its logarithm, times the number of real examples, so that it means the same at any of them."""
-    number = support.mask.sum()
-    return jnp.exp(params["log_regularisation"]) * jnp.where(number > 0, number, 1)
+    return jnp.exp(params["log_regularisation"]) * or_one(support.mask.sum())
 
 
 def check_stateless(name: str, state: PyTree) -> None:

@@ -20,8 +20,8 @@ def inverses(matrices: Array) -> Array:
         [[0.25 0.  ]
          [0.   0.25]]
     """
-    identity = jnp.zeros_like(matrices).at[...].set(jnp.eye(matrices.shape[-1], dtype=matrices.dtype))
-    return cho_solve(cho_factor(matrices), identity)
+    identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+    return cho_solve(cho_factor(matrices), jnp.broadcast_to(identity, matrices.shape))
 
 
 @inverses.defjvp

@@ -7,7 +7,7 @@ from jax import lax
 from jmeta.functional.conv import columns
 from jmeta.functional.precision import exact_product
 from jmeta.functional.primitives import alike
-from jmeta.types import Array, at_least_single
+from jmeta.types import Array, at_least_single, or_one
 
 # Measured on two x86 cores (docs/decisions/0013-moments.md): 3 x 3 pixels of three channels, as a first layer has.
 FEW_TERMS = 27
@@ -81,5 +81,4 @@ def _weights(x, mask):
     if mask is None:
         return jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
     counted = mask.astype(at_least_single(mask.dtype))
-    number = counted.sum()
-    return (counted / jnp.where(number > 0, number, 1)).astype(jnp.result_type(x, mask))
+    return (counted / or_one(counted.sum())).astype(jnp.result_type(x, mask))

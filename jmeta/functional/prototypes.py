@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jmeta.functional.inverses import inverses
 from jmeta.functional.precision import exact_product, to_solve
-from jmeta.types import Array
+from jmeta.types import Array, or_one
 
 # Cosines lie between -1 and 1: as logits they must be sharpened. The initial
 # value is that of Gidaris & Komodakis, 2018.
@@ -30,8 +30,7 @@ def prototypes(features: Array, targets: Array, mask: Array) -> Array:
                [5.]], dtype=float32)
     """
     weights = targets * mask[:, None]
-    total = weights.sum(0)[:, None]
-    return exact_product(weights.T, features) / jnp.where(total > 0, total, 1)
+    return exact_product(weights.T, features) / or_one(weights.sum(0)[:, None])
 
 
 class Gaussians(NamedTuple):
