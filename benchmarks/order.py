@@ -7,7 +7,8 @@
 One meta-step of MAML is compiled for each network, number of inner steps, way of
 differentiating and chunk of tasks, and timed in turns, so that drift of the
 machine cancels. The tasks are divided over all devices that JAX sees. The result of each network goes to
-benchmarks/results/order/PLATFORM-NETWORK.json, a figure of all to PLATFORM.png beside it.
+benchmarks/results/order/PLATFORM-NETWORK.json, a table and a figure of all to PLATFORM.md and
+PLATFORM.png beside it.
 """
 
 import json
@@ -27,9 +28,11 @@ import jmeta
 from benchmarks import flops
 from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save
+from benchmarks.tables import order_table
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models, plotting
 from jmeta.batching import on_each_device
+from jmeta.files import write_whole
 from jmeta.types import Examples, Task
 
 
@@ -61,8 +64,8 @@ REGRESSION = {**IMAGES, "loss_fn": losses.squared_error}
 WORKLOADS = {
     "mlp": Workload(models.mlp(), data.sinusoid(), 25, REGRESSION, (None, 1)),
     "conv4-32": Workload(models.conv4(outputs=5, width=32), images(28, 1), 8, IMAGES, (None, 8)),
-    "conv4-64": Workload(models.conv4(outputs=5), images(28, 1), 8, IMAGES, (None,)),
-    "resnet12": Workload(models.resnet12(outputs=5), images(28, 3), 1, IMAGES, (None,)),
+    "conv4-64": Workload(models.conv4(outputs=5), images(28, 1), 8, IMAGES, (None, 8)),
+    "resnet12": Workload(models.resnet12(outputs=5), images(28, 3), 1, IMAGES, (None,)),  # of one task
 }
 CG_STEPS = 5
 MODES: dict[str, dict[str, Any]] = {
@@ -104,11 +107,13 @@ def main(
 
 
 def save_and_draw(out: Path, name: str, result: dict[str, Any]) -> None:
-    """The result of a network, and the figure of all."""
+    """The result of a network, and the table and figure of all."""
     platform = jax.default_backend()
     save(result, out / f"{platform}-{name}.json")
     files = [file for network in WORKLOADS if (file := out / f"{platform}-{network}.json").exists()]
-    draw([row for file in files for row in json.loads(file.read_text())["rows"]], out / f"{platform}.png")
+    rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
+    write_whole(out / f"{platform}.md", order_table(rows) + "\n")
+    draw(rows, out / f"{platform}.png")
 
 
 class Compiled(NamedTuple):
@@ -179,7 +184,8 @@ def line(row: dict[str, Any]) -> str:
     """A row for the terminal."""
     return (
         f"{row['model']:9} {row['inner_steps']:3} steps  {row['mode']:20} chunk {row['chunk']!s:8}"
-        f"compiled in {row['compile_seconds']:6.2f} s  {row['milliseconds']:9.2f} ms  "
+        f"compiled in {row['compile_seconds']:6.2f} s  {row['milliseconds']:9.2f} ms "
+        f"({' to '.join(f'{at:.2f}' for at in row['quartiles_milliseconds'])})  "
         f"{row['tasks_per_second']:9.2f} tasks/s  {row['temporary_bytes'] / 2**20:8.2f} MiB  "
         f"to {row['compared_with']}: time {row['milliseconds_ratio']:.2f}, arithmetic {row['flops_ratio']:.2f}, "
         f"memory {row['temporary_bytes_ratio']:.2f}"

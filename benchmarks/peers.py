@@ -9,7 +9,7 @@ Each peer then works in a process of its own, so that what one does to memory an
 take turns. Processes differ, as in where their memory lies, so that all of this is done anew in every round. They run
 where JAX does, on the CPU or on a GPU that PyTorch sees too.
 Peers that are not installed (`pip install '.[bench]'`) are left out, unless they are named. A result goes to
-benchmarks/results/peers/PLATFORM-WORKLOAD.json.
+benchmarks/results/peers/PLATFORM-WORKLOAD.json, a table and a figure of all to PLATFORM.md and PLATFORM.png beside it.
 """
 
 import contextlib
@@ -37,9 +37,11 @@ from matplotlib.figure import Figure
 from benchmarks import peers_jmeta
 from benchmarks.names import check_names
 from benchmarks.record import provenance, RESULTS, save, usable_cores
+from benchmarks.tables import peer_table
 from benchmarks.timing import mean_seconds, timed_in_turns
 from benchmarks.workloads import Tasks, tasks_of, Workload, WORKLOADS
 from jmeta.checks import check_positive
+from jmeta.files import write_whole
 
 
 class Peer(NamedTuple):
@@ -180,7 +182,9 @@ def main(
         platform = jax.default_backend()
         save(result, out / f"{platform}-{name}.json")
         files = [file for name in WORKLOADS if (file := out / f"{platform}-{name}.json").exists()]
-        draw([json.loads(file.read_text()) for file in files], out / f"{platform}.png")
+        results = [json.loads(file.read_text()) for file in files]
+        write_whole(out / f"{platform}.md", peer_table(results) + "\n")
+        draw(results, out / f"{platform}.png")
 
 
 def measures() -> Measures:

@@ -27,12 +27,17 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the clone that this runs in, "-dirty" behind it where files are not as committed; None without Git."""
-    if shutil.which("git") is None:
+    """Of the clone that this runs in, "-dirty" behind it where code is not as committed; None without Git."""
+    if shutil.which("git") is None or not (found := _git("rev-parse", "--short=12", "HEAD")):
         return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    code = ("../jmeta", "*.py")
+    return f"{found}-dirty" if _git("status", "--porcelain", "--", *code) else found
+
+
+def _git(*arguments):
+    """What the command prints, in this folder; nothing if it fails."""
+    command, here = ["git", *arguments], Path(__file__).parent
+    return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -63,6 +63,11 @@ def _results(pattern):
 
 
 def peers() -> str:
+    """jmeta beside each peer, workload by workload, of the committed results."""
+    return peer_table(_peers())
+
+
+def peer_table(results: Iterable[dict[str, Any]]) -> str:
     """jmeta beside each peer, workload by workload."""
     header = [
         "workload",
@@ -76,7 +81,7 @@ def peers() -> str:
         "memory",
     ]
     rows = []
-    for result in _peers():
+    for result in results:
         for row in result["rows"]:
             quartiles = " to ".join(map(_rate, row["quartiles"]))
             cells = [result["workload"], f"`{row['peer']}`", _rate(row["tasks_per_second"]), quartiles]
@@ -136,7 +141,7 @@ TARGETS = (
     ("omniglot", ("naive_vmap",), 12.0),
     ("sinusoid-training", ("learn2learn_loop", "higher_loop"), 100.0),
     ("sinusoid", ("func_vmap",), 10.0),
-    ("protonet", TORCH, 1.5),
+    ("protonet-training", TORCH, 1.5),
     ("omniglot-evaluation", TORCH, 3.0),
 )
 
@@ -159,14 +164,23 @@ def targets() -> str:
         seconds = jmeta["of_rounds"][key]
         met = [second <= target for second in seconds]
         rows.append(["omniglot", against, f"<= {target} s", in_rounds(seconds, "{:.1f}") + " s", met_in(met)])
-    exact = next(row for row in _order_rows("conv4-64") if (row["inner_steps"], row["mode"]) == (5, "mixed"))
-    for figure, key, target in (("time", "milliseconds", 1.45), ("memory", "temporary_bytes", 1.1)):
-        against = f"its own first order, {figure}"
-        ratio = exact[f"{key}_ratio"]
-        rows.append(
-            ["conv4-64, 5 inner steps", against, f"<= {target:g} x", f"{ratio:.2f} x", met_in([ratio <= target])]
-        )
+    for exact in _order_rows("conv4-64"):
+        if exact["mode"] == "mixed" and exact["chunk"] == "default":
+            rows += _second_order_targets(exact)
     return _table(header, rows)
+
+
+def _second_order_targets(exact):
+    """No more time than arithmetic, at 5 inner steps 1.45 times first order's, and its memory but for a tenth."""
+    steps = exact["inner_steps"]
+    meant = [("time", "milliseconds", exact["flops_ratio"]), ("memory", "temporary_bytes", 1.1)]
+    if steps == 5:
+        meant.insert(1, ("time", "milliseconds", 1.45))
+    for figure, key, target in meant:
+        ratio = exact[f"{key}_ratio"]
+        told = "its arithmetic, " if target == exact["flops_ratio"] else ""
+        cells = [f"conv4-64, {steps} inner steps", f"its own first order, {figure}", f"<= {told}{target:.2f} x"]
+        yield [*cells, f"{ratio:.2f} x", met_in([ratio <= target])]
 
 
 def compared(result: dict[str, Any] | None, peers: Iterable[str], target: float) -> tuple[str, str]:
@@ -196,20 +210,26 @@ NETWORKS = ("mlp", "conv4-32", "conv4-64", "resnet12")
 
 
 def order() -> str:
+    """What a meta-step costs by how it is differentiated, of the committed results."""
+    return order_table(itertools.chain.from_iterable(map(_order_rows, NETWORKS)))
+
+
+def order_table(rows: Iterable[dict[str, Any]]) -> str:
     """What a meta-step costs by how it is differentiated, each beside first order in the same run."""
-    header = ["network", "inner steps", "differentiation", "tasks/s", "time", "arithmetic", "memory", "compiled in"]
-    rows = []
-    for row in itertools.chain.from_iterable(map(_order_rows, NETWORKS)):
+    header = ["network", "inner steps", "tasks at once", "differentiation", "tasks/s", "quartiles"]
+    header += ["time", "arithmetic", "memory", "compiled in"]
+    body = []
+    for row in rows:
+        slow_and_fast = (row["tasks"] / (ms / 1e3) for ms in reversed(row["quartiles_milliseconds"]))
         ratios = [f"{row[f'{name}_ratio']:.2f}" for name in ("milliseconds", "flops", "temporary_bytes")]
-        cells = [row["model"], row["inner_steps"], row["mode"], _rate(row["tasks_per_second"]), *ratios]
-        rows.append([*cells, f"{row['compile_seconds']:.1f} s"])
-    return _table(header, rows)
+        cells = [row["model"], row["inner_steps"], row["chunk"], row["mode"], _rate(row["tasks_per_second"])]
+        cells += [" to ".join(map(_rate, slow_and_fast)), *ratios]
+        body.append([*cells, f"{row['compile_seconds']:.1f} s"])
+    return _table(header, body)
 
 
 def _order_rows(network):
-    """Those of the default chunk."""
-    rows = (row for result in _results(f"order/cpu-{network}.json") for row in result["rows"])
-    return [row for row in rows if row["chunk"] == "default"]
+    return [row for result in _results(f"order/cpu-{network}.json") for row in result["rows"]]
 
 
 def learners() -> str:

@@ -79,6 +79,7 @@ class Workload(NamedTuple):
 
 SINUSOID = Workload(25, 1, 10, 10)
 OMNIGLOT = Workload(8, 5, 1, 15, 0.4, image=(28, 28, 1))
+PROTONET = Workload(1, 60, 1, 5, image=(28, 28, 1), learner="protonet")
 WORKLOADS = {
     "sinusoid": SINUSOID,
     "sinusoid-training": SINUSOID._replace(work="training", meta_steps=20),
@@ -89,7 +90,8 @@ WORKLOADS = {
     "omniglot-training": OMNIGLOT._replace(work="training"),
     "omniglot-evaluation": OMNIGLOT._replace(tasks=600, work="evaluation"),
     "miniimagenet": Workload(2, 5, 5, 15, 0.01, image=(84, 84, 3), width=32),
-    "protonet": Workload(1, 60, 1, 5, image=(28, 28, 1), learner="protonet"),
+    "protonet": PROTONET,
+    "protonet-training": PROTONET._replace(work="training"),
     "resnet12": Workload(4, 5, 1, 15, 0.01, image=(84, 84, 3), network="resnet12"),
 }
 

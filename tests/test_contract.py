@@ -236,7 +236,11 @@ def subject(request):
 
 
 def close(one, other, atol=1e-12):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-10), one, other)
+    chex.assert_trees_all_close(one, other, atol=atol, rtol=min(atol, 1e-10))
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def test_the_same_inputs_give_the_same_outputs_without_a_retrace(subject):
@@ -279,12 +283,14 @@ def test_outputs_have_a_row_per_query_and_a_column_per_class(subject):
     assert jax.tree.structure(state) == jax.tree.structure(subject.state)
 
 
-def test_a_vmapped_loss_is_the_loss_of_each_task(subject):
+def test_vmapped_over_tasks_a_learner_is_what_it_is_of_each(subject):
+    def loss_and_outputs(task):
+        return subject.loss(subject.params, task)[0], subject.predictions(subject.params, task.support, task.query)
+
     keys = jax.random.split(jax.random.key(5), 3)
     tasks = [classification_task(key, subject.case.shape) for key in keys]
-    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
-    together, _ = jax.jit(jax.vmap(subject.loss, (None, 0)))(subject.params, batch)
-    close(together, jnp.stack([subject.loss(subject.params, task)[0] for task in tasks]), atol=1e-10)
+    together = jax.jit(jax.vmap(loss_and_outputs))(stacked(tasks))
+    close(together, stacked(map(loss_and_outputs, tasks)), atol=1e-10)
 
 
 def test_the_order_of_support_examples_changes_nothing(subject):

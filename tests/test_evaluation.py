@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,7 +218,7 @@ def test_episodes_divided_over_devices_are_the_same(monkeypatch, episodes, chunk
     two = evaluated(BATCH, sample, **options)
     assert sizes == [at_once]  # traced once, for what each of two devices does at a time
     assert one.transductive == two.transductive
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one.per_episode, two.per_episode)
+    chex.assert_trees_all_close(one.per_episode, two.per_episode, rtol=1e-5)
 
 
 def test_a_prime_number_of_episodes_takes_as_few_chunks_as_another(monkeypatch):

@@ -1,6 +1,7 @@
 """Runs: in one or in parts, what they leave in their folder, and how they stop."""
 
 import functools
+import gc
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,17 @@ def test_a_second_run_of_the_same_functions_compiles_nothing_whatever_its_number
     counted = OPTIMIZER._replace(update=update)
     assert 0 < (once := run(SAMPLE)) == run(SAMPLE) == run(SAMPLE, steps=13)
     assert run(SAMPLE, nonfinite="raise") > once
+
+
+def test_runs_and_evaluations_leave_no_arrays_behind():
+    def run():
+        state = fitted()
+        jmeta.evaluate(LEARNER, state, SAMPLE, key=jax.random.key(1), episodes=10)
+        del state
+        gc.collect()
+        return len(jax.live_arrays())
+
+    assert run() == run()
 
 
 def test_a_run_that_never_logs_before_its_end_has_no_room_for_more_metrics_than_it_takes():
@@ -129,7 +142,7 @@ def test_a_run_on_several_devices_is_resumed_bit_for_bit_and_is_that_of_one_to_r
     resumed, whole, alone = divided(tmp_path), divided(), fitted()
     assert_same(resumed.params, whole.params)
     assert divided(tmp_path).step.devices() == resumed.step.devices() == set(jax.devices())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), alone.params, whole.params)
+    chex.assert_trees_all_close(alone.params, whole.params, rtol=1e-10)
     assert fitted(tmp_path, steps=80).step == 80  # and goes on with one
 
 

@@ -57,6 +57,10 @@ def layer(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+def test_every_file_is_named_for_what_it_holds():
+    assert not {"_src", "utils", "base"} & {part for path in MODULES for part in path.with_suffix("").parts}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path):
     if layer(path) in FREE:

@@ -23,9 +23,9 @@ def labelled():
 
 def test_cross_entropy_and_accuracy_are_means_over_real_examples(x64):
     logs = scipy.special.log_softmax(OUTPUTS, axis=1)[np.arange(40), LABELS]
-    np.testing.assert_allclose(losses.cross_entropy(*labelled()), -logs[REAL].mean(), atol=1e-14)
+    np.testing.assert_allclose(losses.cross_entropy(*labelled()), -logs[REAL].mean(), rtol=1e-10, atol=1e-14)
     correct = OUTPUTS.argmax(1) == LABELS
-    np.testing.assert_allclose(losses.accuracy(*labelled()), correct[REAL].mean(), atol=1e-14)
+    np.testing.assert_allclose(losses.accuracy(*labelled()), correct[REAL].mean(), rtol=1e-10, atol=1e-14)
 
 
 def test_a_cross_entropy_of_one_class_is_refused():
@@ -48,7 +48,7 @@ def test_examples_of_a_class_are_counted_beyond_256_in_half_precision():
 
 def test_squared_error_is_the_mean_over_real_examples_and_dimensions(x64):
     expected = ((OUTPUTS - np.eye(3)[LABELS]) ** 2)[REAL].mean()
-    np.testing.assert_allclose(losses.squared_error(*labelled()), expected, atol=1e-14)
+    np.testing.assert_allclose(losses.squared_error(*labelled()), expected, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.3, 0.0], [1.0, 0.5, 0.25]])
@@ -132,14 +132,14 @@ def test_calibration_error_equals_a_loop_over_bins(x64):
         inside = (confidence > low) & (confidence <= low + 1 / 15)
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
-    np.testing.assert_allclose(losses.calibration_error(*labelled()), expected, atol=1e-12)
+    np.testing.assert_allclose(losses.calibration_error(*labelled()), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_interval_is_scipys_normal_interval(x64):
     values = RNG.normal(size=600)
     mean, ci95 = losses.mean_and_interval(jnp.asarray(values))
     low, high = scipy.stats.norm.interval(0.95, values.mean(), scipy.stats.sem(values))
-    np.testing.assert_allclose((mean - ci95, mean + ci95), (low, high), atol=1e-14)
+    np.testing.assert_allclose((mean - ci95, mean + ci95), (low, high), rtol=1e-10, atol=1e-14)
 
 
 def test_numpys_outputs_of_double_precision_are_judged_in_that_of_jax():

@@ -56,9 +56,7 @@ def test_every_chunking_gives_the_same_step(x64, chunk):
     state, tasks = begin(), batch()
     whole, metrics = compiled_step(100)(state, tasks)
     parts, others = compiled_step(chunk)(state, tasks)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), (whole.params, metrics), (parts.params, others)
-    )
+    chex.assert_trees_all_close((whole.params, metrics), (parts.params, others), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("tasks", "chunk"), [(8, None), (7, 2), (1, None)])
@@ -67,7 +65,7 @@ def test_a_step_divided_over_devices_is_the_same_for_any_number_of_tasks(x64, ta
     state, tasks = begin(), bad_tasks(batch(tasks), 5)
     one, metrics = compiled_step(100)(state, tasks)
     two, others = divided(state, tasks)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), (one.params, metrics), (two.params, others))
+    chex.assert_trees_all_close((one.params, metrics), (two.params, others), rtol=1e-10, atol=1e-12)
     assert len(two.step.devices()) == len(jax.devices()) > 1
 
 
@@ -77,7 +75,7 @@ def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
     after, _ = jax.jit(jmeta.make_train_step(LEARNER, optimizer))(state, tasks)
     gradients = [META_GRADIENT(state.params, state.state, task)[0] for task in single(tasks)]
     expected = jax.tree.map(lambda p, *g: p - 0.1 * sum(g) / 3, state.params, *gradients)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.params, expected)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-10, atol=1e-12)
     assert after.step == 1
 
 
@@ -91,7 +89,7 @@ def test_running_statistics_are_the_mean_over_tasks(x64):
     expected = jax.tree.map(lambda *leaves: sum(leaves) / 4, *states)
     for options in ({"tasks_per_chunk": 3}, {"devices": jax.devices()}):
         after, _ = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, **options))(state, tasks)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.state, expected)
+        chex.assert_trees_all_close(after.state, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("devices", [None, jax.devices()])
@@ -392,7 +390,7 @@ def test_a_loop_is_the_steps_one_after_another():
     for _ in range(3):
         state, _ = once(state)
     assert metrics["loss"].shape == (3,)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), looped.params, state.params)
+    chex.assert_trees_all_close(looped.params, state.params, rtol=1e-5)
 
 
 def test_a_loop_as_an_accelerator_would_run_it_ends_with_the_same_parameters(x64, as_an_accelerator_would):
@@ -404,7 +402,7 @@ def test_a_loop_as_an_accelerator_would_run_it_ends_with_the_same_parameters(x64
 
     start = begin().params
     found, expected = as_an_accelerator_would(params_and_losses, start), jax.jit(params_and_losses)(start)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_loop_gives_every_task_and_every_step_a_key_of_its_own():
@@ -428,12 +426,24 @@ def test_a_task_that_is_not_finite_is_left_out_of_the_mean_and_counted(x64, chun
     after, metrics = compiled_step(chunk)(state, bad_tasks(tasks, 1, 2))
     rest = jax.tree.map(lambda leaf: leaf[jnp.array([0, 3])], tasks)
     expected, others = compiled_step()(state, rest)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
+    chex.assert_trees_all_close(
         (after.params, after.opt_state, metrics["loss"], metrics["gradient_norm"]),
         (expected.params, expected.opt_state, others["loss"], others["gradient_norm"]),
+        rtol=1e-10,
+        atol=1e-12,
     )
     assert (metrics["nonfinite_tasks"], others["nonfinite_tasks"]) == (2, 0)
+
+
+def test_tasks_whose_inner_loop_diverges_are_counted_and_change_no_parameter():
+    wild = learners.maml(models.mlp(hidden=(8,)), inner_optimizer=optax.sgd(30.0), inner_steps=20,
+                         loss_fn=losses.squared_error)  # fmt: skip
+    state = begin(wild)
+    after, metrics = jax.jit(jmeta.make_train_step(wild, OPTIMIZER))(state, batch(4))
+    report = jmeta.evaluate(wild, state, SAMPLE, key=jax.random.key(1), episodes=6)
+    assert metrics["nonfinite_tasks"] == 4
+    assert_same(after.params, state.params)
+    assert report.nonfinite == (~np.isfinite(report.per_episode["loss"])).sum() == 6
 
 
 def test_an_infinite_meta_gradient_of_a_finite_loss_is_left_out_too():
@@ -525,7 +535,7 @@ def test_a_tasks_meta_gradient_is_scaled_down_to_the_bound_and_never_up(x64):
         state.params,
         *gradients,
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after.params, expected)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("steps", -1), ("steps", True)])

@@ -62,7 +62,7 @@ def test_the_arithmetic_of_second_over_first_order(steps, exact, thrifty):
     assert operations(steps, checkpoint=True) / first == pytest.approx(thrifty, abs=0.005)
 
 
-def test_bench_order_writes_its_rows_and_a_figure(tmp_path, capsys):
+def test_bench_order_writes_its_rows_a_table_and_a_figure(tmp_path, capsys):
     command = ["bench", "order", "--models", "mlp", "--steps", "1", "--repeats", "1", "--modes", "first order", "mixed"]
     assert cli.main([*command, "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "cpu-mlp.json").read_text())
@@ -71,6 +71,7 @@ def test_bench_order_writes_its_rows_and_a_figure(tmp_path, capsys):
     assert mixed["flops_ratio"] > 1
     assert mixed["milliseconds"] > 0
     assert "to first order: time" in capsys.readouterr().out
+    assert (tmp_path / "cpu.md").read_text().count("| mlp | 1 |") == len(result["rows"])
     assert matplotlib.image.imread(tmp_path / "cpu.png").size
 
 

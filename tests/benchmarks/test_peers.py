@@ -80,6 +80,7 @@ def test_a_comparison_writes_a_row_for_each_peer_and_tells_which_could_not_begin
     assert len(ratios) == 2
     assert result["rows"][1]["jmeta_over_it"] == pytest.approx(np.median(ratios), abs=1e-3)
     assert result["failed"] == {"optax_loop": "MemoryError: no more"}
+    assert "| sinusoid | `naive_vmap` |" in (tmp_path / "cpu.md").read_text()
     told = capsys.readouterr().out
     assert "jmeta 1.00 times that" in told
     assert "optax_loop       failed: MemoryError: no more" in told

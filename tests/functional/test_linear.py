@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,7 @@ def layer(x, w, b):
 
 
 def assert_equal(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12, rtol=1e-12), one, other)
+    chex.assert_trees_all_close(one, other, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,4 +71,4 @@ def test_the_gradient_of_an_operand_that_devices_share_is_the_sum_over_their_exa
         out_specs=PartitionSpec(),
     )
     expected = loss(x, w), jax.grad(loss, 1)(x, w)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), jax.jit(sharded)(x, w), expected)
+    chex.assert_trees_all_close(jax.jit(sharded)(x, w), expected, rtol=1e-12)

@@ -20,15 +20,15 @@ def test_prototypes_are_means_of_real_examples_of_unequal_classes(x64):
     labels, mask = np.array([0, 1, 1, 0, 1, 2]), np.array([1.0, 1, 1, 1, 0, 0])
     result = prototypes(jnp.asarray(features), jnp.eye(3)[labels], jnp.asarray(mask))
     expected = [features[[0, 3]].mean(0), features[[1, 2]].mean(0), np.zeros(4)]
-    np.testing.assert_allclose(result, expected, atol=1e-14)
+    np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_distances_and_cosines_equal_numpy(x64):
     q, p = np.random.default_rng(0).normal(size=(2, 5, 4))
     expected = ((q[:, None] - p[None]) ** 2).sum(-1)
-    np.testing.assert_allclose(squared_distances(jnp.asarray(q), jnp.asarray(p)), expected, atol=1e-13)
+    np.testing.assert_allclose(squared_distances(jnp.asarray(q), jnp.asarray(p)), expected, rtol=1e-10, atol=1e-13)
     cosines = q @ p.T / np.outer(np.linalg.norm(q, axis=1), np.linalg.norm(p, axis=1))
-    np.testing.assert_allclose(cosine_similarities(jnp.asarray(q), jnp.asarray(p)), cosines, atol=1e-13)
+    np.testing.assert_allclose(cosine_similarities(jnp.asarray(q), jnp.asarray(p)), cosines, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("length", [300.0, 1e-4])
@@ -59,15 +59,15 @@ def test_mahalanobis_distances_equal_numpy_s_for_classes_of_three_two_and_one(x6
         covariance = share * own + (1 - share) * everything + np.eye(4)
         apart = queries - features[rows].mean(0)
         expected = np.einsum("qi,ij,qj->q", apart, np.linalg.inv(covariance), apart)
-        np.testing.assert_allclose(found[:, index], expected, atol=1e-12)
+        np.testing.assert_allclose(found[:, index], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_gaussians_of_examples_that_are_there_twice_by_half_are_theirs(x64):
     features, targets = np.random.default_rng(0).normal(size=(6, 3)), jnp.eye(2)[np.arange(6) % 2]
     once = gaussians(features, targets, jnp.ones(6))
     twice = gaussians(np.tile(features, (2, 1)), jnp.tile(targets, (2, 1)), jnp.full(12, 0.5))
-    np.testing.assert_allclose(twice.points, once.points, atol=1e-14)
-    np.testing.assert_allclose(twice.precisions, once.precisions, atol=1e-12)
+    np.testing.assert_allclose(twice.points, once.points, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(twice.precisions, once.precisions, rtol=1e-10, atol=1e-12)
 
 
 def test_mahalanobis_distances_of_half_precision_are_found_in_single():

@@ -92,7 +92,7 @@ def two_functions(apply, shape=(3, 2)):
 
 
 def close(one, other):
-    np.testing.assert_allclose(one, other, atol=1e-12)
+    np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 # All of them; what they promise of classification is in tests/test_contract.py.

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from jmeta.functional.fast_weights import minibatches
 from jmeta.functional.partition import join
 from jmeta.learners.mamlpp import step_weights
 from jmeta.learners.meta_curvature import curvature
-from jmeta.types import Examples, Model
+from jmeta.types import Examples, Model, Task
 
 RATE = 0.05
 REGRESSION = {"loss_fn": losses.squared_error}
@@ -51,10 +52,29 @@ def support_gradient(model, params, state, examples):
 
 
 def close(one, other, atol=1e-12):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-10), one, other)
+    chex.assert_trees_all_close(one, other, atol=atol, rtol=min(atol, 1e-10))
 
 
-# First-order MAML and Reptile.
+# MAML, its first order, and Reptile.
+
+
+def test_one_step_of_maml_on_linear_regression_equals_the_formula(x64):
+    """With L(w) = |Xw - y|^2 / K and w' = w - a dL/dw: (I - 2a X'X / K) times the query's gradient at w'."""
+    rng = np.random.default_rng(0)
+    support, query = (Examples(rng.normal(size=(k, 3)), rng.normal(size=(k, 1)), np.ones(k)) for k in (6, 4))
+    w = rng.normal(size=(3, 1))
+
+    def slope(w, examples):
+        return 2 * examples.inputs.T @ (examples.inputs @ w - examples.targets) / len(examples.inputs)
+
+    linear = Model(lambda key, inputs: (jnp.zeros((3, 1)), ()), lambda w, state, inputs, **_: (inputs @ w, state))
+    learner = learners.maml(linear, inner_steps=1, **SGD, **REGRESSION)
+    params, state = begin(learner, Task(support, query))
+    params, fast = params._replace(model=w), w - RATE * slope(w, support)
+    (loss, _), gradient = jax.value_and_grad(learner.loss, has_aux=True)(params, state, Task(support, query))
+    close(loss, np.square(query.inputs @ fast - query.targets).mean())
+    curvature = np.eye(3) - RATE * 2 * support.inputs.T @ support.inputs / 6
+    close(gradient.model, curvature @ slope(fast, query))
 
 
 def test_first_order_is_the_query_gradient_at_the_fast_weights(task):
@@ -390,6 +410,15 @@ def test_mamlpp_adapts_with_the_rates_norms_and_statistics_of_each_step(task):
     close(learner.predict(params, state, adapted, task.query.inputs), outputs(1, fast, task.query.inputs))
 
 
+def test_mamlpp_by_its_last_steps_loss_is_first_order_maml_until_the_order_changes(task):
+    learner = learners.mamlpp(mlp(), inner_steps=3, inner_rate=RATE, multi_step_until=0, **REGRESSION)
+    fomaml = learners.fomaml(mlp(), inner_steps=3, **SGD, **REGRESSION)
+    params, state = begin(learner, task)
+    (start, alone), alike = begin(fomaml, task), params.model
+    expected = meta_gradient(fomaml, start._replace(model=alike), alone, task)
+    close(meta_gradient(learner, params, state, task).model, expected.model)
+
+
 def test_steps_beyond_training_use_the_last_steps_rates_norms_and_statistics(task):
     trained, longer = mamlpp(), mamlpp(test_steps=5)
     params, state = begin(trained, task)
@@ -405,8 +434,11 @@ def test_steps_beyond_training_use_the_last_steps_rates_norms_and_statistics(tas
 # Proto-MAML.
 
 
+CHARACTERS = data.glyphs(ways=3, shots=2, queries=2)
+
+
 def test_proto_maml_without_steps_is_a_prototypical_network(x64):
-    task = data.glyphs(ways=3, shots=2, queries=2)(jax.random.key(0))
+    task = CHARACTERS(jax.random.key(0))
     encoder = models.mlp(hidden=(6,), outputs=None)
     learner, protonet = learners.proto_maml(encoder, inner_steps=0), learners.protonet(encoder)
     params, state = begin(learner, task)
@@ -419,6 +451,34 @@ def test_proto_maml_without_steps_is_a_prototypical_network(x64):
     close(jax.nn.softmax(outputs), jax.nn.softmax(expected))
 
 
+def test_proto_maml_descends_from_the_prototypes_and_learns_through_them(x64):
+    task = CHARACTERS(jax.random.key(0))
+    encoder = models.mlp(hidden=(6,), outputs=None)
+    learner = learners.proto_maml(encoder, inner_steps=2, **SGD)
+    params, state = begin(learner, task)
+
+    def start(weights):
+        features, _ = encoder.apply(weights, state, task.support.inputs)
+        points = task.support.targets.T @ features / 2  # of two shots
+        return weights, 2 * points.T, -jnp.square(points).sum(-1)
+
+    def loss(fast, examples):
+        weights, kernel, bias = fast
+        outputs = encoder.apply(weights, state, examples.inputs)[0] @ kernel + bias[None]
+        return -(examples.targets * jax.nn.log_softmax(outputs)).sum(-1).mean()
+
+    def descended(weights):
+        fast = start(weights)
+        for _ in range(2):
+            slopes = jax.lax.stop_gradient(jax.grad(loss)(fast, task.support))
+            fast = jax.tree.map(lambda leaf, slope: leaf - RATE * slope, fast, slopes)
+        return fast
+
+    close(tuple(learner.adapt(params, state, task.support).params), descended(params.model))
+    expected = jax.grad(lambda weights: loss(descended(weights), task.query))(params.model)
+    close(meta_gradient(learner, params, state, task).model, expected)
+
+
 def test_proto_maml_refuses_a_loss_that_is_not_over_classes():
     with pytest.raises(ValueError, match="loss_fn is not over classes"):
         learners.proto_maml(mlp(outputs=None), **REGRESSION)
@@ -426,36 +486,36 @@ def test_proto_maml_refuses_a_loss_that_is_not_over_classes():
 
 # All of them.
 
-NUMBERS = {
-    name: getattr(learners, name)
-    for name in ("maml", "fomaml", "anil", "boil", "meta_sgd", "meta_curvature", "reptile", "imaml", "cavia", "mamlpp")
-}
+BY_RATE = ("meta_sgd", "meta_curvature", "mamlpp")  # which take a rate in place of an optimizer
+NAMES = ("maml", "fomaml", "anil", "boil", "reptile", "imaml", "cavia", "proto_maml", *BY_RATE)
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_more_steps_at_test_than_in_training_lower_the_support_loss(x64, name):
-    task = TASK(jax.random.key(0))
-    model = mlp(context=3) if name == "cavia" else mlp()
-    options = {"inner_rate": 0.01} if name in ("meta_sgd", "meta_curvature", "mamlpp") else {
-        "inner_optimizer": optax.sgd(0.01)}  # fmt: skip
-    found = {}
-    for steps in (2, 20):
-        learner = NUMBERS[name](model, inner_steps=2, test_steps=steps, **options, **REGRESSION)
+    over_classes = name == "proto_maml"
+    loss_fn, sample = (losses.cross_entropy, CHARACTERS) if over_classes else (losses.squared_error, TASK)
+    model = mlp(outputs=None) if over_classes else mlp(context=3 if name == "cavia" else 0)
+    rate = {"inner_rate": 0.01} if name in BY_RATE else {"inner_optimizer": optax.sgd(0.01)}
+    task = sample(jax.random.key(0))
+
+    def support_loss(steps):
+        learner = getattr(learners, name)(model, inner_steps=2, test_steps=steps, loss_fn=loss_fn, **rate)
         params, state = begin(learner, task)
         adapted = learner.adapt(params, state, task.support)
         outputs = learner.predict(params, state, adapted, task.support.inputs)
-        found[steps] = losses.squared_error(outputs, task.support.targets, task.support.mask)
-    assert found[20] < found[2]
+        return loss_fn(outputs, task.support.targets, task.support.mask)
+
+    assert support_loss(20) < support_loss(2)
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("option", "message"),
     [({"inner_steps": -1}, "inner_steps is -1"), ({"test_steps": -2}, "test_steps is -2")],
 )
 def test_a_negative_number_of_steps_is_refused(name, option, message):
     with pytest.raises(ValueError, match=message):
-        NUMBERS[name](mlp(), **option)
+        getattr(learners, name)(mlp(), **option)
 
 
 @pytest.mark.parametrize(

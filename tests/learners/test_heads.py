@@ -26,7 +26,7 @@ def test_r2d2_is_ridge_regression_with_a_regularised_bias_and_mean_squared_error
     outputs = learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
     x, q = (np.column_stack([part.inputs, np.ones(len(part.inputs))]) for part in task[:2])
     weights = np.linalg.solve(x.T @ x / 10 + 0.2 * np.eye(9), x.T @ np.asarray(task.support.targets) / 10)
-    np.testing.assert_allclose(outputs, 3 * q @ weights, atol=1e-12)
+    np.testing.assert_allclose(outputs, 3 * q @ weights, rtol=1e-10, atol=1e-12)
 
 
 def test_r2d2_regresses_a_line(x64):
@@ -74,7 +74,7 @@ def test_the_outputs_of_metaoptnet_are_in_proportion_to_its_scale(x64):
         params, state = learner.init(jax.random.key(1), task)
         return learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
 
-    np.testing.assert_allclose(outputs(3.0), 3 * outputs(1.0), atol=1e-12)
+    np.testing.assert_allclose(outputs(3.0), 3 * outputs(1.0), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", HEADS)

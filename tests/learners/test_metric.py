@@ -35,7 +35,9 @@ def test_matching_is_the_attention_to_each_class(task):
     params, _ = learner.init(jax.random.key(0), task)
     cosines = 3 * queries @ support.T / np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(support, axis=1))
     weights = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
-    np.testing.assert_allclose(jax.nn.softmax(outputs(learner, params, task)), weights @ targets, atol=1e-13)
+    np.testing.assert_allclose(
+        jax.nn.softmax(outputs(learner, params, task)), weights @ targets, rtol=1e-10, atol=1e-13
+    )
 
 
 def test_attention_weights_of_real_examples_sum_to_one(task):
@@ -43,7 +45,7 @@ def test_attention_weights_of_real_examples_sum_to_one(task):
     params, _ = learner.init(jax.random.key(0), task)
     part = task._replace(support=task.support._replace(mask=jnp.array([1.0, 0, 1, 1, 0, 0])))
     probability = jax.nn.softmax(outputs(learner, params, part))
-    np.testing.assert_allclose(probability.sum(1), 1, atol=1e-14)
+    np.testing.assert_allclose(probability.sum(1), 1, rtol=1e-10, atol=1e-14)
     np.testing.assert_array_equal(probability[:, 2], 0)
 
 
@@ -54,7 +56,7 @@ def test_an_example_of_two_classes_by_half_has_half_of_its_attention_for_each(ta
     cosines = 3 * queries @ support.T / np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(support, axis=1))
     weights = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
     soft = task._replace(support=task.support._replace(targets=jnp.asarray(shared)))
-    np.testing.assert_allclose(jax.nn.softmax(outputs(learner, params, soft)), weights @ shared, atol=1e-13)
+    np.testing.assert_allclose(jax.nn.softmax(outputs(learner, params, soft)), weights @ shared, rtol=1e-10, atol=1e-13)
 
 
 def test_pairs_of_soft_targets_weigh_as_much_as_they_are_likely():
@@ -134,7 +136,7 @@ def test_the_query_context_is_that_of_the_paper_s_equations(x64):
         read = weights / weights.sum(1, keepdims=True) @ real
         hidden, memory = lstm(cell, np.concatenate([queries, read], 1), hidden, memory)
         hidden = hidden + queries
-    np.testing.assert_allclose(model.apply(params, {}, inputs)[0], hidden, atol=1e-12)
+    np.testing.assert_allclose(model.apply(params, {}, inputs)[0], hidden, rtol=1e-10, atol=1e-12)
 
 
 def test_the_support_context_adds_both_directions(x64):
@@ -148,7 +150,7 @@ def test_the_support_context_adds_both_directions(x64):
         for row in rows:
             hidden, memory = lstm(cell, features[row], hidden, memory)
             expected[row] += hidden
-    np.testing.assert_allclose(model.apply(params, {}, features)[0], expected, atol=1e-12)
+    np.testing.assert_allclose(model.apply(params, {}, features)[0], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_relation_network_scores_the_query_joined_to_each_class_mean(task):
@@ -161,9 +163,11 @@ def test_a_relation_network_scores_the_query_joined_to_each_class_mean(task):
     means = support.reshape(3, 2, 4).mean(1)
     expected = (means @ weights[:4]).T + queries @ weights[4:]
     found = learner.predict(params, state, adapted, task.query.inputs)
-    np.testing.assert_allclose(found, expected, atol=1e-13)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
     loss, _ = learner.loss(params, state, task)
-    np.testing.assert_allclose(loss, np.square(sigmoid(expected) - np.asarray(task.query.targets)).mean(), atol=1e-13)
+    np.testing.assert_allclose(
+        loss, np.square(sigmoid(expected) - np.asarray(task.query.targets)).mean(), rtol=1e-10, atol=1e-13
+    )
 
 
 def test_the_loss_of_a_relation_network_counts_classes_without_queries(task):
@@ -186,11 +190,11 @@ def test_a_siamese_network_takes_the_best_pair_and_learns_from_all_of_them(task)
     logits = np.abs(queries[:, None] - support[None]) @ weights + 0.7
     learner = learners.siamese(IDENTITY)
     expected = np.stack([logits[:, targets[:, way] == 1].max(1) for way in range(3)], 1)
-    np.testing.assert_allclose(outputs(learner, params, task), expected, atol=1e-13)
+    np.testing.assert_allclose(outputs(learner, params, task), expected, rtol=1e-10, atol=1e-13)
     same = np.asarray(task.query.targets) @ targets.T == 1
     pairs = np.where(same, np.log1p(np.exp(-logits)), np.log1p(np.exp(logits)))
     loss, (_, metrics) = learner.loss(params, (), task)
-    np.testing.assert_allclose(loss, (pairs[same].mean() + pairs[~same].mean()) / 2, atol=1e-13)
+    np.testing.assert_allclose(loss, (pairs[same].mean() + pairs[~same].mean()) / 2, rtol=1e-10, atol=1e-13)
     assert set(metrics) == {"accuracy"}
 
 

@@ -28,7 +28,9 @@ def outputs(learner, params, task):
 def test_with_the_identity_for_an_encoder_it_is_nearest_centroid(task):
     centroids = np.asarray(task.support.inputs).reshape(3, 2, 4).mean(1)
     distances = ((np.asarray(task.query.inputs)[:, None] - centroids[None]) ** 2).sum(-1)
-    np.testing.assert_allclose(outputs(learners.protonet(IDENTITY), HeadParams({}, {}), task), -distances, atol=1e-13)
+    np.testing.assert_allclose(
+        outputs(learners.protonet(IDENTITY), HeadParams({}, {}), task), -distances, rtol=1e-10, atol=1e-13
+    )
 
 
 def test_the_scale_of_cosines_is_learned_from_ten_on(task):
@@ -36,7 +38,7 @@ def test_the_scale_of_cosines_is_learned_from_ten_on(task):
     params, _ = learner.init(jax.random.key(0), task)
     assert params.head == {"scale": 10}
     doubled = outputs(learner, params._replace(head={"scale": jnp.asarray(20.0)}), task)
-    np.testing.assert_allclose(doubled, 2 * outputs(learner, params, task), atol=1e-13)
+    np.testing.assert_allclose(doubled, 2 * outputs(learner, params, task), rtol=1e-10, atol=1e-13)
     assert jax.grad(lambda params: learner.loss(params, (), task)[0])(params).head["scale"] != 0
 
 

@@ -1,5 +1,6 @@
 """The built-in networks and the adapters."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def test_a_conv4_as_an_accelerator_would_run_it_has_the_same_gradient(x64, as_an
         return jax.grad(lambda params: jnp.sin(model.apply(params, state, images)[0]).sum())(params)
 
     found, expected = as_an_accelerator_would(slope, params), jax.jit(slope)(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_conv4_encoder_of_omniglot_images_has_64_features():
@@ -146,7 +147,7 @@ def test_pooling_within_a_normalisation_by_channel_is_pooling_after_it(x64, norm
         return total(*at), jax.jvp(lambda *at: gradient(*at)[0], at, direction)
 
     results = [jax.jit(lambda pool=pool: derivatives(pool))() for pool in (True, False)]
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10), *results)
+    chex.assert_trees_all_close(*results, rtol=1e-10, atol=1e-10)
 
 
 def test_a_scale_of_zero_before_a_pooling_has_the_derivative_from_above(x64):
@@ -192,7 +193,7 @@ def test_running_statistics_approach_those_of_the_data_and_are_used_in_test(x64)
     tested, after = apply(params, state, inputs)
     np.testing.assert_allclose(tested, trained, atol=1e-6)
     alone, _ = apply(params, state, inputs[:1])
-    np.testing.assert_allclose(alone, tested[:1], atol=1e-12)
+    np.testing.assert_allclose(alone, tested[:1], rtol=1e-10, atol=1e-12)
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
@@ -204,8 +205,8 @@ def test_padding_does_not_reach_batch_statistics(x64, norm):
     mask = jnp.array([1.0, 1, 1, 0, 0])
     outputs, after = apply(params, state, padded, train=True, mask=mask)
     expected, expected_after = apply(params, state, images, train=True)
-    np.testing.assert_allclose(outputs[:3], expected, atol=1e-12)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after, expected_after)
+    np.testing.assert_allclose(outputs[:3], expected, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(after, expected_after, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("factory", [models.mlp, models.conv4, models.resnet12])

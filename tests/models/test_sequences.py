@@ -1,5 +1,6 @@
 """The networks that read sequences."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,10 +30,10 @@ def test_snail_is_the_papers_network_token_by_token_with_each_query_the_last(x64
     outputs, _ = apply(params, state, (queries, prompt, jnp.ones(length)))
     for query, output in zip(np.asarray(queries), outputs, strict=True):
         expected = snail_of_the_paper(params, np.concatenate([prompt, query[None]]))
-        np.testing.assert_allclose(output, expected[-1], atol=1e-12)
+        np.testing.assert_allclose(output, expected[-1], rtol=1e-10, atol=1e-12)
 
     padded = jnp.concatenate([jnp.full((2, 3), 7.0), prompt]), jnp.concatenate([jnp.zeros(2), jnp.ones(length)])
-    np.testing.assert_allclose(apply(params, state, (queries, *padded))[0], outputs, atol=1e-12)
+    np.testing.assert_allclose(apply(params, state, (queries, *padded))[0], outputs, rtol=1e-10, atol=1e-12)
 
 
 def snail_of_the_paper(params, tokens):
@@ -77,10 +78,14 @@ def test_a_transformer_sees_a_set_and_a_query_no_other(x64):
         return apply(params, state, (queries, prompt, mask))[0]
 
     found = outputs(queries, prompt, jnp.ones(5))
-    np.testing.assert_allclose(outputs(queries, prompt[jnp.array([3, 1, 4, 0, 2])], jnp.ones(5)), found, atol=1e-12)
-    np.testing.assert_allclose(outputs(queries[2:3], prompt, jnp.ones(5)), found[2:3], atol=1e-12)
+    np.testing.assert_allclose(
+        outputs(queries, prompt[jnp.array([3, 1, 4, 0, 2])], jnp.ones(5)), found, rtol=1e-10, atol=1e-12
+    )
+    np.testing.assert_allclose(outputs(queries[2:3], prompt, jnp.ones(5)), found[2:3], rtol=1e-10, atol=1e-12)
     some = outputs(queries, prompt, jnp.array([0, 1, 1, 0, 1]))
-    np.testing.assert_allclose(some, outputs(queries, prompt[jnp.array([1, 2, 4])], jnp.ones(3)), atol=1e-12)
+    np.testing.assert_allclose(
+        some, outputs(queries, prompt[jnp.array([1, 2, 4])], jnp.ones(3)), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_mann_writes_the_key_of_the_token_before_and_what_it_makes_of_this_one(x64):
@@ -112,7 +117,7 @@ def test_mann_writes_the_key_of_the_token_before_and_what_it_makes_of_this_one(x
         gates = logistic(affine(layers["gates"], hidden))
         read, memory = access(memory, written.reshape(2, 3), keys.reshape(2, 3), strengths, gates, decay=0.99)
         expected.append(affine(head, np.concatenate([hidden, np.asarray(read).reshape(-1)])))
-    np.testing.assert_allclose(outputs, expected, atol=1e-12)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_mann_stops_and_goes_on_where_it_was(x64):
@@ -122,10 +127,10 @@ def test_mann_stops_and_goes_on_where_it_was(x64):
     outputs, end = apply(params, start, tokens)
     first, carry = apply(params, start, tokens[:4])
     last, after = apply(params, carry, tokens[4:])
-    np.testing.assert_allclose(jnp.concatenate([first, last]), outputs, atol=1e-12)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after, end)
+    np.testing.assert_allclose(jnp.concatenate([first, last]), outputs, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(after, end, rtol=1e-10, atol=1e-12)
     _, skipped = apply(params, start, tokens, mask=jnp.array([1, 1, 1, 1, 0, 0]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), skipped, carry)
+    chex.assert_trees_all_close(skipped, carry, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,18 @@
+"""The notebooks as they are committed."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_ran_from_top_to_bottom_in_less_than_three_minutes(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    times = [datetime.fromisoformat(time) for cell in cells for time in cell["metadata"]["execution"].values()]
+    assert (max(times) - min(times)).total_seconds() < 180
+    assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
