@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jmeta.checks import check_counts, check_examples
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.compiled import compiled_adapt
+from jmeta.functional.hoisting import compute_invariants
 from jmeta.functional.inner_loop import checked_options, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
 from jmeta.functional.orders import real_first
@@ -132,6 +133,9 @@ def descent(
         is_unrolled = may_unroll and train and 1 < steps <= MOST_UNROLLED_STEPS and _is_small_and_dense(moving)
         rows = None if inner_batch is None else minibatches(examples.mask, steps, inner_batch, order_key)
         keys = None if step_key is None else jax.random.split(step_key, steps)
+        if moves is not None and steps:
+            # What lies below the parameters that move is the same in every step, and is differentiated once.
+            loss_on = compute_invariants(loss_on, moving, jax.tree.map(lambda leaf: leaf[0], (rows, keys)))
         fast = inner_loop(
             loss_on,
             moving,

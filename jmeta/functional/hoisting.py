@@ -1,10 +1,10 @@
-"""A function's free variables made arguments, so that a custom rule of differentiation sees them all."""
+"""What a function takes from outside: made arguments of it, or worked out before it is called."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, Literal
 
 from jmeta.types import is_inexact, PyTree
 
@@ -36,6 +36,57 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
         return jax.tree.unflatten(structure, outputs)
 
     return explicit, [jnp.asarray(value) for value in closed.consts]  # NumPy's doubles may be single here
+
+
+def compute_invariants(function: Callable, *examples: PyTree) -> Callable:
+    """The function, with all that does not depend on its arguments computed once, here, and not in each call.
+
+    Constants that depend on nothing at all, such as an array of zeros, stay inside: they are
+    cheaper to make than to keep. So does what has an effect, such as a printed line.
+
+    Args:
+        function: any traceable function.
+        examples: arguments to trace it with; later ones must have their shapes and dtypes.
+
+    Returns:
+        A function equal to `function`, in its derivatives with respect to what it closes over too.
+
+    Example:
+        >>> features = jnp.arange(3.0)
+        >>> loss = compute_invariants(lambda w: w * jnp.exp(features).sum(), 1.0)
+        >>> jax.make_jaxpr(loss)(1.0).eqns[0].primitive
+        mul
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
+    jaxpr = closed.jaxpr
+    varying, known, before, inside = set(jaxpr.invars), set(jaxpr.constvars), [], []
+    for equation in jaxpr.eqns:
+        operands = _variables(equation.invars)
+        if equation.effects or operands & varying:
+            varying.update(equation.outvars)
+            inside.append(equation)
+        else:
+            before.append(equation)
+            if operands & known:
+                known.update(equation.outvars)
+            else:
+                inside.append(equation)
+    used = _variables([*jaxpr.outvars, *(operand for equation in inside for operand in equation.invars)])
+    made = [variable for equation in before for variable in equation.outvars if variable in used & known]
+    values = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(invars=[], outvars=made, eqns=before), closed.consts))()
+    rest = ClosedJaxpr(
+        jaxpr.replace(constvars=[*jaxpr.constvars, *made], eqns=inside), [*closed.consts, *values]
+    )
+
+    def remaining(*arguments):
+        outputs = jaxpr_as_fun(rest)(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return remaining
+
+
+def _variables(operands):
+    return {operand for operand in operands if not isinstance(operand, Literal)}
 
 
 def separate(tree: PyTree) -> tuple[list, list, Callable]:
