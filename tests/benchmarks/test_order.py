@@ -14,7 +14,7 @@ import pytest
 import jmeta
 from benchmarks import flops, learners, order, sinusoid
 from jmeta import cli, models
-from jmeta.learners import maml
+from jmeta.learners import anil, maml
 
 
 def test_products_and_convolutions_are_counted_as_often_as_they_run():
@@ -48,8 +48,8 @@ TASK = jax.jit(order.images(28, 1))
 
 
 @functools.cache
-def operations(steps, **options):
-    learner, task = maml(models.conv4(outputs=5), inner_steps=steps, **options), TASK(jax.random.key(0))
+def operations(steps, factory=maml, **options):
+    learner, task = factory(models.conv4(outputs=5), inner_steps=steps, **options), TASK(jax.random.key(0))
     params, state = jax.eval_shape(learner.init, jax.random.key(0), task)
     return flops.count(jax.grad(learner.loss, has_aux=True), params, state, task)
 
@@ -60,6 +60,11 @@ def test_the_arithmetic_of_second_over_first_order(steps, exact, thrifty):
     assert operations(steps, differentiation="reverse") / first == pytest.approx(exact, abs=0.005)
     assert operations(steps) / first == pytest.approx(exact, abs=0.01)  # and the first layer's again
     assert operations(steps, checkpoint=True) / first == pytest.approx(thrifty, abs=0.005)
+
+
+@pytest.mark.parametrize("options", [{}, {"differentiation": "reverse"}, {"checkpoint": True}])
+def test_an_inner_step_of_anil_costs_what_its_head_does(options):
+    assert operations(20, anil, **options) / operations(1, anil, **options) < 1.01
 
 
 def test_bench_order_writes_its_rows_a_table_and_a_figure(tmp_path, capsys):
