@@ -1,4 +1,4 @@
-"""A function's free variables made arguments, so that a custom rule of differentiation sees them all."""
+"""Turns a function's free variables into arguments, so that a custom differentiation rule sees them all."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ from jmeta.types import is_inexact, PyTree
 
 
 def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
-    """A function of explicit arguments only, and the values it closed over.
+    """A function of explicit arguments only, and the values it closes over.
 
-    `jax.closure_convert` leaves integers and keys inside; where they are batched, a
-    custom rule that runs after `vmap` has ended would meet its tracers.
+    `jax.closure_convert` leaves integers and keys inside; if they are batched, a custom
+    rule that runs after `vmap` has finished would meet leaked tracers.
 
     Args:
         function: any traceable function.
@@ -35,11 +35,11 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
         outputs = jaxpr_as_fun(closed.replace(consts=free))(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(structure, outputs)
 
-    return explicit, [jnp.asarray(value) for value in closed.consts]  # NumPy's doubles may be single here
+    return explicit, [jnp.asarray(value) for value in closed.consts]  # NumPy doubles may become single precision
 
 
 def separate(tree: PyTree) -> tuple[list, list, Callable]:
-    """The leaves one can differentiate in, the others, and `(those, others) -> tree`.
+    """The differentiable leaves, the others, and a function `(differentiable, others) -> tree`.
 
     Example:
         >>> smooth, others, join = separate({"x": 1.0, "index": 2})
