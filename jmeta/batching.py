@@ -1,4 +1,4 @@
-"""A function of one task over a batch of them: divided over devices, and vmapped in chunks on each."""
+"""Runs a function of one task over a batch of tasks: divided over devices, and vmapped in chunks on each."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jmeta.types import Array, is_inexact, PyTree, Task
 
-# Bytes that the largest array of the tasks vmapped together may take. On a CPU, beyond the
-# cache one at a time is faster (docs/decisions/0004-chunks.md); elsewhere it bounds the memory.
+# Bytes that the largest array of the tasks vmapped together may take. On a CPU, arrays beyond the cache make it slower
+# than one task at a time (docs/decisions/0004-chunks.md); elsewhere this bounds the memory.
 CHUNK_BYTES = {"cpu": 2**21}
 ACCELERATOR_CHUNK_BYTES = 2**30
 
@@ -21,13 +21,13 @@ TASKS = "tasks"  # the axis of a mesh of devices over which tasks are divided
 
 
 def map_tasks(function: Callable, *batches: PyTree) -> PyTree:
-    """`jax.vmap(function)(*batches)`; a single task is called without `vmap`.
+    """`jax.vmap(function)(*batches)`, without `vmap` if there is a single task.
 
-    An axis of one task costs a third more in a meta-step (XLA on the CPU, Conv4-64, 10 inner steps).
+    An axis of one task makes a meta-step a third slower (XLA on the CPU, Conv4-64, 10 inner steps).
 
     Args:
-        function: of one task.
-        batches: what it is called with, [T, ...].
+        function: a function of one task.
+        batches: its arguments for all tasks, [T, ...].
     """
     if len(jax.tree.leaves(batches)[0]) > 1:
         return jax.vmap(function)(*batches)
@@ -37,7 +37,7 @@ def map_tasks(function: Callable, *batches: PyTree) -> PyTree:
 def sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     """The sum of `function` over chunks of the leading axis of `batch`, which `chunk` divides.
 
-    Leaves that do not add up are those of the last chunk.
+    Leaves that are not floats are taken from the last chunk.
     """
     if chunk == len(jax.tree.leaves(batch)[0]):
         return function(batch)
@@ -58,15 +58,15 @@ def chunk_of(
     *arguments: PyTree,
     devices: tuple[jax.Device, ...] | None = None,
 ) -> int:
-    """How many of `number` tasks to vmap a function over at a time.
+    """How many of `number` tasks to vmap a function over at once.
 
     Args:
-        number: of tasks, on each device.
-        most: how many at most; None: as many as keep the function's largest array
-            times their number within a device's bound, and at least one.
-        function: of one task.
-        arguments: what it is called with, or their shapes.
-        devices: those that share tasks; None: one where JAX puts arrays.
+        number: number of tasks on each device.
+        most: an upper bound; None for as many as keep the function's largest array,
+            times their number, within the device's bound, and at least one.
+        function: a function of one task.
+        arguments: its arguments, or their shapes.
+        devices: devices that share the tasks; None for JAX's default device.
     """
     if most is None:
         platform = jax.default_backend() if devices is None else devices[0].platform
@@ -76,17 +76,17 @@ def chunk_of(
 
 
 def even_chunk(number: int, most: int) -> int:
-    """How many of `number` tasks to take at a time, at most so many.
+    """The chunk size, at most `most`, that needs the least padding.
 
-    One compiled function does for all chunks, the last of which is filled up. So of the numbers above half of the most
-    it is the one that leaves the least to fill up, and of those the largest.
+    All chunks are of one size, so that one compiled function serves them all, and the last is padded. Of the sizes
+    above half of `most` this is the one that needs the least padding; of equals, the largest.
     """
     most = min(most, number)
     return min(range(most // 2 + 1, most + 1), key=lambda chunk: (-number % chunk, -chunk))
 
 
 def largest_array(function: Callable, *arguments: PyTree) -> int:
-    """Bytes of the largest array that a function makes on its way; it is traced, not run."""
+    """Bytes of the largest array that a function computes on the way; it is traced, not run."""
 
     def largest(jaxpr):
         made = [var.aval for eqn in jaxpr.eqns for var in eqn.outvars if hasattr(var.aval, "dtype")]
@@ -97,14 +97,14 @@ def largest_array(function: Callable, *arguments: PyTree) -> int:
 
 
 def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
-    """The sampler as a pytree: passed to a compiled function, its table is an argument and not a constant."""
+    """The sampler as a pytree, so that a compiled function takes its table as an argument and not a constant."""
     if isinstance(sample, jax.tree_util.Partial):
         return sample
     return jax.tree_util.Partial(sample if _has_hash(sample) else _Itself(sample))
 
 
 def _has_hash(value):
-    """Whether it can be hashed, and so compared; a frozen dataclass that holds arrays cannot."""
+    """Whether it can be hashed, and so compared; a frozen dataclass of arrays cannot."""
     try:
         hash(value)
     except TypeError:
@@ -113,7 +113,7 @@ def _has_hash(value):
 
 
 class _Itself:
-    """A callable that equals itself alone, of one that cannot be compared."""
+    """Wraps a callable that cannot be compared in one that equals only itself."""
 
     def __init__(self, function):
         self.function = function
@@ -135,8 +135,8 @@ def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] |
     found = tuple(devices) if isinstance(devices, Iterable) else ()
     if not _can_share(found):
         raise ValueError(
-            f"devices is {devices!r}; it must be a sequence of different devices of one kind and of this process, as "
-            "jax.local_devices() is, or None."
+            f"devices is {devices!r}; it must be a sequence of different devices of one kind and of this process, such "
+            "as jax.local_devices(), or None."
         )
     return found
 
@@ -149,12 +149,12 @@ def _can_share(devices):
 
 
 def device_count(devices: tuple[jax.Device, ...] | None) -> int:
-    """How many devices share tasks."""
+    """The number of devices that share tasks."""
     return 1 if devices is None else len(devices)
 
 
 def on_each_device(tree: PyTree, devices: tuple[jax.Device, ...] | None) -> PyTree:
-    """A copy on each of the devices; the tree itself, without devices."""
+    """A copy of the tree on each device, or the tree itself if `devices` is None."""
     return tree if devices is None else jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
@@ -163,7 +163,7 @@ def _mesh(devices):
 
 
 def filled_up(batch: PyTree, multiple: int) -> tuple[PyTree, np.ndarray]:
-    """A batch [T, ...] with its first tasks again, up to the next multiple; and a mask, False for those."""
+    """A batch [T, ...] padded with its first tasks to the next multiple, and a mask that is False for padding."""
     number = len(jax.tree.leaves(batch)[0])
     index = np.arange(-(-number // multiple) * multiple)
     if len(index) > number:
@@ -174,16 +174,17 @@ def filled_up(batch: PyTree, multiple: int) -> tuple[PyTree, np.ndarray]:
 def over_devices(
     function: Callable, devices: tuple[jax.Device, ...] | None, add: Callable[[PyTree], PyTree] | None = None
 ) -> Callable:
-    """A function `(shared, batch)` that each device runs on its part of the batch; itself, without devices.
+    """A function `(shared, batch)` that each device runs on its part of the batch.
 
     Args:
-        function: what a device runs.
-        devices: which; their number divides that of the tasks in a batch [T, ...].
-        add: sums what the devices found, over the axis `TASKS`.
+        function: the function that a device runs.
+        devices: the devices, whose number divides that of the tasks in a batch [T,
+            ...]; with None, `function` itself is returned.
+        add: sums the results of the devices over the axis `TASKS`.
 
     Returns:
-        A function that gives what `add` makes of it; without one, what all devices
-        found end to end, [T, ...].
+        A function that returns the result of `add`; without `add`, the results of all
+        devices end to end, [T, ...].
     """
     if devices is None:
         return function
@@ -195,7 +196,7 @@ def over_devices(
             mesh=_mesh(devices),
             in_specs=(PartitionSpec(), PartitionSpec(TASKS)),
             out_specs=PartitionSpec(TASKS) if add is None else PartitionSpec(),
-            check_vma=False,  # traced elsewhere, the function does not tell what varies over devices
+            check_vma=False,  # traced elsewhere, the function does not say what varies over devices
         )
         return run_on_each(shared, batch)
 
@@ -203,9 +204,10 @@ def over_devices(
 
 
 def _traced(function, shared, batch, number):
-    """The function, traced for a batch of one of so many devices.
+    """The function, traced for the part of a batch that one of `number` devices has.
 
-    Here, and for arrays that lie nowhere, it shares what JAX has traced before; inside `shard_map` it would not.
+    Traced here, on arrays without a device, it shares what JAX has already traced; inside `shard_map` it would
+    not.
     """
     whole, batch = jax.eval_shape(lambda *arguments: arguments, shared, batch)
     whole = jax.tree.map(lambda leaf: _nowhere(leaf.shape, leaf), whole)
@@ -223,10 +225,10 @@ def _nowhere(shape, leaf):
 
 
 def sum_over_devices(sums: PyTree) -> PyTree:
-    """What leaves add up to over all devices; those that do not are one device's.
+    """The leaves summed over all devices, except those that are not floats, which are one device's.
 
-    Those of a dtype are summed as one vector: on a CPU each array costs all devices a wait for each other, and in a
-    step of a small network they wait for a sixth of it (docs/decisions/0014-devices.md).
+    Leaves of one dtype are summed as one vector: on a CPU each array costs all devices a wait for each other, and
+    in a step of a small network they wait for a sixth of it (docs/decisions/0014-devices.md).
     """
     leaves, structure = jax.tree.flatten(sums)
     for dtype in dict.fromkeys(leaf.dtype for leaf in leaves if is_inexact(leaf)):

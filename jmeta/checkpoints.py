@@ -1,7 +1,7 @@
 """Checkpoints of training, saved and restored exactly by Orbax.
 
-Orbax writes a checkpoint under a temporary name and renames it when it is
-whole, so that a half-written one is never taken for a checkpoint.
+Orbax writes a checkpoint under a temporary name and renames it when it is complete, so
+a half-written one is never taken for a checkpoint.
 """
 
 import contextlib
@@ -18,20 +18,21 @@ from jmeta.trees import by_path, first_difference
 from jmeta.types import TrainState
 
 KEEP = 2  # the last checkpoint, and one to go back to
-PARTS = {"_CHECKPOINT_METADATA", "commit_success.txt", "config", "state"}  # what the folder of a checkpoint holds
+PARTS = {"_CHECKPOINT_METADATA", "commit_success.txt", "config", "state"}  # in a checkpoint's folder
 
 
 def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, Any] | None = None) -> None:
     """Saves a training state under its step; the two newest are kept.
 
     Args:
-        directory: of this run's checkpoints; made if it is not there.
+        directory: the folder of this run's checkpoints, created if missing.
         state: parameters, state, optimizer state, PRNG key and step.
-        config: anything JSON can say that rebuilds the learner.
+        config: a JSON-serialisable dict from which the learner can be rebuilt.
 
     Raises:
-        ValueError: if there is a checkpoint of this step, or of a later one, which would be taken for the newest, or a
-            folder with a number for its name that holds anything else, and would be taken for an old one and deleted.
+        ValueError: if there is already a checkpoint of this step or a later one, which
+            would be taken for the newest; or a folder named by a number that holds
+            anything else, which would be taken for an old checkpoint and deleted.
     """
     import orbax.checkpoint as ocp  # a fifth of a second that `import jmeta` does not need
 
@@ -39,7 +40,10 @@ def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, A
     items = {"state": ocp.args.StandardSave(_flat(state)), "config": ocp.args.JsonSave(config or {})}
     with _manager(directory, create=True) as manager:
         if (newest := manager.latest_step()) is not None and state.step <= newest:
-            raise ValueError(f"{directory} has a checkpoint of step {newest}; one of step {state.step} must be later.")
+            raise ValueError(
+                f"{directory} already has a checkpoint of step {newest}; a new one must be of a later step than that, "
+                f"not {state.step}."
+            )
         manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
         manager.wait_until_finished()
 
@@ -48,12 +52,24 @@ def restore(directory: str | os.PathLike, like: TrainState) -> TrainState:
     """The newest checkpoint, bit for bit.
 
     Args:
-        directory: of the run's checkpoints.
-        like: a state of the same learner and optimizer, as `init_state` makes it.
+        directory: the folder of the run's checkpoints.
+        like: a state of the same learner and optimizer, as returned by `init_state`.
+
+    Returns:
+        The saved state.
 
     Raises:
-        FileNotFoundError: if there is no whole checkpoint.
+        FileNotFoundError: if there is no complete checkpoint.
         ValueError: if the checkpoint is of another learner, model or optimizer, or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> state = TrainState({"w": jnp.ones(2)}, (), (), jax.random.key(0), jnp.int32(3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, state)
+        ...     print(restore(folder, like=state).params["w"])
+        [1. 1.]
     """
     import orbax.checkpoint as ocp
 
@@ -68,8 +84,14 @@ def restore(directory: str | os.PathLike, like: TrainState) -> TrainState:
 def restore_config(directory: str | os.PathLike) -> dict[str, Any]:
     """The configuration saved with the newest checkpoint.
 
+    Args:
+        directory: the folder of the run's checkpoints.
+
+    Returns:
+        What was given to `save` as `config`; empty if nothing was.
+
     Raises:
-        FileNotFoundError: if there is no whole checkpoint.
+        FileNotFoundError: if there is no complete checkpoint.
         ValueError: if it cannot be read.
     """
     import orbax.checkpoint as ocp
@@ -83,14 +105,14 @@ def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> dict[s
     """Raises a `ValueError` unless the newest checkpoint was saved with the values of `config`.
 
     Args:
-        directory: of the run's checkpoints.
+        directory: the folder of the run's checkpoints.
         config: as given to `save`, or a part of it.
 
     Returns:
-        All of what was saved.
+        The whole saved configuration.
     """
     saved = restore_config(directory)
-    for name, value in json.loads(json.dumps(config)).items():  # as it came back: tuples are lists
+    for name, value in json.loads(json.dumps(config)).items():  # as it is read back: tuples become lists
         if name not in saved or saved[name] != value:
             found = f"its {name} is {saved[name]!r}" if name in saved else f"it has no {name}"
             raise ValueError(f"the checkpoints in {directory} are of another run: {found}, not {value!r}.")
@@ -98,12 +120,12 @@ def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> dict[s
 
 
 def latest_step(directory: str | os.PathLike) -> int | None:
-    """The step of the newest whole checkpoint, or None."""
+    """The step of the newest complete checkpoint, or None."""
     return max(saved_steps(directory), default=None)
 
 
 def saved_steps(directory: str | os.PathLike) -> list[int]:
-    """The steps of all whole checkpoints."""
+    """The steps of all complete checkpoints."""
     if not Path(directory).is_dir():
         return []
     with _manager(directory) as manager:
@@ -111,11 +133,11 @@ def saved_steps(directory: str | os.PathLike) -> list[int]:
 
 
 def _check_numbered(directory):
-    """Orbax takes every folder whose name is a number for a checkpoint, and deletes old ones."""
+    """Raises a `ValueError` for a numbered folder without a checkpoint: Orbax would take it for one and delete it."""
     for path in directory.glob("[0-9]*"):
-        # A kill may have left a part of one that was being deleted.
+        # A killed run may have left parts of one that was being deleted.
         if path.is_dir() and path.name.isdigit() and {part.name for part in path.iterdir()} - PARTS:
-            raise ValueError(f"{directory} has a folder {path.name} that is no checkpoint; choose another folder.")
+            raise ValueError(f"{directory} has a folder {path.name} that is not a checkpoint; choose another folder.")
 
 
 def _newest(manager, directory):
@@ -144,20 +166,20 @@ def _read(manager, directory, step, **item):
     (name,) = item
     try:
         return manager.restore(step, args=ocp.args.Composite(**item))[name]
-    except (MemoryError, OSError):  # of the machine, and not of the checkpoint
+    except (MemoryError, OSError):  # the machine's fault, not the checkpoint's
         raise
-    except Exception as error:  # of many classes, by what in it is damaged
+    except Exception as error:  # of many classes, depending on what is damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"the checkpoint {directory}/{step} cannot be read ({reason}); where there is an older one, move that "
-            "folder aside to go on from there."
+            f"the checkpoint {directory}/{step} cannot be read ({reason}); if there is an older one, move that "
+            "folder aside to continue from the older one."
         ) from error
 
 
 def _flat(state: TrainState) -> dict[str, np.ndarray]:
-    """The numbers of all leaves by their paths: of any learner's or optimizer's tree, with no class to unpickle.
+    """The numbers of all leaves by path, for any learner's or optimizer's tree; no class needs to be unpickled.
 
-    Arrays without a number, of which Orbax saves none, are left out.
+    Empty arrays, which Orbax does not save, are left out.
     """
     return {name: np.asarray(_numbers(leaf)) for name, leaf in by_path(state).items() if np.size(leaf)}
 
@@ -165,7 +187,7 @@ def _flat(state: TrainState) -> dict[str, np.ndarray]:
 def _numbers(leaf):
     if _is_key(leaf):
         return jax.random.key_data(leaf)
-    return leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)  # Python's numbers are what JAX makes of them
+    return leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)  # Python's numbers take JAX's dtype
 
 
 def _is_key(leaf):
@@ -173,7 +195,7 @@ def _is_key(leaf):
 
 
 def _as(leaf, numbers):
-    """The numbers as what the leaf is: an array, or a PRNG key."""
+    """The numbers as an array, or as a PRNG key if the leaf is one."""
     numbers = jax.numpy.asarray(numbers)
     return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else numbers
 

@@ -1,4 +1,4 @@
-"""What is asked of the numbers, functions and examples that a user gives."""
+"""Checks of the numbers, functions and examples that a user passes."""
 
 import contextlib
 import inspect
@@ -17,61 +17,61 @@ from jmeta.types import Array, Examples, Learner, Model, Task, TrainState
 
 
 def check_positive(**numbers: float) -> None:
-    """Raises a `ValueError` for a number, by its name, that is not above 0."""
+    """Raises a `ValueError` that names the argument unless each number is above 0."""
     for name, value in numbers.items():
         if value is None or isinstance(value, str) or not value > 0:
             raise ValueError(f"{name} is {value!r}; it must be above 0.")
 
 
 def check_counts(*, least: int = 0, **counts: Any) -> None:
-    """Raises a `ValueError` for a number, by its name, that is not whole or below the least."""
+    """Raises a `ValueError` that names the argument unless each number is whole and at least `least`."""
     for name, value in counts.items():
         if not is_count(value, least):
             raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {least}.")
 
 
 def is_count(value: Any, least: int = 0) -> bool:
-    """Whether it is an integer, of Python or NumPy, and not below the least."""
+    """Whether `value` is an integer, Python's or NumPy's, and at least `least`."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def check_model(**networks: Any) -> None:
-    """Raises a `ValueError` for what is, by its name, no `Model`."""
+    """Raises a `ValueError` that names the argument if it is not a `Model`."""
     for name, model in networks.items():
         if not isinstance(model, Model):
             raise ValueError(
-                f"{name} is of type {type(model).__name__}; it must be a jmeta.Model, as models.conv4(...), "
-                "models.from_linen(module) and models.from_nnx(constructor) are, or Model(init, apply)."
+                f"{name} is of type {type(model).__name__}; it must be a jmeta.Model, such as models.conv4(...), "
+                "models.from_linen(module), models.from_nnx(constructor) or Model(init, apply)."
             )
 
 
 def check_learner(learner: Any) -> None:
-    """Raises a `ValueError` for what is no `Learner`."""
+    """Raises a `ValueError` if `learner` is not a `Learner`."""
     if not isinstance(learner, Learner):
         raise ValueError(
-            f"learner is of type {type(learner).__name__}; it must be a jmeta.Learner, as learners.maml(...) makes it."
+            f"learner is of type {type(learner).__name__}; it must be a jmeta.Learner, such as learners.maml(...)."
         )
 
 
 def check_functions(kind: str, /, **functions: Any) -> None:
-    """Raises a `ValueError` for what is, by its name, no function; `kind` says from what to what it must be."""
+    """Raises a `ValueError` that names the argument if it is no function; `kind` completes 'it must be a function'."""
     for name, function in functions.items():
         if not callable(function):
-            is_short = isinstance(function, str | float | int | None)  # an array or a task is not
+            is_short = isinstance(function, str | float | int | None)  # unlike that of an array or a task
             given = repr(function) if is_short else f"of type {type(function).__name__}"
             raise ValueError(f"{name} is {given}; it must be a function {kind}.")
 
 
 def check_samplers(**samplers: Any) -> None:
-    """Raises a `ValueError` for what is, by its name, no sampler of tasks."""
+    """Raises a `ValueError` that names the argument if it is not a sampler of tasks."""
     check_functions("from a key to a Task", **samplers)
 
 
 def drawn(sample: Callable[[Array], Task], key: Array) -> Task:
-    """A task of a sampler.
+    """A task from a sampler.
 
     Raises:
-        ValueError: if it cannot be called with a key alone.
+        ValueError: if the sampler cannot be called with only a key.
     """
     try:
         return sample(key)
@@ -79,75 +79,79 @@ def drawn(sample: Callable[[Array], Task], key: Array) -> Task:
         try:
             inspect.signature(sample).bind(key)
         except TypeError:
-            told = getattr(sample, "__name__", type(sample).__name__)
+            name = getattr(sample, "__name__", type(sample).__name__)
             raise ValueError(
-                f"the sampler is {told}{inspect.signature(sample)}; it must be a function from a key alone to a Task, "
-                "as data.glyphs() is and data.glyphs is not. functools.partial gives a function its other arguments."
+                f"the sampler is {name}{inspect.signature(sample)}; it must be a function from a key alone to a Task, "
+                "such as data.glyphs(), not data.glyphs. functools.partial gives a function its other arguments."
             ) from error
         raise
 
 
 def check_is_task(task: Any) -> None:
-    """Raises a `ValueError` for what lacks a field of a `Task`."""
+    """Raises a `ValueError` if `task` lacks a field of `Task`."""
     if not all(hasattr(task, name) for name in Task._fields):
         raise ValueError(
-            f"the task is of type {type(task).__name__}; it must be a jmeta.Task, and a sampler must give one."
+            f"the task is of type {type(task).__name__}; it must be a jmeta.Task, and a sampler must return one."
         )
 
 
 def check_examples(name: str, examples: Examples) -> None:
-    """Raises a `ValueError` for what is no `Examples`, labels in place of targets, and arrays of other lengths."""
+    """Raises a `ValueError` unless these are `Examples` with two-dimensional targets and one length."""
     if not all(hasattr(examples, field) for field in Examples._fields):
         raise ValueError(
-            f"{name} is of type {type(examples).__name__}; it must be jmeta.Examples, of inputs, targets and a mask."
+            f"{name} is of type {type(examples).__name__}; it must be jmeta.Examples, with inputs, targets and a mask."
         )
     inputs, targets, mask = (np.shape(getattr(examples, field)) for field in Examples._fields)
     if len(targets) < 2:
         raise ValueError(
-            f"{name}.targets have shape {targets}; they must be [K, N] one-hot, as "
-            "jax.nn.one_hot(labels, ways) makes them, or [K, D] for regression."
+            f"{name}.targets have shape {targets}; they must be [K, N] one-hot, such as "
+            "jax.nn.one_hot(labels, ways), or [K, D] for regression."
         )
     if not inputs[:1] == targets[:1] == mask:
         raise ValueError(
-            f"{name} has inputs of shape {inputs}, targets of {targets} and a mask of {mask}; of one task they must be "
-            "[K, ...], [K, N] and [K]."
+            f"{name} has inputs of shape {inputs}, targets of {targets} and a mask of {mask}; for one task they must "
+            "be [K, ...], [K, N] and [K]."
         )
 
 
 def as_examples(name: str, examples: Any) -> Examples:
-    """The examples as `Examples` of arrays, NumPy's or JAX's; raises a `ValueError` for what are none."""
+    """The examples as `Examples` of NumPy or JAX arrays; raises a `ValueError` if they are not examples."""
     check_examples(name, examples)
     return Examples(*(_as_array(getattr(examples, field)) for field in Examples._fields))
 
 
 def _as_array(values: Any) -> Any:
-    """JAX's as it is, else a copy: it reads NumPy's after a call has returned, and the caller may have changed it."""
+    """A JAX array as it is, else a copy: JAX may read a NumPy array after the call, when it may have been changed."""
     return values if isinstance(values, jax.Array) else np.array(values)
 
 
 def warn(message: str) -> None:
-    """Warns the caller of the package, wherever in it this was called."""
+    """Issues a warning at the line that called into the package."""
     package = os.path.dirname(__file__)
     inside = itertools.takewhile(lambda frame: frame.filename.startswith(package), inspect.stack())
     warnings.warn(message, stacklevel=len(list(inside)) + 1)
 
 
 def check_task(task: Task) -> None:
-    """Raises a `ValueError` for labels as targets, other ways in the query set, or what is no task of its classes."""
+    """Raises a `ValueError` unless this is a task whose targets, ways and classes fit together.
+
+    Refused are labels as targets, a query set of other ways, real targets with class ids, and queries of a class
+    without support.
+    """
     check_is_task(task)
     for name in ("support", "query"):
         check_examples(f"task.{name}", getattr(task, name))
     widths = [jnp.shape(part.targets)[1] for part in (task.support, task.query)]
     if widths[0] != widths[1]:
         raise ValueError(
-            f"task.support has targets of {widths[0]} columns and task.query of {widths[1]}; they must be the same."
+            f"task.support has targets of {widths[0]} columns and task.query of {widths[1]}; the two must be the same."
         )
     if is_traced(task):
         return
     if task.class_ids is not None and not is_task_of_classes(task):
         raise ValueError(
-            "the task's classes are numbered, but its targets are neither one-hot nor probabilities; a task of real "
-            "targets has no class_ids."
+            "the task's classes are numbered, but its targets are neither one-hot nor probabilities; a task with "
+            "real targets has no class_ids."
         )
     if not is_one_hot(task):
         return
@@ -158,30 +162,30 @@ def check_task(task: Task) -> None:
 
 
 def is_traced(task: Task) -> bool:
-    """Whether its arrays are known by their shapes alone."""
+    """Whether only the shapes of its arrays are known."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task))
 
 
 def is_task_of_classes(task: Task) -> bool:
     """Whether its targets are probabilities of classes."""
-    # Of NumPy's arrays, on which nothing is compiled.
+    # On NumPy arrays, for which nothing is compiled.
     return all(is_of_classes(np.asarray(part.targets), np.asarray(part.mask)) for part in (task.support, task.query))
 
 
 def is_one_hot(task: Task) -> bool:
-    """Whether each of its targets, but padding, is one-hot, of two classes or more."""
+    """Whether each of its targets, except padding, is one-hot, over at least two classes."""
     targets = np.concatenate([_real_targets(part) for part in (task.support, task.query)])
     return targets.shape[1] > 1 and bool(np.isin(targets, (0, 1)).all() and (targets.sum(1) == 1).all())
 
 
 def is_of_classes(targets: Any, mask: Any) -> Any:
-    """Whether the targets of all examples but padding are probabilities of classes; NumPy's arrays or JAX's."""
-    near_one = abs(targets.astype("float32").sum(-1) - 1) <= 1e-2  # as near as half precision is
+    """Whether all targets, except padding, are probabilities of classes; for NumPy and JAX arrays."""
+    near_one = abs(targets.astype("float32").sum(-1) - 1) <= 1e-2  # the tolerance is for half precision
     return ((near_one & (targets >= 0).all(-1)) | (mask <= 0)).all()
 
 
 def is_transformation(optimizer: Any) -> bool:
-    """Whether it has the functions `init` and `update` of an optimizer."""
+    """Whether it has an optimizer's functions, `init` and `update`."""
     return all(callable(getattr(optimizer, function, None)) for function in ("init", "update"))
 
 
@@ -190,19 +194,19 @@ def telling_of_another_state(learner: Learner, state: TrainState, sample: Callab
     """Explains an error raised in the block, if the state is of another learner or model.
 
     Args:
-        learner: what it should be of.
-        state: of training.
-        sample: the tasks at hand, for their shapes.
+        learner: the learner the state should be of.
+        state: the training state.
+        sample: a sampler of the tasks at hand, for their shapes.
     """
     try:
         yield
-    except (OSError, RuntimeError, MemoryError):  # of the machine
+    except (OSError, RuntimeError, MemoryError):  # the machine's fault
         raise
     except Exception as error:
         given, expected = by_path((state.params, state.state)), None
-        with contextlib.suppress(Exception):  # the first error is the one to tell
+        with contextlib.suppress(Exception):  # the first error is the one to report
             expected = by_path(jax.eval_shape(lambda key: learner.init(key, sample(key)), jax.random.key(0)))
-        # A `ValueError` about shapes tells by itself.
+        # A `ValueError` about shapes speaks for itself.
         if expected is None or (isinstance(error, ValueError) and given.keys() == expected.keys()):
             raise
         if (difference := first_difference(given, expected, kind=shape)) is None:
@@ -215,16 +219,16 @@ def telling_of_another_state(learner: Learner, state: TrainState, sample: Callab
 
 
 def check_transformation(name: str, optimizer: Any) -> None:
-    """Raises a `ValueError` for what is no optimizer: has no `init` and no `update`."""
+    """Raises a `ValueError` that names the argument if it is not an optimizer, with `init` and `update`."""
     if not is_transformation(optimizer):
-        raise ValueError(f"{name} is {optimizer!r}; it must be an optax transformation, as optax.sgd(0.1) makes it.")
+        raise ValueError(f"{name} is {optimizer!r}; it must be an optax transformation, such as optax.sgd(0.1).")
 
 
 def as_key(key: Any) -> Array:
-    """The key as a typed one, `jax.random.key`, which a checkpoint restores; raw ones are wrapped.
+    """The key as a typed one, as made by `jax.random.key`, which a checkpoint restores; raw keys are wrapped.
 
-    Under `vmap` keys of the kinds `"rbg"` and `"unsafe_rbg"` draw other numbers than alone, so that tasks would depend
-    on how many are vmapped at a time. Their first half is a key of the default kind, which is taken in their place.
+    Under `vmap`, keys of kind `"rbg"` and `"unsafe_rbg"` draw other numbers than alone, so tasks would depend on
+    how many are vmapped at once. They are replaced by a key of the default kind, made from their first half.
 
     Raises:
         ValueError: for anything else.
@@ -235,7 +239,7 @@ def as_key(key: Any) -> Array:
     except TypeError:
         typed = None
     if typed is None or jnp.shape(typed) != ():
-        raise ValueError(f"key is {key!r}; it must be one PRNG key, as jax.random.key(0) makes it.")
+        raise ValueError(f"key is {key!r}; it must be one PRNG key, such as jax.random.key(0).")
     if jax.random.key_impl(typed) in ("rbg", "unsafe_rbg"):
         return jax.random.wrap_key_data(jax.random.key_data(typed)[:2], impl="threefry2x32")
     return typed

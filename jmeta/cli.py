@@ -50,9 +50,9 @@ class Train:
     out: Path | None = None
     """Folder of a new run."""
     resume: Path | None = None
-    """Folder of a run to go on with; its configuration holds."""
+    """Folder of a run to continue, with its own configuration."""
     steps: int | None = None
-    """Meta-steps in the whole run: 2000, or what a resumed run was told."""
+    """Meta-steps in the whole run. Left out: 2000, or those of the resumed run."""
     save_every: int = 500
     """Meta-steps between checkpoints and validations; a multiple of log_every."""
     log_every: int = 10
@@ -63,7 +63,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a run on test tasks; an option left out is as in the run."""
+    """Evaluate a run on test tasks; options left out are as in the run."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
@@ -76,23 +76,23 @@ class Evaluate:
     test_steps: int | None = None
     """Inner gradient steps."""
     data: str | None = None
-    """Another source than the run was trained on."""
+    """A source other than the one the run was trained on."""
     data_dir: str | None = None
     """The folder of TensorFlow Datasets' data sets."""
     episodes: int = 600
     """Test episodes."""
     seed: int = 0
-    """Decides the test episodes."""
+    """Determines the test episodes."""
     out: Path | None = None
-    """File for the whole report as JSON."""
+    """File for the whole report, as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Prepare a data set, so that it can be read."""
+    """Prepare a data set for reading."""
 
     name: Annotated[Literal["omniglot"], tyro.conf.Positional]
-    """Which."""
+    """The data set."""
     archives: Path | None = None
     """Folder with the official archives; without it they are downloaded."""
     data_dir: str | None = None
@@ -119,11 +119,11 @@ class Demo:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measure, in a clone of the repository; `jmeta bench order --help` tells the options."""
+    """Run a benchmark, in a clone of the repository; `jmeta bench order --help` lists the options."""
 
     name: Annotated[Benchmark, tyro.conf.Positional]
     """order: second order against first order; learners: all learners on the same tasks;
-    linear_regression: a Transformer against the best predictor there is."""
+    linear_regression: a Transformer against the best possible predictor."""
 
 
 def _subcommand(name: str) -> Any:
@@ -162,11 +162,11 @@ def train(command: Train) -> None:
         build_sampler(configuration.data, configuration.protocol, split, configuration.data_dir)
         for split in ("train", "val")
     )
-    task = tasks(jax.random.key(0))  # a real one: a transfer baseline looks at its classes
+    task = tasks(jax.random.key(0))  # a real one, for a transfer baseline checks its classes
     jax.eval_shape(lambda key: learner.init(key, task), jax.random.key(0))
-    with sole_writer(folder):  # only now: a mistake must not leave a folder behind
+    with sole_writer(folder):  # only now, so that a mistake leaves no folder behind
         if command.resume is None:
-            _check_empty(folder)  # another run may have begun there since
+            _check_empty(folder)  # another run may have started there since
         write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
         state = fit(
             learner,
@@ -186,7 +186,7 @@ def train(command: Train) -> None:
             devices=jax.local_devices(),
         )
     if state.step < run.steps:
-        print(f"stopped at meta-step {state.step}; go on with: jmeta train --resume {folder}", flush=True)
+        print(f"stopped at meta-step {state.step}; continue with: jmeta train --resume {folder}", flush=True)
         raise KeyboardInterrupt
     print(f"trained for {state.step} meta-steps; evaluate with: jmeta evaluate {folder}")
 
@@ -194,13 +194,13 @@ def train(command: Train) -> None:
 def _begun(command: Train) -> tuple[Path, Run]:
     """A new run."""
     if command.out is None:
-        raise ValueError("train needs --out, the folder of a new run, or --resume, that of one to go on with.")
+        raise ValueError("train needs --out, the folder of a new run, or --resume, the folder of a run to continue.")
     _check_empty(command.out)
     configuration = command.configuration
-    if configuration.max_task_norm == math.inf:  # which JSON cannot say
+    if configuration.max_task_norm == math.inf:  # which JSON cannot represent
         configuration = dataclasses.replace(configuration, max_task_norm=None)
     check_protocol(configuration.data, ways=configuration.protocol.ways, data_dir=configuration.data_dir)
-    sizes = task_sizes(configuration.data, configuration.protocol)  # a run says its own, whatever a later default is
+    sizes = task_sizes(configuration.data, configuration.protocol)  # recorded in full, in case a default changes
     configuration = dataclasses.replace(configuration, protocol=Protocol(**sizes))
     steps = 2000 if command.steps is None else command.steps
     return command.out, Run(configuration, steps, command.save_every, command.log_every, command.episodes)
@@ -208,18 +208,19 @@ def _begun(command: Train) -> tuple[Path, Run]:
 
 def _check_empty(folder: Path) -> None:
     if (folder / "run.json").exists():
-        raise ValueError(f"{folder} already holds a run; go on with: jmeta train --resume {folder}")
+        raise ValueError(f"{folder} already holds a run; continue it with: jmeta train --resume {folder}")
     for name in ("metrics.jsonl", "checkpoints"):
         if (folder / name).exists():
-            raise ValueError(f"{folder} holds {name} of something else than jmeta train; choose another folder.")
+            raise ValueError(f"{folder} holds {name} that jmeta train did not write; choose another folder.")
 
 
 def _check_resumed(arguments: list[str]) -> None:
-    """Raises a `ValueError` for options of `jmeta train` that a resumed run would not take."""
+    """Raises a `ValueError` for options of `jmeta train` that a resumed run would ignore."""
     given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
     if "--resume" in given and (others := given - {"--resume", "--steps", "--help"}):
         raise ValueError(
-            f"--resume goes on with a run as it was told; only --steps may be given, not {', '.join(sorted(others))}."
+            f"--resume continues a run with its own configuration; only --steps may be given with it, not "
+            f"{', '.join(sorted(others))}."
         )
 
 
@@ -260,7 +261,7 @@ def evaluate_run(command: Evaluate) -> None:
 
 
 def _check_file(out: Path) -> None:
-    """Raises a `ValueError` where no file can be written, before there is anything to lose."""
+    """Raises a `ValueError` if the file cannot be written, before there is anything to lose."""
     try:
         out = out.resolve()
     except (OSError, RuntimeError) as error:  # links in a circle
@@ -268,7 +269,7 @@ def _check_file(out: Path) -> None:
     if not out.parent.is_dir():
         raise ValueError(f"--out {out} is in a folder that does not exist.")
     if out.exists() and not out.is_file():
-        raise ValueError(f"--out {out} is not a regular file; it must be one, or not be there yet.")
+        raise ValueError(f"--out {out} is not a regular file; it must be one, or not exist yet.")
     if not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out {out} is in a folder that you may not write to.")
 
@@ -326,10 +327,10 @@ def bench(name: str, arguments: list[str]) -> None:
         raise ValueError("the benchmarks are not in the package; run this in a clone of the repository.") from None
 
     @functools.wraps(module.main)
-    def told(*args, **kwargs):
+    def parsed(*args, **kwargs):
         return args, kwargs
 
-    args, kwargs = _told_in_a_line(told, prog=f"jmeta bench {name}", args=arguments)
+    args, kwargs = _parsed_in_a_line(parsed, prog=f"jmeta bench {name}", args=arguments)
     module.main(*args, **kwargs)
 
 
@@ -337,10 +338,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The entry point.
 
     Returns:
-        The exit code: 0; 2 after one line on a user's mistake; 1 after one on a run
-        that diverged; 130 after an interrupt, and after a training that a signal
-        stopped; 141 for an output that is closed, as `head` does when it has read
-        enough.
+        The exit code: 0; 2 after one line about a user's mistake; 1 after one about a
+        run that diverged; 130 after an interrupt, or when a signal stopped training;
+        141 if the output was closed, as `head` does when it has read enough.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -351,37 +351,37 @@ def main(arguments: list[str] | None = None) -> int:
                 case _:
                     if arguments[:1] == ["train"]:
                         _check_resumed(arguments)
-                    run(_told_in_a_line(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments))
-        finally:  # also when a page of help ends the program
+                    run(_parsed_in_a_line(Command, prog="jmeta", description="Meta-learning in JAX.", args=arguments))
+        finally:  # also when a help page ends the program
             sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would flush into the pipe again
         return 141
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        return _told(error, 2)
+        return _reported(error, 2)
     except FloatingPointError as error:
-        return _told(error, 1)
+        return _reported(error, 1)
     except KeyboardInterrupt:
-        return _told("interrupted", 130)
+        return _reported("interrupted", 130)
     return 0
 
 
-def _told(message: object, code: int) -> int:
+def _reported(message: object, code: int) -> int:
     print(f"jmeta: {message}", file=sys.stderr)
     return code
 
 
-def _told_in_a_line(target: Any, **kwargs: Any) -> Any:
-    """What tyro makes of the arguments; its framed message about a mistake becomes one line."""
-    told = io.StringIO()
+def _parsed_in_a_line(target: Any, **kwargs: Any) -> Any:
+    """The arguments as tyro parses them; its framed message about a mistake becomes one line."""
+    written = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(written):
             return tyro.cli(target, **kwargs)
     except SystemExit as exit:
         if not exit.code:
             raise
-        # Frames and rules are of box-drawing characters or, where the terminal has none, of ASCII.
-        lines = (line.strip("│╭╮╰╯─|+- ") for line in told.getvalue().splitlines()[1:])
+        # Frames and rules are box-drawing characters, or ASCII where the terminal has none.
+        lines = (line.strip("│╭╮╰╯─|+- ") for line in written.getvalue().splitlines()[1:])
         first = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
         raise ValueError(" ".join(first).rstrip(".") + "; see jmeta --help") from None
 

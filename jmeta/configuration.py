@@ -1,4 +1,4 @@
-"""A learner, its network and its tasks by their names, as options and a run's folder tell them."""
+"""A learner, its network and its tasks by name, as given by options and a run's folder."""
 
 import dataclasses
 import difflib
@@ -39,12 +39,12 @@ class Source(NamedTuple):
 
     description: str
     sampler: Callable  # (sizes of a task, split, data_dir) -> sample
-    sizes: Mapping[str, int] = OF_CLASSES  # of a task, where none are told
-    files: bool = False  # which lie in `data_dir`
-    fixed_classes: bool = False  # the same in all tasks, so that a classifier of them all can be trained
+    sizes: Mapping[str, int] = OF_CLASSES  # of a task, where none are given
+    files: bool = False  # whether it reads files, from `data_dir`
+    fixed_classes: bool = False  # whether all tasks share them, so that one classifier can be trained on all
     regression: bool = False
     model: str = "conv4"
-    inner_rate: float | None = None  # of gradient descent in weights on it; None: the learner's own
+    inner_rate: float | None = None  # for gradient descent in the weights; None: the learner's own
 
 
 def _omniglot(sizes: dict[str, int], split: str, data_dir: str | None) -> Callable[[Array], Task]:
@@ -71,17 +71,17 @@ SOURCES = {
 
 LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
-# Learners whose own rate of gradient descent is for classification. Others of the inner loop have their own on any
-# source: a context has cavia's, reptile has Adam, and imaml needs a minimum.
+# Learners whose default rate of gradient descent is for classification. The other gradient-based learners use their own
+# on any source: cavia's is for a context, reptile's for Adam, and imaml needs a minimum.
 DESCEND_IN_WEIGHTS = {"anil", "boil", "fomaml", "maml", "mamlpp", "meta_curvature", "meta_sgd"}
-# Learners whose model has an output layer as wide as the targets; that of others is an encoder.
+# Learners whose model has an output layer as wide as the targets; the models of others are encoders.
 HEADED = DESCEND_IN_WEIGHTS | {"cavia", "imaml", "reptile"}
-REGRESSION = {"cnp": losses.gaussian_nll}  # losses of regression other than the squared error
+REGRESSION = {"cnp": losses.gaussian_nll}  # regression losses other than the squared error
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What rebuilds a run. An option left out is at the learner's default, or the network's."""
+    """What is needed to rebuild a run. Options left out take the default of the learner or the network."""
 
     learner: str = "maml"
     """Which algorithm; `jmeta learners` lists them."""
@@ -100,40 +100,40 @@ class Configuration:
     strided: bool | None = None
     """Whether conv4 halves by strides instead of pooling."""
     context: int | None = None
-    """Parameters of the context that cavia adapts; of mlp and conv4."""
+    """Parameters of the context that cavia adapts, for mlp and conv4."""
     inner_steps: int | None = None
     """Inner gradient steps in meta-training."""
     test_steps: int | None = None
     """Inner gradient steps in evaluation."""
     inner_rate: float | None = None
-    """Learning rate of the inner loop's gradient descent. Left out: the learner's own; on sinusoids 0.01 for those that
-    descend in weights."""
+    """Learning rate of the inner loop's gradient descent. Left out: the learner's own, but 0.01 on sinusoids for
+    learners that descend in the weights."""
     inner_batch: int | None = None
-    """Support examples of an inner step; all of them if left out."""
+    """Support examples per inner step; all of them if left out."""
     multi_step_until: int | None = None
-    """Meta-steps in which mamlpp's loss after every inner step counts."""
+    """Meta-steps in which mamlpp counts the loss after every inner step."""
     first_order_until: int | None = None
-    """Meta-steps in which mamlpp's inner gradients are constants."""
+    """Meta-steps in which mamlpp treats inner gradients as constants."""
     meta_gradient: str | None = None
     """How the meta-gradient is taken: second_order, first_order, implicit or truncated."""
     differentiation: str | None = None
     """How exact inner steps are differentiated: mixed or reverse."""
     checkpoint: bool | None = None
-    """Whether inner steps are computed again instead of stored."""
+    """Whether inner steps are recomputed instead of stored."""
     last_steps: int | None = None
     """How many inner steps are exact under truncated."""
     proximal: float | None = None
     """Weight of the proximal term of the inner objective."""
     cg_steps: int | None = None
-    """Most steps of conjugate gradient under implicit."""
+    """Maximum number of conjugate gradient steps under implicit."""
     damping: float | None = None
-    """Added to the weight of the proximal term in the meta-gradient under implicit."""
+    """Added to the proximal weight in the meta-gradient under implicit."""
     distance: str | None = None
     """Distance of a prototypical network: euclidean, cosine or mahalanobis."""
     classes: int | None = None
-    """How many classes the training data have, of a transfer baseline; 4112 of Omniglot."""
+    """Number of classes in the training data, for a transfer baseline; Omniglot has 4112."""
     batch_size: int = 16
-    """Tasks in a meta-step."""
+    """Tasks per meta-step."""
     learning_rate: float = 1e-3
     """Learning rate of the outer optimizer, Adam."""
     nonfinite: str = "skip"
@@ -141,10 +141,10 @@ class Configuration:
     max_task_norm: float | None = MAX_TASK_NORM
     """Longer meta-gradients of a task are scaled down to this length; None or inf for no bound."""
     seed: int = 0
-    """Decides the initial parameters and all tasks."""
+    """Determines the initial parameters and all tasks."""
 
 
-# Options of learners that a configuration names as they do.
+# Learners' options that have the same name in a configuration.
 LEARNER_OPTIONS = (
     "inner_steps",
     "test_steps",
@@ -155,11 +155,11 @@ LEARNER_OPTIONS = (
     "first_order_until",
     *MetaGradientOptions.__annotations__,
 )
-OPTION_NAMES = {"inner_optimizer": "inner_rate"}  # of those that it names otherwise
+OPTION_NAMES = {"inner_optimizer": "inner_rate"}  # options with another name there
 
 
 def build_learner(configuration: Configuration) -> Learner:
-    """The learner of a configuration.
+    """The learner that a configuration describes.
 
     Raises:
         ValueError: for an unknown name, an option that the learner or the model does not have, a rate that is
@@ -175,8 +175,8 @@ def build_learner(configuration: Configuration) -> Learner:
     parameters = inspect.signature(factory).parameters
     if "classes" in parameters and not (source.fixed_classes or source.regression):
         raise ValueError(
-            f"{configuration.learner} is trained to tell all classes of its data apart, but {configuration.data} has "
-            "new ones in every task; give it --data omniglot."
+            f"{configuration.learner} is trained to classify all classes of its data, but {configuration.data} has "
+            "new ones in every task; use --data omniglot."
         )
     rate = configuration.inner_rate
     if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:
@@ -223,19 +223,19 @@ def _named(kind: str, name: str, known: dict[str, Any]) -> Any:
 
 
 def task_sizes(name: str, protocol: Protocol) -> dict[str, int]:
-    """What a source is asked for: of the sizes that its tasks have, those that a protocol tells, and else its own."""
+    """The sizes of a source's tasks: those that the protocol gives, and the source's own for the rest."""
     own = _named("data", name, SOURCES).sizes
-    told = dataclasses.asdict(protocol)
-    return {name: size if told[name] is None else told[name] for name, size in own.items()}
+    given = dataclasses.asdict(protocol)
+    return {name: size if given[name] is None else given[name] for name, size in own.items()}
 
 
 def build_sampler(name: str, protocol: Protocol, split: str, data_dir: str | None) -> Callable[[Array], Task]:
-    """The tasks of a source."""
+    """The sampler of a source's tasks."""
     return _named("data", name, SOURCES).sampler(task_sizes(name, protocol), split, data_dir)
 
 
 def check_protocol(name: str, *, ways: int | None, data_dir: str | None) -> None:
-    """Raises a `ValueError` for what was given and a source has not: classes, or a folder of files."""
+    """Raises a `ValueError` for options that the source cannot use: ways without classes, or a folder without files."""
     source = _named("data", name, SOURCES)
     if ways is not None and source.regression:
         raise ValueError(f"--ways {ways} was given, but {name} has no classes.")
@@ -244,9 +244,10 @@ def check_protocol(name: str, *, ways: int | None, data_dir: str | None) -> None
 
 
 def stand_in(configuration: Configuration) -> Callable[[Array], Task]:
-    """A sampler of tasks of the shapes a run was trained on, for which no data set is read.
+    """A sampler of tasks with the shapes a run was trained on, which reads no data set.
 
-    All sources of classes have images of 28 x 28 x 1. Its classes are numbered from 0, which every learner takes.
+    Every classification source has images of 28 x 28 x 1. Classes are numbered from 0, which every learner
+    accepts.
     """
     sizes = task_sizes(configuration.data, configuration.protocol)
     if SOURCES[configuration.data].regression:
@@ -256,7 +257,7 @@ def stand_in(configuration: Configuration) -> Callable[[Array], Task]:
 
 
 def key_of(seed: int) -> Array:
-    """The key of a seed; raises a `ValueError` for one that is too large."""
+    """The key for a seed; raises a `ValueError` if the seed is too large."""
     try:
         return jax.random.key(seed)
     except OverflowError:

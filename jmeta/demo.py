@@ -13,18 +13,18 @@ from jmeta.evaluation import evaluate
 from jmeta.fitting import fit
 
 STEPS, EPISODES = 600, 600
-BINS = (np.arange(27) - 0.5) / 25  # a bin for each accuracy that 25 queries can have
+BINS = (np.arange(27) - 0.5) / 25  # a bin for each possible accuracy on 25 queries
 
 
 def run(out: str | os.PathLike) -> None:
     """Meta-trains MAML on glyphs, prints its accuracy before and after, and draws one test task.
 
     Args:
-        out: file for the picture; its ending says the format.
+        out: file for the picture; its extension determines the format.
 
     Raises:
         ModuleNotFoundError: if matplotlib, the extra `plot`, is missing.
-        ValueError: if `out` is in no folder, or of no format that it draws.
+        ValueError: if the folder of `out` does not exist, or its format is unknown.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError(

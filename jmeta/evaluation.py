@@ -36,26 +36,30 @@ from jmeta.losses import tells_accuracy
 from jmeta.networks import takes_mask
 from jmeta.types import Array, Learner, normalisations, PyTree, Task, TrainState
 
+# Up to this relative change of its outputs a prediction counts as the same, for `Report.transductive`; ours, far above
+# the rounding of float32.
+ROUNDING = 1e-4
+
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found, and by which protocol.
+    """The result of an evaluation, and its protocol.
 
     Attributes:
         accuracy: mean over episodes, a fraction; None for regression.
         ci95: half-width of its 95 % confidence interval, a fraction; None for regression.
-        loss: mean query loss, whatever the learner's own is: cross-entropy in nats, or
-            mean squared error.
+        loss: mean query loss: cross-entropy in nats, or mean squared error, whatever
+            the learner's own loss is.
         loss_ci95: half-width of its 95 % confidence interval.
-        episodes: how many.
-        ways: classes in an episode; (least, most) where it varied; None for regression.
-        shots: support examples of a class, likewise; for regression of a task.
-        queries: query examples of a class, likewise; for regression of a task.
+        episodes: number of episodes.
+        ways: classes per episode; (least, most) if it varied; None for regression.
+        shots: support examples per class, likewise; per task for regression.
+        queries: query examples per class, likewise; per task for regression.
         normalisation: the model's policies; empty if it states none.
-        transductive: whether the prediction of one query changed when the others did.
-        nonfinite: episodes whose loss is not finite, as where adaptation diverged;
-            the mean loss then is not finite either, and accuracy counts outputs
-            that are not numbers as wrong.
+        transductive: whether the prediction for one query changed when the others did.
+        nonfinite: number of episodes whose loss is not finite, for example because
+            adaptation diverged. The mean loss is then not finite either, and accuracy
+            counts a NaN among the outputs as wrong.
         per_episode: `"accuracy"` and `"ways"` (not for regression) and `"loss"`, arrays [episodes].
     """
 
@@ -81,7 +85,7 @@ class Report:
         return f"{figure} (95 % CI, {self.episodes} episodes{diverged})"
 
     def to_json(self, **kwargs: Any) -> str:
-        """The whole report as JSON, null where a number is not finite; keywords go to `json.dumps`."""
+        """The whole report as JSON, with null for numbers that are not finite; keywords go to `json.dumps`."""
         values = {name: array.tolist() for name, array in self.per_episode.items()}
         return to_json({**asdict(self), "per_episode": values}, **kwargs)
 
@@ -98,37 +102,39 @@ def evaluate(
 ) -> Report:
     """Adapts to the support set of each episode and predicts its query set.
 
-    The episodes depend on `key` and `sample` alone: two learners see the same.
-    Nothing is written: running statistics stay as they are.
+    The episodes depend only on `key` and `sample`, so two learners see the same. The
+    state is not updated: running statistics stay as they are.
 
     Args:
-        learner: what is evaluated.
+        learner: the learner to be evaluated.
         state: its training state, of which `params` and `state` are used.
-        sample: `(key) -> Task`. It is compiled once and used again in the next call: what
-            it reads from outside is as it was then; make a new function if that changes.
-        key: PRNG key of the list of episodes: one is `sample(jax.random.split(key_of_it)[0])`,
-            for each `key_of_it` in `jax.random.split(key, episodes)`. For one of the kinds
-            `"rbg"` and `"unsafe_rbg"`, which draw otherwise under `vmap`, stands
-            `jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")`,
-            here, in `fit` and in `init_state`.
-        episodes: how many, at least 2.
-        tasks_per_chunk: how many are vmapped at a time, at most, on each device; None chooses.
-        devices: those that the episodes are divided over, `jax.local_devices()`
-            say; None: each device on which the state lies does all the work.
+        sample: `(key) -> Task`. Compiled once and reused by later calls, so values it
+            reads from outside are frozen at the first; to change them, pass a new
+            function.
+        key: PRNG key that fixes the episodes: they are `sample(jax.random.split(k)[0])`
+            for each `k` in `jax.random.split(key, episodes)`. A key of kind `"rbg"` or
+            `"unsafe_rbg"`, which draws other numbers under `vmap`, is replaced by
+            `jax.random.wrap_key_data(jax.random.key_data(key)[:2],
+            impl="threefry2x32")`, here, in `fit` and in `init_state`.
+        episodes: number of episodes, at least 2.
+        tasks_per_chunk: how many to vmap at once, at most, on each device; None
+            chooses.
+        devices: devices to divide the episodes over, such as `jax.local_devices()`;
+            None: every device that holds the state does all the work.
 
     Returns:
-        A `Report`; the mean and its normal 95 % interval are over episodes. Outputs that
-        are a `losses.Gaussian` are judged by its mean. Of two learners on the same
-        episodes `losses.mean_and_interval` of the difference of their
-        `per_episode["accuracy"]` takes into account that they are the same.
+        A `Report`; the mean and its normal 95 % interval are over episodes. Outputs
+        that are a `losses.Gaussian` are judged by its mean. To compare two learners on
+        the same episodes, take `losses.mean_and_interval` of the difference of their
+        `per_episode["accuracy"]`.
 
     Raises:
-        ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, devices
-            that cannot share episodes, what is no key or no state of training, a
-            learner whose outputs are not as wide as the targets, a state of another
-            learner that this one cannot use, or an episode of classes without support
-            examples, with queries of a class that has none, or with real numbers as
-            targets; for what is no learner, or no sampler of tasks.
+        ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, or devices
+            that cannot share episodes; if the learner, the state, the sampler or the
+            key is not one; if the outputs are not as wide as the targets, or the state
+            is of another learner and this one cannot use it; for an episode of classes
+            that has no support example, queries of a class without one, or real numbers
+            as targets.
 
     Example:
         >>> import optax, jmeta
@@ -145,7 +151,7 @@ def evaluate(
     devices, key = as_devices(devices), as_key(key)
     if not isinstance(state, TrainState):
         raise ValueError(
-            f"state is of type {type(state).__name__}; it must be a TrainState, as init_state and fit give it."
+            f"state is of type {type(state).__name__}; it must be a TrainState, as returned by init_state and fit."
         )
     check_learner(learner)
     check_samplers(sample=sample)
@@ -155,8 +161,8 @@ def evaluate(
     run = _evaluator(learner, devices, jax.random.key_impl(key))
     with telling_of_another_state(learner, state, sample):
         chunk = number * _chunk(learner, arguments, each, tasks_per_chunk, devices)
-        # The last chunk is filled up with the first episodes, so that one compiled function does for all.
-        # They are NumPy's numbers, for of JAX's keys each chunk would be cut out by a program of its own.
+        # The last chunk is padded with the first episodes, so that one compiled function serves all chunks. The keys
+        # are NumPy arrays: cutting JAX's keys into chunks would run a program for each chunk.
         keys, _ = filled_up(np.asarray(jax.random.key_data(jax.random.split(key, episodes))), chunk)
         chunks = keys.reshape(-1, chunk, *keys.shape[1:])
         parts = [run((False, *arguments), keys) for keys in chunks]
@@ -176,15 +182,16 @@ def check_episodes(
 ) -> None:
     """Raises a `ValueError` unless the learner's outputs fit the episodes; the arguments are those of `evaluate`.
 
-    One episode is traced, none computed: choosing a chunk traces it, and `evaluate` finds the choice in the cache.
+    One episode is traced and none computed: choosing a chunk traces it, and `evaluate` finds the choice in the
+    cache.
     """
     arguments = as_argument(sample), state.params, state.state
     _chunk(learner, arguments, math.ceil(episodes / device_count(devices)), None, devices)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=16)  # the size is ours
 def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None, kind_of_key: Hashable) -> Callable:
-    """The compiled evaluation of a chunk of episodes, kept so that a second call does not compile again."""
+    """The compiled evaluation of a chunk of episodes, cached so that a second call does not compile again."""
 
     def run(shared, keys):
         keys = jax.random.wrap_key_data(keys, impl=kind_of_key)
@@ -196,13 +203,13 @@ def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None, kind_of
 def _chunk(
     learner: Learner, arguments: PyTree, episodes: int, most: int | None, devices: tuple[jax.Device, ...] | None
 ) -> int:
-    """How many of so many episodes each device vmaps at a time; at most `most`, None chooses."""
+    """How many of its `episodes` a device vmaps at once: at most `most`, or as `chunk_of` chooses if that is None."""
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple(jax.eval_shape(lambda *leaves: leaves, *leaves))
     return _chunk_of_shapes(learner, structure, shapes, episodes, most, devices)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)  # small entries, so more of them; the size is ours
 def _chunk_of_shapes(learner, structure, shapes, episodes, most, devices):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.tree.unflatten(structure, shapes)
@@ -210,7 +217,7 @@ def _chunk_of_shapes(learner, structure, shapes, episodes, most, devices):
 
 
 def _episode(learner, is_blanked, sample, params, state, key):
-    """What is measured in one episode; `is_blanked`, all its queries but the first are blanked."""
+    """What is measured in one episode; if `is_blanked`, with all queries except the first set to zero."""
     sample_key, adapt_key = jax.random.split(key)
     task = drawn(sample, sample_key)
     check_is_task(task)
@@ -232,12 +239,12 @@ def _episode(learner, is_blanked, sample, params, state, key):
 
 
 def _classifies(learner, params, state, task):
-    """Whether a task is of classes to the learner: they are numbered, or it tells its accuracy."""
+    """Whether the learner classifies the task: its classes are numbered, or the learner reports an accuracy."""
     return task.class_ids is not None or tells_accuracy(learner, params, state, task)
 
 
 def _protocol(task):
-    """Ways, and the fewest and most shots and queries of a class, of one task."""
+    """The ways of a task, and the fewest and most shots and queries of a class."""
     shots, queries = losses.class_counts(task.support), losses.class_counts(task.query)
     present = shots > 0
     extremes = {
@@ -250,13 +257,13 @@ def _protocol(task):
 
 
 def _check_found(found: dict[str, np.ndarray]) -> None:
-    """Raises a `ValueError` for an episode of classes that is none, by what was found in all of them."""
+    """Raises a `ValueError` if any episode of classes is not a valid one, given what was found in all of them."""
     if "ways" not in found:
-        return  # of regression
+        return  # regression
     if found["unclassed"].any():
         raise ValueError(
             f"episode {found['unclassed'].argmax()} has targets that are neither one-hot nor probabilities, but its "
-            "classes are numbered or the learner's loss is over classes; tasks of real targets have no class_ids."
+            "classes are numbered or the learner's loss is over classes; tasks with real targets have no class_ids."
         )
     if (empty := found["ways"] == 0).any():
         raise ValueError(f"episode {empty.argmax()} has no support example; each needs one of every class.")
@@ -265,12 +272,14 @@ def _check_found(found: dict[str, np.ndarray]) -> None:
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
-    """Whether the first prediction [N] of [E, N] that is finite changed by more than rounding, or any diverged anew."""
+    """Whether the first finite prediction [N] of [E, N] changed by more than rounding, or another became non-finite."""
     finite, others_finite = (np.isfinite(values).all(-1) for values in (outputs, others))
     if (finite != others_finite).any():
         return True
     first = finite.argmax()
-    return bool(finite[first] and np.abs(outputs[first] - others[first]).max() > 1e-4 * np.abs(outputs[first]).max())
+    return bool(
+        finite[first] and np.abs(outputs[first] - others[first]).max() > ROUNDING * np.abs(outputs[first]).max()
+    )
 
 
 def _report(found: dict[str, np.ndarray], transductive: bool, policies: tuple[str, ...]) -> Report:
@@ -298,5 +307,5 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _span(values: np.ndarray) -> int | tuple[int, int]:
-    low, high = round(float(values.min())), round(float(values.max()))  # of soft labels they are not whole
+    low, high = round(float(values.min())), round(float(values.max()))  # with soft labels they are not whole
     return low if low == high else (low, high)

@@ -1,4 +1,4 @@
-"""Files and their JSON: written whole or not at all, by one run at a time, and readable by any program."""
+"""Files and JSON: written whole or not at all, by one run at a time, and readable by any program."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """JSON as its standard has it: null for numbers that are not finite. Options go to `json.dumps`."""
+    """Standard JSON, with null for numbers that are not finite. Options go to `json.dumps`."""
     return json.dumps(_with_null(value), **options)
 
 
@@ -26,7 +26,7 @@ def _with_null(value):
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; through a link, where it leads."""
+    """Writes a file whole or not at all; a link is followed."""
     path = path.resolve()
     part = path.with_name(path.name + ".part")
     try:
@@ -39,23 +39,23 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
-    """Holds a run's folder, made if it is not there, while the block runs; a process that ends lets go of it.
+    """Locks a run's folder, created if missing, while the block runs; a process that ends releases it.
 
     Raises:
-        ValueError: if another process, or another thread of this one, holds it, or for a file.
+        ValueError: if another process, or another thread of this one, holds it; or if it is a file.
     """
-    from filelock import FileLock, Timeout  # only runs that are kept need it
+    from filelock import FileLock, Timeout  # only runs that are saved need it
 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; a run needs a folder, which is made if it is not there.")
+        raise ValueError(f"{folder} is a file; a run needs a folder, which is created if missing.")
     folder.mkdir(parents=True, exist_ok=True)
-    # One for each folder, which a block within a block holds too.
+    # One lock for each folder, which nested blocks share.
     lock = FileLock(folder.absolute() / ".lock", is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another run trains in {folder}; wait until it ends, or choose another folder.") from None
+        raise ValueError(f"another run trains in {folder}; wait for it to end, or choose another folder.") from None
     try:
         yield
     finally:

@@ -36,7 +36,9 @@ from jmeta.training import (
 )
 from jmeta.types import Array, Learner, Task, TrainState
 
-# Meta-steps whose metrics a dispatch has room for, if it is so long; in a longer run, for as many as the run has.
+# A dispatch has room for the metrics of `log_every` meta-steps, but of no more than this, or than the run has. A
+# constant and not `steps` alone, so that a resumed run with more steps does not compile again; 10,000 rows of metrics
+# are little memory.
 LEAST_ROOM = 10_000
 
 
@@ -61,59 +63,67 @@ def fit(
 ) -> TrainState:
     """Meta-trains a learner: progress bar, validation, checkpoints, metrics, clean stop, exact resume.
 
-    A run is resumed by calling `fit` again with the same arguments. Killed at
-    any moment and resumed, it ends with the parameters of a run that was not.
-    SIGINT and SIGTERM end it after the current dispatch, with a checkpoint. So does
-    a validation that fails, out of memory say, and is not made up for on resuming.
-    The first tasks that are left out as not finite are warned of.
+    A run is resumed by calling `fit` again with the same arguments. Killed at any
+    moment and resumed, it ends with the parameters of an uninterrupted run. SIGINT and
+    SIGTERM end it after the current dispatch, with a checkpoint. If a validation fails
+    (out of memory, for example), the checkpoint is saved and the error raised; resuming
+    does not repeat that validation. A warning is given the first time non-finite tasks
+    are left out.
 
     Args:
-        learner: what is trained.
+        learner: the learner to be trained.
         optimizer: the outer optimizer.
-        sample: `(key) -> Task`, the training tasks; called once as it is, and then compiled
-            with the meta-step and used again in the next call: what it reads from outside
-            is as it was then; make a new function if that changes. Arrays that it closes
-            over stay in memory with what is compiled: pass large ones as arguments, by
-            `jax.tree_util.Partial(function, arrays)`, as `data.episodes` does.
-        key: PRNG key, which alone decides initial parameters and tasks.
+        sample: `(key) -> Task`, the training tasks. Called once as it is, then compiled
+            with the meta-step and reused by later calls, so values it reads from
+            outside are frozen at the first; to change them, pass a new function. Arrays
+            it closes over stay in memory as long as the compiled function; pass large
+            ones by `jax.tree_util.Partial(function, arrays)`, as `data.episodes` does.
+        key: PRNG key, which alone determines the initial parameters and the tasks.
         steps: meta-steps in the whole run.
-        batch_size: tasks in a meta-step.
-        validation: `(key) -> Task`; the same tasks are evaluated each time, their loss as
-            in a `Report`, whatever the learner's own is.
-        episodes: how many of them.
-        out: the run's folder, for `checkpoints/`, `metrics.jsonl` and
-            `tensorboard/`; None keeps nothing.
-        config: a dict of what JSON can say that rebuilds the learner, saved with
-            every checkpoint, with `key` and `batch_size`. If a run in `out` was saved with
-            another value of an entry, it is refused; saved entries not given here are kept.
-            Nothing else compares a learner's or an optimizer's numbers with those before.
+        batch_size: tasks per meta-step.
+        validation: `(key) -> Task`. The same tasks are evaluated each time; their loss
+            is that of a `Report`, whatever the learner's own is.
+        episodes: number of validation tasks.
+        out: the run's folder, for `checkpoints/`, `metrics.jsonl` and `tensorboard/`;
+            None saves nothing.
+        config: a JSON-serialisable dict from which the learner can be rebuilt, saved
+            with every checkpoint together with `key` and `batch_size`. A run in `out`
+            that was saved with a different value of any entry is refused; saved entries
+            not given here are kept. Nothing else detects changed hyperparameters of a
+            learner or optimizer.
         log_every: meta-steps in a dispatch, and between lines of metrics.
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
         tasks_per_chunk: as for `make_train_step`.
         nonfinite: as for `make_train_step`.
         max_task_norm: as for `make_train_step`.
-        devices: as for `make_train_step`; validation is divided over all of them,
-            a batch over no more than it has tasks. Each gets a copy of what the
-            samplers hold. A run that goes on with another number of devices ends
-            with the same parameters to rounding.
+        devices: as for `make_train_step`; validation is divided over all of them, a
+            batch over no more than it has tasks. Each gets a copy of what the samplers
+            hold. A run resumed on another number of devices ends with the same
+            parameters to rounding.
 
     Returns:
         The last state, on each device that batches were divided over; its `step` is
-        below `steps` if a signal ended the run.
+        less than `steps` if a signal ended the run.
 
     Raises:
         ValueError: for numbers out of range, devices that cannot share tasks,
-            `save_every` not a multiple of `log_every`, a `config` that JSON cannot say
-            or whose `key` or `batch_size` is not this run's, another run in `out`,
-            finished or under way, one there that has taken more steps, or `validation`
-            of other ways than the learner's outputs.
-        FloatingPointError: when a parameter is no longer finite, or there was no
-            finite task from one line of metrics to the next; or, under
-            `nonfinite="raise"`, at the first task that is not finite; the state before
-            that step is saved, if any step was taken. It names the step and the last
-            good checkpoint, which is one that a finite step has followed; the metrics
-            before it are written.
+            `save_every` not a multiple of `log_every`, a `config` that JSON cannot
+            represent or whose `key` or `batch_size` is not this run's, another run in
+            `out`, finished or under way, a run there that has already taken more steps,
+            or `validation` with another number of ways than the learner has outputs.
+        FloatingPointError: when a parameter is no longer finite, or no task was finite
+            from one line of metrics to the next; or, under `nonfinite="raise"`, at the
+            first task that is not finite, after the state before that step is saved, if
+            any step was taken. The error names the step and the last good checkpoint,
+            one that a finite step has followed; metrics up to that step are written.
+
+    Example:
+        >>> from jmeta import data, learners, models
+        >>> learner = learners.protonet(models.mlp(outputs=None))
+        >>> state = fit(learner, optax.adam(1e-3), data.glyphs(), key=jax.random.key(0), steps=2, batch_size=4)
+        >>> print(state.step)
+        2
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
@@ -143,7 +153,7 @@ def fit(
         loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
         dispatch = functools.partial(_dispatch, loop, sampler)
 
-        done = last_finite = int(state.step)  # the last step with a finite task
+        done = last_finite = int(state.step)  # the last step that had a finite task
         stopping = held.enter_context(_stop_signals())
         reporter = held.enter_context(_Reporter(out, steps, done, batch_size))
         while done < steps and not stopping.is_set():
@@ -170,7 +180,7 @@ def fit(
             is_due = done % save_every == 0 or done == steps
             report = None
             with contextlib.ExitStack() as at_last:
-                if is_due:  # what was trained is kept, also if its validation or metrics fail
+                if is_due:  # saved even if its validation or metrics fail
                     at_last.callback(kept.save, state)
                 try:
                     if validation is not None and is_due:
@@ -185,7 +195,7 @@ def fit(
 
 
 def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int, episodes: int) -> None:
-    """Raises a `ValueError` for numbers that `fit` cannot take."""
+    """Raises a `ValueError` unless these numbers make a schedule that `fit` can run."""
     check_counts(steps=steps)
     check_counts(least=1, batch_size=batch_size, log_every=log_every)
     check_counts(least=2, episodes=episodes)
@@ -194,15 +204,17 @@ def check_schedule(steps: int, batch_size: int, log_every: int, save_every: int,
 
 
 def check_taken(folder: Path, taken: int, steps: int) -> None:
-    """Raises a `ValueError` if the run in a folder has taken more meta-steps than it shall have."""
+    """Raises a `ValueError` if the run in a folder has already taken more meta-steps than `steps`."""
     if steps < taken:
-        raise ValueError(f"steps is {steps}, but the run in {folder} has taken {taken}; give it at least those.")
+        raise ValueError(
+            f"steps is {steps}, but the run in {folder} has already taken {taken}; it must be at least {taken}."
+        )
 
 
 class _Kept:
     """The checkpoints of a run, if it has a folder.
 
-    What an earlier configuration says beyond this one is kept: the run that goes on is still rebuilt by it.
+    Entries that only an earlier configuration has are kept: the run that goes on still needs them to be rebuilt.
     """
 
     def __init__(self, out, config, steps):
@@ -214,41 +226,41 @@ class _Kept:
             check_taken(self.folder.parent, self._step, steps)
 
     def newest(self, start: TrainState) -> TrainState:
-        """The state last saved; the start, if there is none."""
+        """The state saved last, or the start if there is none."""
         if self.folder is None or self._step is None:
             return start
         return checkpoints.restore(self.folder, start)
 
     def save(self, state: TrainState) -> None:
-        """Saves a state, unless it is saved."""
+        """Saves a state, unless it already is."""
         if self.folder is not None and state.step != self._step:
             checkpoints.save(self.folder, state, config=self._config)
             self._step = int(state.step)
 
 
-def _config(told: dict[str, Any], **own: Any) -> dict[str, Any]:
-    """What a user tells of a run, and what is its own."""
-    if not isinstance(told, dict):
-        raise ValueError(f"config is {told!r}; it must be a dict of what JSON can say.")
+def _config(given: dict[str, Any], **own: Any) -> dict[str, Any]:
+    """The user's configuration merged with the run's own entries."""
+    if not isinstance(given, dict):
+        raise ValueError(f"config is {given!r}; it must be a dict that JSON can represent.")
     try:
-        json.dumps(told, allow_nan=False)
+        json.dumps(given, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"config is {told!r}; it must be what JSON can say, and {error}.") from error
+        raise ValueError(f"config is {given!r}; it must be a dict that JSON can represent: {error}.") from error
     for name, value in own.items():
-        if name in told and json.loads(json.dumps(told[name])) != value:
-            raise ValueError(f"config says that {name} is {told[name]}, but fit was given {value}; leave it out.")
-    return told | own
+        if name in given and json.loads(json.dumps(given[name])) != value:
+            raise ValueError(f"config says that {name} is {given[name]}, but fit was given {value}; leave it out.")
+    return given | own
 
 
-# Kept, so that another run of the same functions, as one that goes on, does not compile again; one for each
-# sampler, so that a loop that is dropped frees what its sampler holds.
+# Cached, so that another run of the same functions, such as a resumed one, does not compile again. One for each
+# sampler, so that a loop that is dropped frees what its sampler holds. The size is ours.
 @functools.lru_cache(maxsize=16)
 def _compiled_loop(
     learner, optimizer, most, batch_size, tasks_per_chunk, nonfinite, max_task_norm, devices, sampler_structure
 ):
     """`(state, sampler, steps) -> (state, metrics [most], whether parameters and state are finite)`.
 
-    Any number of steps, up to `most`, is one compiled function.
+    One compiled function serves any number of steps up to `most`.
     """
     train_step = make_train_step(
         learner,
@@ -259,7 +271,7 @@ def _compiled_loop(
         devices=devices,
     )
 
-    # Under "raise" the state before a dispatch is kept, so that the good steps of it can be run again.
+    # Under "raise" the state before a dispatch is kept, so that its good steps can be run again.
     @functools.partial(jax.jit, donate_argnames=() if nonfinite == "raise" else ("state",))
     def loop(state, sampler, steps):
         one_step = jax.jit(make_train_loop(train_step, sampler, batch_size=batch_size, steps=1))
@@ -278,7 +290,7 @@ def _compiled_loop(
 
 
 def _dispatch(loop, sampler, state, steps):
-    """So many meta-steps: the state, their metrics, whether parameters and state are finite, seconds."""
+    """Runs `steps` meta-steps: the state, their metrics, whether parameters and state are finite, and seconds."""
     start = time.perf_counter()
     state, metrics, is_finite = loop(state, sampler, steps)
     metrics = jax.tree.map(lambda values: np.asarray(values)[:steps], metrics)  # waits for the device
@@ -286,13 +298,13 @@ def _dispatch(loop, sampler, state, steps):
 
 
 def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> int:
-    """The last step with a finite task: of those that follow `done`, or that of `before`."""
+    """The last step with a finite task among those after `done`, or else `before`."""
     found = np.flatnonzero(~np.isnan(metrics["loss"]))
     return done + int(found[-1]) + 1 if len(found) else before
 
 
 def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonfinite) -> int:
-    """How many meta-steps of a dispatch went well; the last one only if it left finite parameters."""
+    """How many meta-steps of a dispatch went well; the last counts only if it left finite parameters."""
     if nonfinite == "raise":
         bad = metrics["nonfinite_tasks"] > 0
     else:
@@ -303,7 +315,7 @@ def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonf
 
 
 def _last_good(dispatch, state, good):
-    """The state after so many good steps, or after those before one that ruined it; and how many they are."""
+    """The state after `good` steps, or after those before one that ruined it; and the number of steps."""
     for number in range(good):
         after, _, is_finite, _ = dispatch(state, 1)
         if not is_finite:
@@ -313,27 +325,27 @@ def _last_good(dispatch, state, good):
 
 
 def _not_finite(bad: int, batch_size: int, nonfinite: Nonfinite) -> str:
-    """What ended a run at a step of so many tasks that are not finite; of some alone `"skip"` would have gone on."""
+    """What ended a run, given the `bad` tasks of its last step; `"skip"` does not stop for only some of them."""
     is_of_tasks = bad > 0 if nonfinite == "raise" else bad == batch_size
     return f"{bad} of {batch_size} tasks are" if is_of_tasks else "a parameter or running statistic is"
 
 
 def _diverged(what: str, step: int, last_finite: int, folder: Path | None) -> str:
-    """What is told of a run of which something is not finite at a step, and no task after `last_finite` was."""
+    """The error message for a run that went wrong at `step`; no task was finite after `last_finite`."""
     saved = [] if folder is None else sorted(checkpoints.saved_steps(folder))
-    # A step may have a finite loss and ruin the parameters: only a finite step after it shows a checkpoint to be good.
+    # A step may have a finite loss and still ruin the parameters: only a finite step after it proves a checkpoint good.
     good = max((at for at in saved if at < last_finite), default=None)
     kept = "no checkpoint is known to be good" if good is None else f"the last good checkpoint is {folder}/{good}"
     if saved and saved[-1] != good:
         kept += f": no finite meta-step has followed {folder}/{saved[-1]}"
     return (
         f"{what} not finite at meta-step {step}; {kept}. A task is not finite if its loss, state or meta-gradient is "
-        "not: look at the data, padding too, if it is the first step, else at rates, inner steps and max_task_norm."
+        "not: at the first step check the data, padding included, later the rates, inner steps and max_task_norm."
     )
 
 
 class _Reporter:
-    """Tells of a run's progress: a bar on a terminal, and metrics in the run's folder."""
+    """Reports a run's progress: a bar on a terminal, and metrics in the run's folder."""
 
     def __init__(self, out, steps, done, batch_size):
         self._log = None if out is None else MetricsLog(out, step=done)
@@ -342,7 +354,7 @@ class _Reporter:
         self._has_warned = False
 
     def write(self, done: int, metrics: dict[str, np.ndarray], report: Report | None, seconds: float) -> None:
-        """Tells of the steps up to `done`, that took `seconds`, and of the validation after them."""
+        """Reports the steps up to `done`, which took `seconds`, and the validation after them."""
         number = len(metrics["loss"])
         if number == 0:
             return
@@ -362,13 +374,13 @@ class _Reporter:
         self._bar.update(number)
 
     def warn(self, done: int, metrics: dict[str, np.ndarray]) -> None:
-        """Warns of the first tasks that are left out, once."""
+        """Warns, once, when tasks are first left out."""
         skipped, number = int(metrics["nonfinite_tasks"].sum()), len(metrics["loss"]) * self._batch_size
         if skipped and not self._has_warned:
             self._has_warned = True
             warn(
-                f"{skipped} of {number} tasks up to meta-step {done} were left out, since their loss, state or "
-                "meta-gradient is not finite; later ones are counted in the metrics alone."
+                f"{skipped} of {number} tasks up to meta-step {done} were left out because their loss, state or "
+                "meta-gradient is not finite; later ones are only counted in the metrics."
             )
 
     def __enter__(self):
@@ -381,19 +393,19 @@ class _Reporter:
 
 
 def _mean(numbers):
-    """That of none is not a number."""
+    """The mean, NaN if there are no numbers."""
     return float(numbers.mean()) if len(numbers) else float("nan")
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set while the block runs; a second signal does what it always did."""
+    """An event that SIGINT and SIGTERM set while the block runs; a second signal acts as usual."""
     stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler is not None}  # or it is not Python's
+    before = {number: handler for number, handler in before.items() if handler is not None}  # None is not Python's
 
     def stop(number, _):
         stopping.set()

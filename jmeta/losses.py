@@ -1,4 +1,4 @@
-"""Masked losses, accuracies, calibration, and the mean with its confidence interval.
+"""Masked losses, accuracy, calibration, and a mean with its confidence interval.
 
 A loss is any `(outputs [K, N], targets [K, N], mask [K]) -> scalar`. One marked
 with `classification` is reported with its accuracy, and classes that have no
@@ -22,10 +22,16 @@ Z95 = 1.959963984540054
 
 
 def classification(loss_fn: Callable) -> Callable:
-    """The loss, marked as one over classes: its targets are one-hot.
+    """Marks a loss as one over classes, whose targets are one-hot.
 
-    In a task of fewer classes than its arrays are wide, the outputs of the others are so negative that a loss which
-    counts them, as label smoothing does, is not finite. It leaves them out by `functional.present_in(outputs)`.
+    In a task with fewer classes than columns, outputs of absent classes are so negative that a loss which counts
+    them, such as label smoothing, is not finite; such a loss can skip them by `functional.present_in(outputs)`.
+
+    Args:
+        loss_fn: `(outputs [K, N], targets [K, N], mask [K]) -> scalar`.
+
+    Returns:
+        The same loss, which `objective` reports with its accuracy.
 
     Example:
         >>> @classification
@@ -50,8 +56,8 @@ def is_classification(loss_fn: Callable) -> bool:
 
 
 def tells_accuracy(learner: Learner, params: PyTree, state: PyTree, task: Task) -> bool:
-    """Whether the learner's loss is over classes: its metrics have their accuracy."""
-    # The function itself: its trace is then the one of `init` and of the train step.
+    """Whether the learner's loss is over classes, so that its metrics include an accuracy."""
+    # The function itself, so that `init` and the train step share its trace.
     _, (_, metrics) = jax.eval_shape(learner.loss, params, state, task, key=jax.random.key(0))
     return "accuracy" in metrics
 
@@ -59,17 +65,30 @@ def tells_accuracy(learner: Learner, params: PyTree, state: PyTree, task: Task) 
 def objective(loss_fn: Callable) -> Objective:
     """A loss with what belongs to it: classification reports accuracy and knows absent classes.
 
+    Args:
+        loss_fn: `(outputs [K, N], targets [K, N], mask [K]) -> scalar`, marked with
+            `classification` if it is over classes.
+
+    Returns:
+        An `Objective`.
+
     Raises:
-        ValueError: for what is no function, the name of a loss say; from its `loss`, for values that are no scalar.
+        ValueError: if `loss_fn` is not a function; from the objective's `loss`, if its
+            value is not a scalar.
+
+    Example:
+        >>> labelled = jnp.array([[2.0, 1.0]]), jnp.array([[1.0, 0.0]]), jnp.ones(1)
+        >>> print(objective(cross_entropy).metrics(*labelled)["accuracy"])
+        1.0
     """
-    check_functions("(outputs, targets, mask) -> scalar, as losses.squared_error is", loss_fn=loss_fn)
+    check_functions("(outputs, targets, mask) -> scalar, such as losses.squared_error", loss_fn=loss_fn)
 
     def loss(*labelled):
         value = loss_fn(*labelled)
         if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
             raise ValueError(
-                f"loss_fn gives {value}; it must give a scalar, as losses.masked_mean(values, mask) is of a value for "
-                "each example."
+                f"loss_fn gives {value}; it must give a scalar, such as losses.masked_mean(values, mask) of a value "
+                "for each example."
             )
         return value
 
@@ -84,7 +103,7 @@ def objective(loss_fn: Callable) -> Objective:
 
 @classification
 def cross_entropy(outputs: Array, targets: Array, mask: Array) -> Array:
-    """Softmax cross-entropy, the mean over real examples, in nats.
+    """Softmax cross-entropy in nats, averaged over real examples.
 
     Args:
         outputs: [K, N] logits.
@@ -92,8 +111,8 @@ def cross_entropy(outputs: Array, targets: Array, mask: Array) -> Array:
         mask: [K].
 
     Raises:
-        ValueError: if `outputs` and `targets` differ in shape, or there is one class,
-            as there seems to be in regression of one number.
+        ValueError: if `outputs` and `targets` differ in shape, or there is only one
+            class, as in regression of one number.
 
     Example:
         >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), jnp.ones(1)))
@@ -106,7 +125,7 @@ def cross_entropy(outputs: Array, targets: Array, mask: Array) -> Array:
 
 
 def squared_error(outputs: Array, targets: Array, mask: Array) -> Array:
-    """Mean squared error, over real examples and target dimensions.
+    """Mean squared error over real examples and target dimensions.
 
     Args:
         outputs: [K, D].
@@ -115,6 +134,10 @@ def squared_error(outputs: Array, targets: Array, mask: Array) -> Array:
 
     Raises:
         ValueError: if `outputs` and `targets` differ in shape.
+
+    Example:
+        >>> print(squared_error(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1)), jnp.array([1, 0])))
+        1.0
     """
     _check_shapes(outputs, targets, mask)
     difference = at_real_rows(outputs - targets, mask)
@@ -134,7 +157,7 @@ class Gaussian(NamedTuple):
 
 
 def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
-    """Negative log likelihood of independent Gaussians: summed over D, the mean over real examples, in nats.
+    """Negative log-likelihood of independent Gaussians in nats, summed over D and averaged over real examples.
 
     Args:
         outputs: a `Gaussian` of [K, D].
@@ -142,7 +165,7 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
         mask: [K].
 
     Raises:
-        ValueError: for outputs that are no `Gaussian`, or if its mean and `targets` differ in shape.
+        ValueError: if `outputs` are not a `Gaussian`, or its mean and `targets` differ in shape.
 
     Example:
         >>> print(gaussian_nll(Gaussian(jnp.zeros((1, 1)), jnp.ones((1, 1))), jnp.zeros((1, 1)), jnp.ones(1)))
@@ -151,8 +174,8 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
     if not isinstance(outputs, Gaussian):
         kind = "an array" if isinstance(outputs, Array) else f"of type {type(outputs).__name__}"
         raise ValueError(
-            f"outputs are {kind}; they must be a losses.Gaussian, as those of learners.cnp are. For other learners' "
-            "there is losses.squared_error."
+            f"outputs are {kind}; they must be a losses.Gaussian, as from learners.cnp. For other learners use "
+            "losses.squared_error."
         )
     _check_shapes(outputs.mean, targets, mask)
     distance, deviation = at_real_rows(targets - outputs.mean, mask), at_real_rows(outputs.deviation, mask, 1)
@@ -161,15 +184,20 @@ def gaussian_nll(outputs: Gaussian, targets: Array, mask: Array) -> Array:
 
 
 def accuracy(outputs: Array, targets: Array, mask: Array) -> Array:
-    """The fraction of real examples whose largest output is at their class.
+    """The fraction of real examples whose largest output is that of their class.
 
     Args:
-        outputs: [K, N] logits or scores; an example with one that is not a number is wrong.
+        outputs: [K, N] logits or scores; an example with a NaN among its outputs counts
+            as wrong.
         targets: [K, N] one-hot.
         mask: [K].
 
     Raises:
         ValueError: if `outputs` and `targets` differ in shape, or are labels.
+
+    Example:
+        >>> print(accuracy(jnp.array([[2.0, 1.0], [2.0, 1.0]]), jnp.eye(2), jnp.ones(2)))
+        0.5
     """
     _check_shapes(outputs, targets, mask)
     correct = (outputs.argmax(-1) == targets.argmax(-1)) & ~jnp.isnan(outputs).any(-1)
@@ -182,10 +210,11 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
     Guo et al., 2017, "On Calibration of Modern Neural Networks", section 2.
 
     Args:
-        outputs: [K, N] logits; the queries of many episodes at once, for few are a noisy estimate.
+        outputs: [K, N] logits; pass the queries of many episodes together, since few
+            give a noisy estimate.
         targets: [K, N] one-hot.
         mask: [K].
-        bins: bins of equal width between 0 and 1.
+        bins: number of bins of equal width between 0 and 1.
 
     Returns:
         A scalar, 0 without a real example.
@@ -193,6 +222,10 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
     Raises:
         ValueError: if `outputs` and `targets` differ in shape, or are labels, or for
             fewer than one bin.
+
+    Example:
+        >>> print(calibration_error(jnp.zeros((2, 2)), jnp.eye(2), jnp.ones(2)))  # half sure, and right half the time
+        0.0
     """
     check_counts(least=1, bins=bins)
     _check_shapes(outputs, targets, mask)
@@ -206,12 +239,14 @@ def calibration_error(outputs: Array, targets: Array, mask: Array, *, bins: int 
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
-    """The mean of `values` [K] where `mask` [K] is 1, or with weights from 0 to 1; zero if all are 0.
-
-    At least in single precision.
+    """The mean of `values` [K] weighted by `mask` [K], in at least single precision; 0 if all weights are 0.
 
     Raises:
         ValueError: if they differ in shape.
+
+    Example:
+        >>> print(masked_mean(jnp.array([1.0, 3.0, 8.0]), jnp.array([1, 1, 0])))
+        2.0
     """
     _check_mask(mask, jnp.shape(values))
     weights = jnp.asarray(mask, at_least_single(jnp.result_type(values, mask)))
@@ -221,7 +256,13 @@ def masked_mean(values: Array, mask: Array) -> Array:
 def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:
     """The mean of independent `values` [E] and the half-width of its 95 % confidence interval.
 
-    The interval is normal, 1.96 standard errors, as few-shot results are reported.
+    The interval is 1.96 standard errors either side, as is usual for few-shot results.
+
+    Args:
+        values: [E] one value for each episode.
+
+    Returns:
+        Two scalars.
 
     Example:
         >>> mean, ci95 = mean_and_interval(jnp.array([1.0, 2.0, 3.0]))
@@ -238,16 +279,17 @@ def class_counts(examples: Examples) -> Array:
 
 
 def check_classes(targets: Array) -> None:
-    """Raises a `ValueError` for targets of a single class, as regression of one number seems to have."""
+    """Raises a `ValueError` for targets with a single class, which are probably those of a regression."""
     if targets.shape[1] == 1:
         raise ValueError(
-            f"targets have shape {targets.shape}, of one class, of which there is nothing to learn; they must be "
-            "one-hot, [K, N], or for regression give a learner that has it loss_fn=losses.squared_error."
+            f"targets have shape {targets.shape}: a single class, from which nothing can be learned; they must be "
+            "one-hot, [K, N] with N at least 2. For regression, give a learner that takes one "
+            "loss_fn=losses.squared_error."
         )
 
 
 def at_real_rows(values: Array, mask: Array, elsewhere: float = 0) -> Array:
-    """The rows [K, N] of real examples; `elsewhere` in those of padding, whose values, NaN too, reach no gradient."""
+    """The rows [K, N] with `elsewhere` in those of padding, whose values, even NaN, then reach no gradient."""
     return jnp.where(mask[:, None] > 0, values, elsewhere)
 
 
@@ -264,4 +306,6 @@ def _check_shapes(outputs, targets, mask):
 
 def _check_mask(mask, shape):
     if jnp.shape(mask) != shape:
-        raise ValueError(f"the mask has shape {jnp.shape(mask)} and what it masks {shape}; they must be the same.")
+        raise ValueError(
+            f"mask has shape {jnp.shape(mask)}, but the values it masks have {shape}; the two must be the same."
+        )

@@ -1,4 +1,4 @@
-"""Metrics on disk: JSON lines to read back, TensorBoard events to look at."""
+"""Metrics on disk: JSON lines to read back, and TensorBoard events to look at."""
 
 import itertools
 import json
@@ -17,13 +17,13 @@ class MetricsLog:
     """Appends scalars to `metrics.jsonl` and `tensorboard/` in a run's folder.
 
     Args:
-        directory: the run's folder; made if it is not there.
-        step: where the run goes on. What was logged after it, by a run that was
-            then killed, is taken out: it will be logged again. A run that begins, at 0,
-            lays a file that is there aside, as `metrics.jsonl.1`, `.2` and so on.
+        directory: the run's folder, created if missing.
+        step: the step from which the run continues. What a run that was then killed had
+            logged after it is removed, since it will be logged again. A new run, at
+            step 0, moves an existing file aside, to `metrics.jsonl.1`, `.2` and so on.
 
     Raises:
-        ValueError: if there is a `metrics.jsonl` that is not of a run.
+        ValueError: if there is a `metrics.jsonl` that no run has written.
     """
 
     def __init__(self, directory: str | os.PathLike, *, step: int = 0) -> None:
@@ -37,7 +37,7 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Logs the values of one step."""
-        values = {name: np.asarray(value).item() for name, value in values.items()}  # JSON knows Python's numbers alone
+        values = {name: np.asarray(value).item() for name, value in values.items()}  # JSON only knows Python's numbers
         self._lines.write(_line({"step": step, **values}))
         self._lines.flush()
         for name, value in values.items():
@@ -52,10 +52,10 @@ class MetricsLog:
 
 
 def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`, oldest first, NaN for null; a last line that a kill cut short is left out.
+    """The lines of `metrics.jsonl`, oldest first, with NaN for null; an incomplete last line is left out.
 
     Raises:
-        ValueError: for a line that is not one of ours, by its number.
+        ValueError: for a damaged line; it gives the line's number.
     """
     path = Path(directory) / LINES
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
@@ -65,9 +65,9 @@ def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
 def _values(path, number, line):
     try:
         return {name: math.nan if value is None else value for name, value in json.loads(line).items()}
-    except (ValueError, AttributeError) as error:  # what is no JSON, and what is no object
+    except (ValueError, AttributeError) as error:  # not JSON, or not an object
         raise ValueError(
-            f"line {number} of {path} is damaged, {line[:40]!r}; take it out, or move the file aside."
+            f"line {number} of {path} is damaged, {line[:40]!r}; remove it, or move the file aside."
         ) from error
 
 
@@ -78,8 +78,8 @@ def _line(values):
 def _keep_until(directory, step):
     path, lines = directory / LINES, read_metrics(directory)
     if not all("step" in values for values in lines):
-        raise ValueError(f"{path} has lines without a step, so it is of no run; give the run another folder.")
-    if step == 0 and lines:  # of a run without a checkpoint: of this one, before it was killed, or of another
+        raise ValueError(f"{path} has lines without a step, so no run has written it; give the run another folder.")
+    if step == 0 and lines:  # from a run without a checkpoint: this one before it was killed, or another
         numbered = (path.with_name(f"{LINES}.{number}") for number in itertools.count(1))
         path.rename(next(name for name in numbered if not name.exists()))
     write_whole(path, "".join(_line(values) for values in lines if values["step"] <= step))

@@ -1,4 +1,4 @@
-"""How networks are called: with JAX's arrays, bytes as numbers, a mask for those that take one, and a key or none."""
+"""How networks are called: with JAX arrays, scaled uint8 inputs, a mask if they take one, and a key or none."""
 
 import inspect
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from jmeta.types import Array, as_float, Model, PyTree
 
 
 def model_of_width(name: str, make: Callable[[int], Model], outputs: int) -> Model:
-    """The `Model` that a function from the width of its outputs makes.
+    """The `Model` that `make` returns for so many outputs.
 
     Raises:
-        ValueError: for what is no such function, a `Model` itself say, by its name.
+        ValueError: if `make` is not such a function (but a `Model`, for example); it names the argument.
     """
-    if not callable(make) or hasattr(make, "apply"):  # a module of Linen can be called too
+    if not callable(make) or hasattr(make, "apply"):  # a Linen module is callable too
         raise ValueError(
             f"{name} is of type {type(make).__name__}; it must be a function from the number of outputs to a "
-            "jmeta.Model, as models.transformer is."
+            "jmeta.Model, such as models.transformer."
         )
     model = make(outputs)
     check_model(**{f"what {name} makes": model})
@@ -28,10 +28,10 @@ def model_of_width(name: str, make: Callable[[int], Model], outputs: int) -> Mod
 
 
 def init_model(model: Model, key: Array, inputs: Array) -> tuple[PyTree, PyTree]:
-    """`model.init`, with the inputs that `apply_model` would give it.
+    """`model.init`, with the inputs prepared as by `apply_model`.
 
     Raises:
-        ValueError: for what is no `Model`, a Flax module say.
+        ValueError: if `model` is not a `Model`; a Flax module, for example.
     """
     check_model(model=model)
     return model.init(key, as_float(inputs))
@@ -47,8 +47,8 @@ def apply_model(
     train: bool = False,
     key: Array | None = None,
 ) -> tuple[Array, PyTree]:
-    """`model.apply`, with JAX's arrays, bytes as numbers from 0 to 1, and the mask only if the model takes one."""
-    # NumPy's may have a precision that JAX is told not to use.
+    """`model.apply` on JAX arrays, with uint8 inputs scaled to [0, 1], and `mask` only if the model takes it."""
+    # NumPy arrays may be of a precision that JAX has disabled.
     inputs, mask = jax.tree.map(jnp.asarray, (inputs, mask))
     inputs = as_float(inputs) if isinstance(inputs, Array) else inputs
     extra = {"mask": mask} if takes_mask(model.apply) else {}
@@ -56,16 +56,16 @@ def apply_model(
 
 
 def takes_mask(function: Callable) -> bool:
-    """Whether a `Model.apply` or `Learner.predict` asks to be told which rows are padding."""
+    """Whether a `Model.apply` or `Learner.predict` takes a mask of padding."""
     return accepts(function, "mask")
 
 
 def accepts(function: Callable, keyword: str) -> bool:
-    """Whether a function takes a keyword, by its name or among any."""
+    """Whether a function takes a keyword, by name or through `**kwargs`."""
     parameters = inspect.signature(function).parameters.values()
     return any(one.name == keyword or one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
 
 
 def split_key(key: Array | None, number: int = 2) -> Any:
-    """So many keys of one, to be unpacked; of None, as many Nones."""
+    """`number` keys split from one, to be unpacked; as many Nones if there is none."""
     return (None,) * number if key is None else jax.random.split(key, number)

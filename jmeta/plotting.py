@@ -1,7 +1,7 @@
-"""Pictures of tasks, trainings, reports and costs, on matplotlib's axes.
+"""Plots of tasks, runs, reports and costs, on matplotlib axes.
 
-Needs the extra `plot`. Each function draws on the axes that it is given, or on
-the current ones, and returns them, so that titles and scales are the caller's.
+Needs the extra `plot`. Each function draws on the axes it is given, or the current
+ones, and returns them, so that titles and scales are left to the caller.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,12 +23,13 @@ except ModuleNotFoundError as error:
 
 
 def adaptation_curves(task: Task, inputs: Array, outputs: Mapping[str, Array], *, axes: Axes | None = None) -> Axes:
-    """A regression task of one input, and predictions of it, as before and after adaptation.
+    """A regression task with one input, and predictions for it, such as before and after adaptation.
 
     Args:
-        task: inputs and targets [K, 1]; its support set is drawn as points, its query set as crosses.
+        task: inputs and targets [K, 1]; its support set is drawn as points, its query
+            set as crosses.
         inputs: [Q, 1], where predictions were made, in any order.
-        outputs: predictions [Q, 1] by their labels.
+        outputs: predictions [Q, 1] by label.
         axes: to draw on.
 
     Returns:
@@ -54,7 +55,7 @@ def adaptation_curves(task: Task, inputs: Array, outputs: Mapping[str, Array], *
         if any(np.shape(values) != (*np.shape(part.mask), 1) for values in part[:2]) or np.ndim(part.mask) != 1:
             raise ValueError(
                 f"task.{name} has inputs of shape {np.shape(part.inputs)} and targets of "
-                f"{np.shape(part.targets)}; of one task with a curve they must be [K, 1]."
+                f"{np.shape(part.targets)}; for a task with a curve they must be [K, 1]."
             )
     order = np.argsort(np.asarray(inputs)[:, 0])
     for label, values in outputs.items():
@@ -74,18 +75,19 @@ def learning_curves(
     metric: str = "validation_accuracy",
     axes: Axes | None = None,
 ) -> Axes:
-    """A metric by meta-steps, with its 95 % interval where one was written.
+    """A metric over meta-steps, with its 95 % interval where one was written.
 
     Args:
-        runs: lines of metrics by a label, as `metrics.read_metrics` reads them from a run's folder.
-        metric: the name of one; lines without it are passed over.
+        runs: lines of metrics by label, as `metrics.read_metrics` reads them from a
+            run's folder.
+        metric: the name of the metric; lines without it are skipped.
         axes: to draw on.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: for a run none of whose lines has the metric.
+        ValueError: for a run without the metric in any line.
 
     Example:
         >>> lines = [{"step": 10, "loss": 1.5}, {"step": 20, "loss": 1.2}]
@@ -107,18 +109,19 @@ def learning_curves(
 
 
 def accuracies(reports: Mapping[str, Iterable[Report]], *, axes: Axes | None = None) -> Axes:
-    """Accuracy by ways and shots, mean and 95 % interval.
+    """Accuracy by ways and shots, with mean and 95 % interval.
 
     Args:
-        reports: of evaluations, by the learner's name; a learner may lack a shape that another has.
+        reports: evaluation reports by the learner's name; a learner may lack a shape
+            that another has.
         axes: to draw on.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: for no reports, two of a learner and a shape, one without accuracy, or one without one number of
-            ways and of shots.
+        ValueError: if there are no reports, two for the same learner and shape, one
+            without accuracy, or one in which ways or shots vary.
 
     Example:
         >>> report = Report(0.5, 0.01, 1.0, 0.02, 600, 5, 1, 15, (), False, 0, {})
@@ -128,11 +131,11 @@ def accuracies(reports: Mapping[str, Iterable[Report]], *, axes: Axes | None = N
     """
     listed = {label: list(some) for label, some in reports.items()}
     if not any(listed.values()):
-        raise ValueError(f"reports is {reports}; it must have those of one learner at least.")
+        raise ValueError(f"reports is {reports}; it must hold at least one report.")
     tested = {label: {_shape(report): report for report in some} for label, some in listed.items()}
     for label, found in tested.items():
         if len(found) < len(listed[label]):
-            raise ValueError(f"reports of {label!r} has two of the same ways and shots; a bar is one of them.")
+            raise ValueError(f"reports of {label!r} has two for the same ways and shots; there must be one for each.")
     axes = axes or pyplot.gca()
     shapes = sorted({shape for some in tested.values() for shape in some})
     width = 0.8 / len(tested)
@@ -153,15 +156,16 @@ def _shape(report):
 
 
 def costs(rows: Iterable[Mapping[str, Any]], *, x: str, y: str, by: str, axes: Axes | None = None, **line: Any) -> Axes:
-    """A table of costs as curves: one column against another, a curve for each value of a third, no legend.
+    """A table of costs as curves: one column against another, with a curve for each value of a third and no legend.
 
     Args:
-        rows: of the table, such as `jmeta bench order` writes.
+        rows: the rows of the table, such as those written by `jmeta bench order`.
         x: the column along the horizontal axis.
         y: the column along the vertical one.
-        by: the column whose values have a curve each, in order and colours of their first appearance.
+        by: the column with a curve for each value, ordered and coloured by first
+            appearance.
         axes: to draw on.
-        line: how `Axes.plot` is to draw the curves.
+        line: keywords for `Axes.plot`.
 
     Returns:
         The axes.

@@ -1,4 +1,4 @@
-"""A run of `jmeta train`, read from its folder again."""
+"""Reads a run of `jmeta train` from its folder."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from jmeta.types import Learner, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `run.json` in a run's folder says."""
+    """The contents of `run.json` in a run's folder."""
 
     configuration: Configuration
     steps: int
@@ -26,7 +26,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """What `run.json` in a folder says.
+    """The contents of `run.json` in a folder.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -51,11 +51,14 @@ def load(folder: str | os.PathLike) -> tuple[Learner, TrainState]:
     """The learner and the newest state of a run.
 
     Args:
-        folder: what `jmeta train` was given as `--out`.
+        folder: the folder that `jmeta train` was given as `--out`.
+
+    Returns:
+        The learner, rebuilt from the run's configuration, and its training state.
 
     Raises:
         FileNotFoundError: if there is no run or no checkpoint in it.
-        ValueError: if `run.json` is damaged, or the checkpoint is of another learner.
+        ValueError: if `run.json` is damaged, or the checkpoint belongs to another learner.
     """
     folder = Path(folder)
     configuration = read_run(folder).configuration

@@ -55,22 +55,22 @@ def init_state(
 ) -> TrainState:
     """The state from which meta-training starts.
 
-    Warns of one-hot targets under a loss that is not marked as one over classes.
+    Warns if targets are one-hot and the loss is not marked as one over classes.
 
     Args:
-        learner: what is to be trained.
+        learner: the learner to be trained.
         optimizer: the outer optimizer.
-        key: PRNG key, for the initial parameters and for training.
-        task: one task, for its shapes.
-        devices: those of the train step, each of which gets a copy, so that a
-            jitted step need not compile again for the state that it gives back.
+        key: PRNG key for the initial parameters and for training.
+        task: any task of the right shapes.
+        devices: those of the train step; the state is copied to each, or a jitted step
+            would compile a second time for the state it returns.
 
     Raises:
-        ValueError: for what is no learner or no task; if targets are labels and not
-            one-hot, or of other ways in the query set than in the support set, the
-            model's output width is not the number of ways, a class has queries and no
-            support example, targets are real numbers where the loss is over classes,
-            the optimizer is no optax transformation, or the devices cannot share tasks.
+        ValueError: if the learner, the task or the optimizer is not one, or the devices
+            cannot share tasks; if targets are labels rather than one-hot, or of another
+            width in the query set than in the support set; if the model's output width
+            is not the number of ways; if a class has queries but no support example; or
+            if targets are real numbers and the loss is over classes.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -84,12 +84,12 @@ def init_state(
     check_transformation("optimizer", optimizer)
     devices = as_devices(devices)
     init_key, key = jax.random.split(as_key(key))
-    # A function that runs once is not worth optimising: XLA's LLVM takes a quarter of the time at this level, for the
-    # same numbers to rounding (benchmarks/README.md). JAX takes options of the outermost jit alone.
+    # A function that runs once is not worth optimising: at this level XLA's LLVM takes a quarter of the time, for the
+    # same numbers to rounding (benchmarks/README.md). JAX takes options only of the outermost jit.
     is_outermost = jax.default_backend() == "cpu" and not isinstance(init_key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if is_outermost else None
     if task.class_ids is not None:
-        # Traced with the task closed over: its class ids are then numbers, which a transfer baseline checks.
+        # Traced with the task closed over, so that its class ids are numbers, which a transfer baseline checks.
         jax.eval_shape(lambda key: learner.init(key, jax.tree.map(jnp.asarray, task)), init_key)
     params, state = jax.jit(learner.init, compiler_options=options)(init_key, task)
     _check_objective(learner, params, state, task)
@@ -108,46 +108,46 @@ def make_train_step(
 ) -> Callable[[TrainState, Task], tuple[TrainState, dict[str, Array]]]:
     """One meta-step: the mean loss over tasks, its meta-gradient, one optimizer update.
 
-    An inner loop may diverge on one task of many. A task whose loss, state or
-    length of the meta-gradient is not finite never reaches the parameters, and one
-    on its way there, of a huge meta-gradient, is bounded.
+    An inner loop may diverge on one task of many. A task whose loss, new state or
+    meta-gradient norm is not finite never reaches the parameters, and the huge
+    meta-gradient of one about to diverge is scaled down.
 
     Args:
-        learner: what is trained.
-        optimizer: the outer optimizer. One that asks for a loss, as
-            `optax.contrib.reduce_on_plateau` does, is given the mean as `value`.
-        tasks_per_chunk: how many tasks are vmapped at a time, at most, the gradients
-            of the chunks being accumulated. The result is the same to rounding; time and
-            memory are not. What the last chunk lacks is filled up with tasks that do not
-            count. None takes about as many as keep their arrays within the backend's
-            bound: the cache on a CPU, where that is often one.
-        nonfinite: `"skip"` leaves such tasks out of the mean; a step without a
-            finite task changes no parameter. `"raise"` gives the state back as it
-            was if there is one such task, for the caller to stop, as `fit` does; a
-            `make_train_loop` goes on with other tasks.
-        max_task_norm: a longer meta-gradient of a task is scaled down to this
-            length before the mean; `math.inf` for no bound. The default is meant
-            to be out of the way of losses that are means over examples and of
-            targets of order one; where losses are larger, set it.
-        devices: those that the tasks are divided over, `jax.local_devices()` say;
-            `tasks_per_chunk` is then of each. A batch that they do not divide is
-            filled up in the same way. The result is the same to rounding. None:
-            each device on which the state lies does all the work.
+        learner: the learner to be trained.
+        optimizer: the outer optimizer. One that needs the loss, such as
+            `optax.contrib.reduce_on_plateau`, is passed the mean as `value`.
+        tasks_per_chunk: how many tasks to vmap at once, at most; gradients are
+            accumulated over the chunks. It changes time and memory, and the result only
+            by rounding. An incomplete last chunk is padded with tasks that do not
+            count. None chooses a size whose largest array fits the backend's bound: on
+            a CPU the cache, and often a single task.
+        nonfinite: `"skip"` leaves such tasks out of the mean; a step without a finite
+            task changes no parameter. `"raise"` returns the old state if any task is
+            not finite, and leaves stopping to the caller: `fit` stops, a loop of
+            `make_train_loop` goes on with the next tasks.
+        max_task_norm: a task's meta-gradient longer than this is scaled down to it
+            before the mean; `math.inf` for no bound. The default should never matter
+            where losses are means over examples and targets are of order one; where
+            losses are larger, set it.
+        devices: devices to divide the tasks over, such as `jax.local_devices()`;
+            `tasks_per_chunk` then applies to each. A batch that their number does not
+            divide is padded in the same way. The result is the same to rounding. None:
+            every device that holds the state does all the work.
 
     Returns:
-        `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate
-        the state if you like. Metrics: the learner's own and the `"loss"`,
-        averaged over finite tasks; the `"gradient_norm"` of the meta-gradient; both
-        NaN without such a task; and the number of `"nonfinite_tasks"`.
+        `(state, tasks [T, ...]) -> (state, metrics)`, pure: jit it, and donate the
+        state if you like. Metrics are the learner's own and `"loss"`, averaged over the
+        finite tasks, and `"gradient_norm"`, the norm of the meta-gradient, all NaN if
+        no task is finite; and `"nonfinite_tasks"`, the number of the others.
 
     Raises:
-        ValueError: for fewer than 1 task per chunk, an unknown policy, a bound
-            that is not positive, what is no learner or optimizer, or devices that cannot
-            share tasks; from the step, for what is no batch of tasks, a state of another
-            learner that this one cannot use, a loss that gives back another state than it was given, by shapes and
-            dtypes, and for metrics of a learner that are no scalars, or are named
-            `"loss"`, `"gradient_norm"`, `"nonfinite_tasks"`, `"step"` or
-            `"validation_..."`.
+        ValueError: for fewer than 1 task per chunk, an unknown policy, a bound that is
+            not positive, something that is not a learner or an optimizer, or devices
+            that cannot share tasks. The step raises it for something that is not a
+            batch of tasks, for a state of another learner that this one cannot use, for
+            a loss that returns a state of other shapes or dtypes, and for metrics that
+            are not scalars or have a reserved name (`"loss"`, `"gradient_norm"`,
+            `"nonfinite_tasks"`, `"step"`, `"validation_..."`).
 
     Example:
         >>> from jmeta import data, learners, models
@@ -166,13 +166,13 @@ def make_train_step(
     check_transformation("optimizer", optimizer)
     asks_for_loss = accepts(optimizer.update, "value")
     devices = as_devices(devices)
-    # A learner is pure, so that one trace of its loss serves `init`, the choice of a chunk and the gradient.
+    # A learner is pure, so one trace of its loss serves `init`, the choice of a chunk and the gradient.
     task_loss = jax.jit(learner.loss)
 
     def total_of_chunk(shared, batch):
         contribution = functools.partial(_contribution, task_loss, max_task_norm, *shared)
         weight, each = map_tasks(contribution, *batch)
-        # A product is faster than to scale and reduce; an accelerator would round its operands.
+        # A product is faster than scaling and reducing. The precision keeps an accelerator from rounding its operands.
         gradient = jnp.matmul(weight, each.gradient, precision="highest")
         others = each._replace(gradient=None)
         sums = jax.tree.map(lambda leaf: leaf.sum(0) if is_inexact(leaf) else leaf[-1], others)
@@ -219,12 +219,12 @@ def make_train_step(
 def make_train_loop(
     train_step: Callable, sample: Callable[[Array], Task], *, batch_size: int, steps: int
 ) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
-    """Many meta-steps in one dispatch, their tasks sampled on the device.
+    """Many meta-steps in one dispatch, with tasks sampled on the device.
 
     Args:
         train_step: from `make_train_step`, or one of your own.
         sample: `(key) -> Task`.
-        batch_size: tasks in a meta-step.
+        batch_size: tasks per meta-step.
         steps: meta-steps in the loop.
 
     Returns:
@@ -232,6 +232,16 @@ def make_train_loop(
 
     Raises:
         ValueError: for a batch of fewer than 1 task, or fewer than 0 steps.
+
+    Example:
+        >>> from jmeta import data, learners, models
+        >>> sample, optimizer = data.glyphs(), optax.adam(1e-3)
+        >>> learner = learners.protonet(models.mlp(outputs=None))
+        >>> state = init_state(learner, optimizer, jax.random.key(0), sample(jax.random.key(1)))
+        >>> loop = jax.jit(make_train_loop(make_train_step(learner, optimizer), sample, batch_size=4, steps=3))
+        >>> state, metrics = loop(state)
+        >>> metrics["loss"].shape
+        (3,)
     """
     check_counts(least=1, batch_size=batch_size)
     check_counts(steps=steps)
@@ -244,7 +254,7 @@ def make_train_loop(
 
 
 def check_policy(nonfinite: str, max_task_norm: float) -> None:
-    """Raises a `ValueError` for a policy on single tasks that `make_train_step` cannot take."""
+    """Raises a `ValueError` unless both are a policy on single tasks that `make_train_step` knows."""
     if nonfinite not in get_args(Nonfinite):
         raise ValueError(f"nonfinite is {nonfinite!r}; it must be one of {get_args(Nonfinite)}.")
     if max_task_norm is None or isinstance(max_task_norm, str) or not max_task_norm > 0:
@@ -253,24 +263,24 @@ def check_policy(nonfinite: str, max_task_norm: float) -> None:
 
 @jax.jit
 def unshared(tree: PyTree) -> PyTree:
-    """A copy that may be donated: an optimizer may keep an array of the user's, or one array twice."""
+    """A copy that may be donated: an optimizer may hold one of the user's arrays, or the same array twice."""
     return jax.tree.map(jnp.copy, tree)
 
 
 def all_finite(tree: PyTree) -> Array:
-    """Whether every number is finite, a scalar."""
+    """Whether every number is finite, as a scalar."""
     found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
     return jnp.stack(found).all() if found else jnp.bool_(True)
 
 
 class _Sums(NamedTuple):
-    """What is added up over tasks.
+    """What is summed over tasks.
 
     Attributes:
         gradient: [P] the meta-gradients as vectors, times the tasks' weights.
-        state: the states after the tasks.
+        state: the learner's states after the tasks.
         metrics: the learner's own, and the loss.
-        finite: how many tasks are finite.
+        finite: the number of finite tasks.
     """
 
     gradient: Array
@@ -280,14 +290,14 @@ class _Sums(NamedTuple):
 
 
 def _contribution(task_loss, max_task_norm, params, state, task, key, is_counted):
-    """A task's weight and its `_Sums`: zeros if it is not finite, the gradient too, since zero times NaN is NaN."""
+    """A task's weight and its `_Sums`; both zero if it is not finite, as zero times NaN is NaN."""
     differentiate = jax.value_and_grad(task_loss, has_aux=True)
     (loss, (after, metrics)), gradient = differentiate(params, state, task, key=key)
     _check_state(state, after)
     _check_metrics(metrics)
     loss, state = jax.tree.map(_to_add_up, (loss, after))
-    # As one vector it is measured and added up in two operations, not in two for each parameter. Behind a barrier, or
-    # XLA computes it again in both.
+    # As one vector it is measured and summed in two operations, not two for each parameter. The barrier keeps XLA from
+    # computing it again for each.
     gradient = _to_add_up(ravel_pytree(lax.optimization_barrier(gradient))[0])
     length = jnp.linalg.norm(gradient)
     is_finite = all_finite((loss, length, state)) & is_counted
@@ -298,16 +308,16 @@ def _contribution(task_loss, max_task_norm, params, state, task, key, is_counted
 
 
 def _to_add_up(leaf: Array) -> Array:
-    """The numbers in a precision that can be added up."""
+    """The numbers in a precision in which they can be summed."""
     return leaf.astype(at_least_single(leaf.dtype)) if is_inexact(leaf) else leaf
 
 
 def _number_of_tasks(tasks: Task) -> int:
-    """How many tasks a batch has."""
+    """The number of tasks in a batch."""
     shape = jnp.shape(tasks.query.mask)
     if len(shape) != 2 or not shape[0]:
         raise ValueError(
-            f"tasks.query.mask has shape {shape}; a step takes a batch of tasks, every array with one axis more: here "
+            f"tasks.query.mask has shape {shape}; a step takes a batch of tasks, whose arrays have one axis more: here "
             "[T, Q], with T at least 1."
         )
     for path, leaf in by_path(tasks).items():
@@ -320,40 +330,41 @@ def _number_of_tasks(tasks: Task) -> int:
 
 
 def _check_state(before: PyTree, after: PyTree) -> None:
-    """Raises a `ValueError` if a learner's loss gives back another state than it was given."""
+    """Raises a `ValueError` if a learner's loss returns a state unlike the one it was given."""
     if difference := first_difference(by_path(before), by_path(after)):
         name, given, found = difference
         raise ValueError(
-            f"the learner's loss was given a state whose {name or 'array'} is {given}, and gave back one where it is "
+            f"the learner's loss was given a state whose {name or 'array'} is {given}, but returned one where it is "
             f"{found}."
         )
 
 
 def _check_metrics(metrics: dict[str, Array]) -> None:
-    """Raises a `ValueError` for a learner's metrics that are no scalars, or take the name of a train step's own."""
+    """Raises a `ValueError` for a learner's metrics that are not scalars, or whose names training reserves."""
     for name, value in metrics.items():
         if name in ("step", "loss", "gradient_norm", "nonfinite_tasks") or name.startswith("validation_"):
-            raise ValueError(f"the learner's loss has a metric {name!r}, which training has itself; name it otherwise.")
+            raise ValueError(f"the learner's loss has a metric {name!r}, a name that training reserves; rename it.")
         if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
             raise ValueError(f"the learner's metric {name!r} is {value}; each must be a scalar.")
 
 
 def _check_objective(learner: Learner, params: PyTree, state: PyTree, task: Task) -> None:
-    """Raises a `ValueError` for real numbers as targets of a loss over classes; warns of the reverse."""
+    """Raises a `ValueError` for real targets and a loss over classes; warns of the reverse."""
     if is_traced(task):
         return
     looks_real = not is_task_of_classes(task)
     looks_labelled = task.class_ids is None and is_one_hot(task)
-    if not (looks_real or looks_labelled):  # as most are, and the loss need not be traced
+    if not (looks_real or looks_labelled):  # as in most tasks, and then the loss need not be traced
         return
     is_over_classes = tells_accuracy(learner, params, state, task)
     if is_over_classes and looks_real:
         raise ValueError(
             "the learner's loss is over classes, but the task's targets are neither one-hot nor probabilities; if they "
-            "are real numbers, take a loss of such, as loss_fn=losses.squared_error."
+            "are real numbers, give the learner a regression loss, such as loss_fn=losses.squared_error."
         )
     if not is_over_classes and looks_labelled:
         warn(
-            "the task's targets are one-hot, but the learner's loss is not over classes, so that no accuracy is told "
-            "and evaluation is that of regression; if they are classes, mark the loss by losses.classification."
+            "the task's targets are one-hot, but the learner's loss is not over classes, so no accuracy is reported "
+            "and evaluation treats the task as regression; if they are classes, mark the loss with "
+            "losses.classification."
         )

@@ -6,9 +6,9 @@ Shape letters, used in every docstring of the library:
     N  ways: classes in a task
     K  support examples: ways x shots
     Q  query examples
-    D  features, or dimensions of a target of regression
+    D features, or dimensions of a regression target
 
-Where a file needs more: B images of height H, width W and C channels, L tokens, P pairs of examples.
+Some files need more: B images of height H and width W with C channels, L tokens, P pairs of examples.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,15 @@ class Examples(NamedTuple):
     """One labelled set.
 
     Attributes:
-        inputs: [K, ...], an image [K, H, W, C], an embedding [K, D], ...; of unsigned
-            bytes, uint8, learners divide them by 255, so that tokens, and what a model
-            scales by itself, should be of another type.
+        inputs: [K, ...]: images [K, H, W, C], embeddings [K, D], ... Learners divide
+            uint8 inputs by 255, so tokens, and inputs that the model scales itself,
+            must have another dtype.
         targets: [K, N] one-hot for classification, [K, D] real for regression.
-        mask: [K], 1 for a real example and 0 for padding. Padding may be any numbers of
-            the size of real ones: a NaN in it, or what overflows when squared, would be a
-            NaN in a network's gradient. A number between is a weight to losses, means and
-            heads; what takes examples one by one, as a memory, takes such a one for real.
+        mask: [K], 1 for a real example and 0 for padding. Padding must be finite and of
+            the magnitude of real inputs: a NaN, or a number whose square overflows,
+            would make a network's gradient NaN. A fraction is a weight for losses,
+            means and heads; learners that take examples one by one, such as memories,
+            treat it as 1.
     """
 
     inputs: Array
@@ -48,8 +49,8 @@ class Task(NamedTuple):
     Attributes:
         support: the labelled examples a learner adapts to.
         query: the examples it is judged on.
-        class_ids: [N] which classes of the source these are, -1 for a padded
-            class; None where the source has no classes.
+        class_ids: [N] which of the source's classes these are, -1 for a padded class;
+            None if the source has no classes.
     """
 
     support: Examples
@@ -63,10 +64,10 @@ class Model(NamedTuple):
     Attributes:
         init: `(key, inputs [K, ...]) -> (params, state)`.
         apply: `(params, state, inputs, *, train=False, key=None) -> (outputs [K, ...], state)`.
-            Inputs are a tree where a learner says that they are.
-            A model that mixes examples (batch statistics) may take one keyword
-            more, `mask` [K], by its name or among any (`**options`), and is then told
-            which rows are padding; a wrapper of it passes `mask` on.
+            Some learners pass a tree of inputs, and say so. A model that mixes examples
+            (batch statistics) may take one more keyword, `mask` [K], by name or through
+            `**options`, and is then told which rows are padding; a wrapper must pass
+            `mask` on.
     """
 
     init: Callable
@@ -76,21 +77,21 @@ class Model(NamedTuple):
 class Learner(NamedTuple):
     """A few-shot learner: four pure functions, all written for one task.
 
-    Those of `jmeta.learners` compile `adapt` and `predict`, once for all tasks of a shape.
+    Those of `jmeta.learners` compile `adapt` and `predict`, once per task shape.
 
     Attributes:
         init: `(key, task) -> (params, state)`.
-        adapt: `(params, state, support, *, key=None) -> adapted`, what is
-            specific to the task: fast weights, prototypes, a context.
+        adapt: `(params, state, support, *, key=None) -> adapted`, whatever is specific
+            to the task: fast weights, prototypes, a context.
         predict: `(params, state, adapted, inputs [Q, ...]) -> outputs [Q, N]`.
-            It may take one keyword more, `mask` [Q], like `Model.apply`; outputs of
-            regression may be a `losses.Gaussian`.
-        loss: `(params, state, task, *, key=None) -> (scalar, (state, metrics))`,
-            whose gradient is the meta-gradient. Training averages what it gives over
-            tasks, but for integers in the state, which must be the same for all.
-            `metrics` is a dictionary of scalars; it has an `"accuracy"` if the learner
-            classifies. Training has its own `"loss"`, `"step"`, `"gradient_norm"`,
-            `"nonfinite_tasks"` and `"validation_..."`, and refuses a learner's.
+            It may take one more keyword, `mask` [Q], like `Model.apply`; for
+            regression, outputs may be a `losses.Gaussian`.
+        loss: `(params, state, task, *, key=None) -> (scalar, (state, metrics))`, whose
+            gradient is the meta-gradient. Training averages the results over tasks,
+            except integers in the state, which must be the same for all. `metrics` is a
+            dict of scalars, with `"accuracy"` if the learner classifies. The names
+            `"loss"`, `"step"`, `"gradient_norm"`, `"nonfinite_tasks"` and
+            `"validation_..."` are reserved and refused.
     """
 
     init: Callable
@@ -104,9 +105,9 @@ class Objective(NamedTuple):
 
     Attributes:
         loss: `(outputs [K, N], targets [K, N], mask [K]) -> scalar`.
-        metrics: of the same arguments, a dictionary of scalars.
-        present: `(support) -> [N]`, which classes have a real support example;
-            None where targets are not classes.
+        metrics: a function of the same arguments that returns a dict of scalars.
+        present: `(support) -> [N]`, which classes have a real support example; it
+            returns None if targets are not classes.
     """
 
     loss: Callable
@@ -114,7 +115,7 @@ class Objective(NamedTuple):
     present: Callable
 
     def judge(self, outputs: Array, examples: Examples, state: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
-        """What `Learner.loss` gives, for outputs of these examples."""
+        """The result of `Learner.loss`, given outputs for these examples."""
         labelled = (outputs, examples.targets, examples.mask)
         return self.loss(*labelled), (state, self.metrics(*labelled))
 
@@ -150,7 +151,7 @@ class Normalisation:
 
 
 def normalisations(state: PyTree) -> tuple[str, ...]:
-    """The policies of the networks that a state belongs to, each once, in alphabetical order."""
+    """The policies of the networks a state belongs to, each once, in alphabetical order."""
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Normalisation))
     return tuple(sorted({node.policy for node in nodes if isinstance(node, Normalisation)}))
 
@@ -162,26 +163,26 @@ def together(task: Task) -> Examples:
 
 
 def take_rows(examples: Examples, rows: Array) -> Examples:
-    """These rows of the examples, which may be NumPy's and the rows found within a trace."""
+    """The chosen rows, as JAX arrays; the examples may be NumPy arrays and `rows` traced."""
     return Examples(*(jnp.asarray(leaf)[rows] for leaf in examples))
 
 
 def as_float(inputs: Array) -> Array:
-    """Images of unsigned bytes as numbers from 0 to 1, all else as it is; arrays of JAX's."""
+    """uint8 inputs as floats in [0, 1], all others unchanged, as JAX arrays."""
     inputs = jnp.asarray(inputs)
     return inputs.astype(float) / 255 if inputs.dtype == jnp.uint8 else inputs
 
 
 def at_least_single(dtype: DTypeLike) -> DTypeLike:
-    """The precision to add up numbers of a dtype in: half would count to 256, and measure up to that length."""
+    """The dtype to accumulate in, at least float32: in bfloat16 a count stops at 256; in float16 its square is inf."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def or_one(total: Array) -> Array:
-    """What to divide by where the total of the weights may be 0: of nothing the mean is then 0."""
+    """`total`, or 1 where it is not above 0, so that a mean over nothing is 0."""
     return jnp.where(total > 0, total, 1)
 
 
 def is_inexact(leaf: Array) -> bool:
-    """Whether it is of numbers that have a derivative and that tasks add up; integers are the same in all of them."""
+    """Whether a leaf is of floats: those are differentiated and averaged over tasks; integers are alike in all."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

@@ -211,7 +211,7 @@ MISTAKES = {
     "train --out {new} --ways five": "Error parsing --ways: no type matching {{None}}|INT could be instantiated",
     "train --out {new} --leaner maml": "Unrecognized options: --leaner",
     "train --learner baseline --data omniglot --out {new}": "baseline needs the option --classes",
-    "train --learner baseline --classes 9 --out {new}": "but glyphs has new ones in every task; give it --data om",
+    "train --learner baseline --classes 9 --out {new}": "but glyphs has new ones in every task; use --data om",
     "train --learner protonet --data sinusoid --out {new}": "protonet classifies",
     "train --data sinusoid --model conv4 --out {new}": "inputs have shape (10, 1); a convolutional network needs",
     "train --model conv4 --width 0 --out {new}": "width is 0; a layer's width",
@@ -222,10 +222,10 @@ MISTAKES = {
     "evaluate {run} --out {new}/x.json": "is in a folder that does not exist",
     "train --learner protonet --inner-rate 0.1 --out {new}": "inner_rate was given, but protonet has no such option",
     "train": "train needs --out",
-    "train --out {run}": "already holds a run; go on with: jmeta train --resume {run}",
-    "train --resume {run} --ways 6": "only --steps may be given, not --ways",
-    "train --resume {run} --seed=0": "only --steps may be given, not --seed",
-    "train --resume {run} --steps 3": "steps is 3, but the run in {run} has taken 400; give it at least those",
+    "train --out {run}": "already holds a run; continue it with: jmeta train --resume {run}",
+    "train --resume {run} --ways 6": "only --steps may be given with it, not --ways",
+    "train --resume {run} --seed=0": "only --steps may be given with it, not --seed",
+    "train --resume {run} --steps 3": "steps is 3, but the run in {run} has already taken 400; it must be at least 400",
     "train --data sinusoid --ways 5 --out {new}": "--ways 5 was given, but sinusoid has no classes",
     "train --data-dir {new} --out {new}": "--data-dir {new} was given, but glyphs reads no files",
     "evaluate {run} --data-dir {new}": "--data-dir {new} was given, but sinusoid reads no files",
@@ -233,8 +233,8 @@ MISTAKES = {
     "evaluate {run} --seed 99999999999999999999": "it must be a whole number of 64 bits",
     "evaluate {run} --ways 3": "--ways 3 was given, but sinusoid has no classes",
     "evaluate {run} --ways 5": "--ways 5 was given, but sinusoid has no classes",
-    "evaluate {run} --out {run}": "is not a regular file; it must be one, or not be there yet",
-    "evaluate {run} --out /dev/null": "--out /dev/null is not a regular file; it must be one, or not be there yet",
+    "evaluate {run} --out {run}": "is not a regular file; it must be one, or not exist yet",
+    "evaluate {run} --out /dev/null": "--out /dev/null is not a regular file; it must be one, or not exist yet",
     "demo --out {new}/demo.png": "its folder does not exist",
     "demo --out demo.xyz": "it must end in one of",
     "train --resume {new}": "there is no run of jmeta train in {new}",
@@ -315,13 +315,13 @@ def test_a_training_that_a_signal_stops_ends_with_a_code_of_its_own(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
     assert (process.returncode, err) == (130, "jmeta: interrupted\n")
-    assert out.endswith(f"go on with: jmeta train --resume {tmp_path}\n")
+    assert out.endswith(f"continue with: jmeta train --resume {tmp_path}\n")
 
 
 def test_a_folder_with_metrics_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     assert cli.main([*SINUSOID, "--out", str(tmp_path)]) == 2
-    assert "holds metrics.jsonl of something else than jmeta train" in capsys.readouterr().err
+    assert "holds metrics.jsonl that jmeta train did not write" in capsys.readouterr().err
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 

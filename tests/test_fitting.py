@@ -355,14 +355,16 @@ def test_an_optimizer_may_keep_what_is_not_its_own(tmp_path, name):
 
 def test_metrics_of_something_else_are_left_alone(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"mine": 1}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl has lines without a step, so it is of no run"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl has lines without a step, so no run has written it"):
         fitted(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"mine": 1}\n'
 
 
 def test_a_run_of_fewer_steps_than_the_folder_has_taken_is_refused(tmp_path):
     fitted(tmp_path, steps=20)
-    with pytest.raises(ValueError, match=rf"steps is 10, but the run in {tmp_path} has taken 20; give it at least"):
+    with pytest.raises(
+        ValueError, match=rf"steps is 10, but the run in {tmp_path} has already taken 20; it must be at least 20"
+    ):
         fitted(tmp_path, steps=10)
 
 

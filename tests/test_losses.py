@@ -29,7 +29,7 @@ def test_cross_entropy_and_accuracy_are_means_over_real_examples(x64):
 
 
 def test_a_cross_entropy_of_one_class_is_refused():
-    with pytest.raises(ValueError, match="for regression give a learner that has it loss_fn"):
+    with pytest.raises(ValueError, match="For regression, give a learner that takes one loss_fn"):
         losses.cross_entropy(jnp.zeros((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
 
 
@@ -102,7 +102,7 @@ def test_labels_in_place_of_targets_and_masks_of_another_shape_are_refused(judge
         judge(outputs, jnp.asarray(LABELS), mask)
     with pytest.raises(ValueError, match=r"outputs have shape \(40, 3\), but targets have \(40, 2\)"):
         judge(outputs, targets[:, :2], mask)
-    with pytest.raises(ValueError, match=r"the mask has shape \(40, 1\)"):
+    with pytest.raises(ValueError, match=r"mask has shape \(40, 1\), but the values it masks have \(40,\)"):
         judge(outputs, targets, mask[:, None])
 
 

@@ -71,11 +71,11 @@ def test_each_value_of_a_column_has_its_curve(axes):
             lambda axes: plotting.adaptation_curves(
                 jax.vmap(data.sinusoid())(jax.random.split(jax.random.key(0), 1)), np.zeros((4, 1)), {}, axes=axes
             ),
-            r"task.support has inputs of shape \(1, 10, 1\) and targets of \(1, 10, 1\); of one task",
+            r"task.support has inputs of shape \(1, 10, 1\) and targets of \(1, 10, 1\); for a task with",
         ),
         (
             lambda axes: plotting.accuracies({"maml": [REPORT, REPORT]}, axes=axes),
-            "reports of 'maml' has two of the same ways and shots",
+            "reports of 'maml' has two for the same ways and shots",
         ),
         (lambda axes: plotting.costs([{"a": 1}], x="a", y="b", by="a", axes=axes), "'b' is not a column of every row"),
     ],
@@ -88,5 +88,5 @@ def test_what_cannot_be_drawn_is_refused(draw, message, axes):
 
 @pytest.mark.parametrize("reports", [{}, {"maml": []}])
 def test_no_reports_are_refused(axes, reports):
-    with pytest.raises(ValueError, match=r"reports is \{.*\}; it must have those of one learner at least"):
+    with pytest.raises(ValueError, match=r"reports is \{.*\}; it must hold at least one report"):
         plotting.accuracies(reports, axes=axes)

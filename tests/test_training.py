@@ -151,7 +151,7 @@ def test_labels_are_refused_for_targets(part):
 
 
 def test_a_batch_is_refused_for_a_task_and_a_task_for_a_batch():
-    with pytest.raises(ValueError, match=r"task.support has inputs of shape \(3, 5, 1\).*; of one task they must be"):
+    with pytest.raises(ValueError, match=r"task.support has inputs of shape \(3, 5, 1\).*; for one task they must be"):
         jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), batch(3))
     for tasks in (SAMPLE(jax.random.key(1)), jax.tree.map(lambda leaf: leaf[:0], batch())):
         with pytest.raises(ValueError, match=r"tasks.query.mask has shape .*; a step takes a batch of tasks"):
@@ -202,7 +202,7 @@ def test_a_class_beyond_those_of_a_baseline_is_refused_before_it_trains():
     table = data.class_table(np.arange(12.0).reshape(12, 1), np.repeat(np.arange(6), 2))
     task = data.episodes(table, ways=6, shots=1, queries=1)(jax.random.key(0))
     learner = learners.baseline(models.mlp(outputs=None), classes=5)
-    with pytest.raises(ValueError, match="the task has class 5, but classes is 5"):
+    with pytest.raises(ValueError, match="the task has class id 5, but classes is 5; classes must exceed every id"):
         jmeta.init_state(learner, OPTIMIZER, jax.random.key(0), task)
 
 
@@ -218,9 +218,9 @@ def test_a_step_may_be_donated_the_state_whatever_the_optimizer_keeps():
 def test_a_mask_with_an_axis_too_many_is_refused():
     task = SAMPLE(jax.random.key(1))
     wrong = task._replace(query=task.query._replace(mask=jnp.ones_like(task.query.targets)))
-    with pytest.raises(ValueError, match=r"task.query has .* and a mask of \(5, 1\); of one task they must be"):
+    with pytest.raises(ValueError, match=r"task.query has .* and a mask of \(5, 1\); for one task they must be"):
         jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), wrong)
-    with pytest.raises(ValueError, match=r"the mask has shape \(5, 1\) and what it masks \(5,\)"):
+    with pytest.raises(ValueError, match=r"mask has shape \(5, 1\), but the values it masks have \(5,\)"):
         LEARNER.loss(*LEARNER.init(jax.random.key(0), task), wrong)
 
 
@@ -244,9 +244,9 @@ def test_a_key_that_draws_otherwise_under_vmap_stands_for_one_that_does_not(kind
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ({"loss": 7.0}, "a metric 'loss', which training has itself"),
-        ({"step": 1.0}, "a metric 'step', which training has itself"),
-        ({"validation_loss": 1.0}, "a metric 'validation_loss', which training has itself"),
+        ({"loss": 7.0}, "a metric 'loss', a name that training reserves; rename it"),
+        ({"step": 1.0}, "a metric 'step', a name that training reserves; rename it"),
+        ({"validation_loss": 1.0}, "a metric 'validation_loss', a name that training reserves; rename it"),
         ({"each": jnp.ones(2)}, "the learner's metric 'each' is .*; each must be a scalar"),
         ({"both": {"one": 1.0}}, "the learner's metric 'both' is .*; each must be a scalar"),
     ],
@@ -300,7 +300,7 @@ def test_a_loss_over_classes_that_is_not_marked_is_warned_of():
         return losses.cross_entropy(outputs, targets, mask)
 
     sample = data.glyphs(ways=3, shots=1, queries=1)
-    with pytest.warns(UserWarning, match=r"one-hot, .* mark the loss by losses\.classification"):
+    with pytest.warns(UserWarning, match=r"one-hot, .* mark the loss with losses\.classification"):
         jmeta.init_state(
             learners.maml(models.mlp(hidden=(), outputs=3), loss_fn=unmarked),
             OPTIMIZER,
@@ -314,7 +314,7 @@ def test_a_loss_that_gives_back_another_state_is_refused():
         init=lambda key, task: (jnp.zeros(()), {"mean": jnp.zeros(8)}),
         loss=lambda params, state, task, *, key=None: (params**2, ({"mean": jnp.zeros(1)}, {})),
     )
-    told = r"given a state whose \['mean'\] is float32\[8\], and gave back one where it is float32\[1\]"
+    told = r"given a state whose \['mean'\] is float32\[8\], but returned one where it is float32\[1\]"
     with pytest.raises(ValueError, match=told):
         jax.eval_shape(jmeta.make_train_step(subject, OPTIMIZER), begin(subject), batch(2))
 

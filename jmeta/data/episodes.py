@@ -12,32 +12,32 @@ from jmeta.checks import check_counts, is_count
 from jmeta.data.table import ClassTable
 from jmeta.types import Array, as_float, Examples, Task
 
-# Of larger classes the examples of an episode are drawn one by one, where they are so few that this is less work: it
-# grows with the square of their number, scores for all with the size of the class. (16 of 10,000, 5 ways, 16 tasks, two
-# x86 cores: 0.3 ms one by one, 12 ms by scores; not measured on accelerators, where steps of a loop cost more.)
+# In classes larger than this, examples are drawn one by one if they are few enough for that to be less work: it is
+# quadratic in their number, where scoring is linear in the class size. (16 of 10,000, 5 ways, 16 tasks, two x86 cores:
+# 0.3 ms one by one, 12 ms by scores; not measured on accelerators, where steps of a loop cost more.)
 MOST_SCORED = 1000
 
 
 def episodes(
     table: ClassTable, *, ways: int | tuple[int, int], shots: int | tuple[int, int], queries: int
 ) -> Callable[[Array], Task]:
-    """A sampler of classification tasks of so many ways and shots.
+    """A sampler of classification tasks from a table.
 
-    Classes are drawn without replacement and in random order, so that labels
-    carry no meaning from one episode to the next; examples likewise, so that
-    support and query share none.
+    Classes are drawn without replacement and in random order, so labels carry no
+    meaning from one episode to the next; so are examples, and support and query share
+    none.
 
     Args:
         table: the classes.
-        ways: classes in an episode; `(low, high)` draws a number from low to
-            high for each episode. Arrays are then as wide as the highest, and
-            rows and columns of classes that are not there are padding.
+        ways: classes per episode; `(low, high)` draws a number from low to high for
+            each episode. Arrays are then as wide as the highest, and the rows and
+            columns of missing classes are padding.
         shots: support examples of each class, or such a range.
         queries: query examples of each class.
 
     Returns:
         `sample(key) -> Task`, pure and compiled: vmap it. Support rows go class by
-        class, [ways x shots]; query rows likewise.
+        class, [ways x shots], and so do query rows.
 
     Raises:
         ValueError: for fewer than 2 ways, fewer than 1 shot or query, an empty
@@ -55,8 +55,8 @@ def episodes(
     check_counts(least=1, queries=queries)
     spec = _Spec(_range("ways", ways, 2), _range("shots", shots, 1), queries, int(table.counts.max()))
     _check_fits(table, spec)
-    # Arrays are arguments of `_draw`, so that a compiled function holds no copy of the table. Names are left out: two
-    # samplers of one spec would otherwise compile twice.
+    # Arrays are arguments of `_draw`, so that a compiled function holds no copy of the table. Names are left out, or
+    # two samplers of one spec would compile twice.
     return jax.tree_util.Partial(_sample, spec, table.inputs, table.starts, table.counts)
 
 
@@ -67,7 +67,7 @@ def _sample(*arguments):  # a plain function, which can be pickled
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Spec:
-    """What of an episode decides its shapes; ranges are (low, high)."""
+    """What determines the shapes of an episode; ranges are (low, high)."""
 
     ways: tuple[int, int]
     shots: tuple[int, int]
@@ -93,7 +93,7 @@ def _draw(spec: _Spec, inputs: Array, starts: Array, counts: Array, key: Array) 
 
 
 def _examples(inputs, rows, mask):
-    """The examples at `rows`, [N, shots] or [N, queries], of which those outside `mask`, likewise, are zeroed."""
+    """The examples at `rows` [N, shots] or [N, queries]; those outside `mask`, of the same shape, are zero."""
     targets = jnp.repeat(jnp.eye(len(rows)), rows.shape[1], axis=0)
     mask = mask.reshape(-1)
     inputs = as_float(inputs[rows.reshape(-1)])
@@ -106,17 +106,17 @@ def _examples(inputs, rows, mask):
 
 
 def _by_scores(key, size, *, bound, number):
-    """`number` different integers below `size`, itself at most `bound`, in random order."""
+    """`number` different integers below `size`, which is at most `bound`, in random order."""
     scores = jnp.where(jnp.arange(bound) < size, jax.random.uniform(key, (bound,)), -1.0)
     return lax.top_k(scores, number)[1]
 
 
 def _one_by_one(key, size, *, number):
-    """The same without a number for each that could be drawn: of those left, the one at a random place."""
+    """The same, without a score for every candidate: each draw picks a random position among the integers left."""
     places = jax.random.randint(key, (number,), 0, size - jnp.arange(number))
 
-    def draw(drawn, place):  # in order, filled up with what is above all
-        # Before the one drawn are as many as have fewer than so many integers left below them.
+    def draw(drawn, place):  # those drawn, in order, then larger numbers as padding
+        # The integers already drawn that come before the new one are those with at most `place` integers left below.
         found = place + (drawn - jnp.arange(number) <= place).sum(dtype=place.dtype)
         return jnp.sort(drawn.at[-1].set(found)), found
 
@@ -131,7 +131,7 @@ def _between(key, bounds):
 def _range(name, value, least):
     bounds = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(bounds) != 2 or not all(is_count(bound, least) for bound in bounds) or bounds[0] > bounds[1]:
-        raise ValueError(f"{name} is {value}; it must be a number, at least {least}, or a range (low, high) of such.")
+        raise ValueError(f"{name} is {value}; it must be a number, at least {least}, or a range (low, high) of those.")
     return bounds
 
 

@@ -12,32 +12,34 @@ from jmeta.checks import check_counts
 from jmeta.types import Array, Examples, Task
 
 SIZE = 28
-STROKES = 4  # of which each class leaves some out
-SEGMENTS = 6  # of straight line that a stroke is drawn with
+STROKES = 4  # the most a class may have
+SEGMENTS = 6  # straight lines that approximate a stroke
 
 # The random numbers of a character: ends of strokes, their middles, new starts, which strokes start where the
 # last one ended, and how many there are. Those of a drawing of it: its wobble, a linear map, a shift.
 CHARACTER = (2 * (STROKES + 1), 2 * STROKES, 2 * STROKES, STROKES, 1)
 DRAWING = (6 * STROKES, 4, 2)
 
-# How unlike two drawings of one character are. Chosen so that the nearest raw-pixel
-# centroid is right about half the time at 5-way 1-shot (tests/data/test_glyphs.py).
+# How much two drawings of one character differ. Chosen so that the nearest raw-pixel centroid is right about half the
+# time at 5-way 1-shot (tests/data/test_glyphs.py).
 WOBBLE = 0.07  # standard deviation of a control point, in image widths
 SHEAR = 0.15  # of each entry of the linear map about the identity
 SHIFT = 0.05  # of the position, in image widths
 PEN = (0.03, 0.045)  # half-width of the pen, in image widths
 
+UNDRAWN = 9.0  # added to the squared distance from a stroke that is left out: beyond the pen's reach
+
 
 def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Array], Task]:
     """A sampler of tasks over characters nobody has written.
 
-    A class is a program of two to four strokes, each a quadratic Bézier curve
-    that starts where the last one ended or anew. An example is a perturbed
-    rendering: control points wobble, the whole is sheared and shifted, and the
-    pen has a width of its own. Every class of every task is new.
+    A class is a program of two to four strokes, each a quadratic Bézier curve that
+    starts where the last one ended or anew. An example is a perturbed rendering:
+    control points wobble, the whole is sheared and shifted, and the pen width varies.
+    Every class of every task is new.
 
     Args:
-        ways: classes in a task.
+        ways: classes per task.
         shots: support examples of each class.
         queries: query examples of each class.
 
@@ -62,13 +64,13 @@ def _sample(key, *, ways, shots, queries):  # a plain function, which can be pic
 
 @functools.partial(jax.jit, static_argnames=("ways", "shots", "queries"))
 def _draw(key, *, ways, shots, queries):
-    # Few draws of many numbers: it is the calls of a random generator that take long to compile.
+    # Few draws of many numbers, since each call of a random generator takes long to compile.
     class_key, id_key, example_key, pen_key = jax.random.split(key, 4)
     characters = jax.vmap(_character)(jax.random.uniform(class_key, (ways, sum(CHARACTER))))
     changes = jax.random.normal(example_key, (ways, shots + queries, sum(DRAWING)))
     pens = jax.random.uniform(pen_key, (ways, shots + queries), minval=PEN[0], maxval=PEN[1])
     images = jax.vmap(jax.vmap(_drawing, (None, 0, 0)))(characters, changes, pens)
-    # No class comes twice, and a number of its own tells it from the others.
+    # No class comes twice, so each gets a random number of its own.
     class_ids = (jax.random.bits(id_key, (ways,), "uint32") >> 1).astype(jnp.int32)
     return Task(_examples(images[:, :shots]), _examples(images[:, shots:]), class_ids)
 
@@ -80,8 +82,9 @@ def _examples(images):
 
 
 def _character(numbers):
-    """A class of uniform numbers: control points [STROKES, 3, 2] in the unit square, and its strokes [STROKES]."""
+    """A class from uniform numbers: control points [STROKES, 3, 2] in the unit square, and which strokes it has."""
     ends, middles, fresh, joined, count = _parts(numbers, CHARACTER)
+    # Strokes keep a margin, within which their middles may bend; both are ours.
     ends, fresh = (0.15 + 0.7 * part.reshape(-1, 2) for part in (ends, fresh))
     middles = 0.05 + 0.9 * middles.reshape(-1, 2)
     starts = jnp.where(joined[:, None] < 0.5, ends[:-1], fresh)
@@ -90,18 +93,18 @@ def _character(numbers):
 
 
 def _drawing(character, changes, pen):
-    """One rendering [SIZE, SIZE] of a class, changed by normal numbers."""
+    """One rendering [SIZE, SIZE] of a class, perturbed by normal numbers."""
     controls, is_drawn = character
     wobble, shear, shift = _parts(changes, DRAWING)
     controls += WOBBLE * wobble.reshape(controls.shape)
     linear = jnp.eye(2) + SHEAR * shear.reshape(2, 2)
-    turned = jnp.matmul(controls - 0.5, linear.T, precision="highest")  # or an accelerator would draw another line
+    turned = jnp.matmul(controls - 0.5, linear.T, precision="highest")  # or accelerators would draw other lines
     controls = turned + 0.5 + SHIFT * shift.reshape(1, 1, 2)
     return _ink(_along(controls), is_drawn, pen)
 
 
 def _parts(numbers, sizes):
-    """The numbers, divided into parts of these sizes."""
+    """The numbers, split into parts of these sizes."""
     return jnp.split(numbers, list(accumulate(sizes))[:-1])
 
 
@@ -117,8 +120,8 @@ def _ink(points, is_drawn, pen):
     pixels = (jnp.arange(SIZE) + 0.5) / SIZE
     starts = points[:, :-1].reshape(-1, 2)
     along = points[:, 1:].reshape(-1, 2) - starts
-    lengths = jnp.maximum(jnp.square(along).sum(1), 1e-12)  # squared
-    undrawn = jnp.where(is_drawn, 0.0, 9.0).repeat(SEGMENTS)
+    lengths = jnp.maximum(jnp.square(along).sum(1), 1e-12)  # squared; it is a divisor
+    undrawn = jnp.where(is_drawn, 0.0, UNDRAWN).repeat(SEGMENTS)
 
     def distances(start, along, length, undrawn):  # squared
         right, down = pixels[None] - start[0], pixels[:, None] - start[1]
@@ -126,8 +129,8 @@ def _ink(points, is_drawn, pen):
         place = jnp.clip(projection / length, 0, 1)
         return right**2 + down**2 + place * (place * length - 2 * projection) + undrawn
 
-    # One segment after another: the distances of all pixels from all of them leave a CPU's cache, for 5 to 8 times the
-    # time (benchmarks/README.md).
+    # One segment after another: the distances of all pixels from all segments would not fit a CPU's cache, and take 5
+    # to 8 times as long (benchmarks/README.md).
     segments = starts, along, lengths, undrawn
     first, others = distances(*(leaf[0] for leaf in segments)), tuple(leaf[1:] for leaf in segments)
     nearest, _ = lax.scan(lambda nearest, one: (jnp.minimum(nearest, distances(*one)), None), first, others)

@@ -19,6 +19,7 @@ import numpy as np
 from jmeta.data.table import class_table, ClassTable
 
 SIZE = 28
+CHUNK = 4096  # images reduced at once, to bound the memory; ours
 PARTS = {"background": "train", "evaluation": "test"}  # Lake's names and TFDS's
 VINYALS_SPLITS = ("train", "val", "test")
 COPIES = ("omniglot", "omniglot_drawings")  # data sets that can be read: TFDS's and ours
@@ -34,10 +35,9 @@ def omniglot(
 ) -> ClassTable:
     """Omniglot as a table of 28 x 28 uint8 images, ink 255 on paper 0.
 
-    Reads a copy that TensorFlow Datasets has prepared, its own `omniglot` or
-    the one `prepare_omniglot` makes; prepares one if there is none. Needs the
-    extra `tfds`, not TensorFlow. Drawings are reduced from 105 x 105 by
-    averaging areas.
+    Reads a copy that TensorFlow Datasets has prepared, either its own `omniglot` or the
+    one `prepare_omniglot` makes, and prepares one if there is none. Needs the extra
+    `tfds`, but not TensorFlow. Drawings are reduced from 105 x 105 by averaging areas.
 
     Args:
         split: `"train"`, `"val"` or `"test"`, the 1028/172/423 characters of
@@ -45,20 +45,20 @@ def omniglot(
             964/659.
         data_dir: the folder of TFDS's data sets; None for `$TFDS_DATA_DIR`, or
             else ~/tensorflow_datasets.
-        archives: a folder with the four official archives, to prepare from
-            instead of downloading them; not read if there is a copy already.
-        rotations: degrees by which characters are turned, each a class of its
-            own. None for 0, 90, 180, 270 on the splits of Vinyals et al. (as
-            Snell et al., 2017: 4112/688/1692 classes), and 0 on Lake's.
+        archives: a folder with the four official archives, to prepare from instead of
+            downloading; not read if there is already a copy.
+        rotations: degrees by which characters are rotated; each rotation is a class of
+            its own. None for 0, 90, 180, 270 on the splits of Vinyals et al. (as Snell
+            et al., 2017: 4112/688/1692 classes), and 0 on Lake's.
 
     Returns:
         A `ClassTable`; names are (alphabet, character from 1, degrees).
 
     Raises:
-        ValueError: for an unknown split; for no rotations, or ones that are not
-            multiples of 90 or repeat; for a copy that is damaged, or an archive that is.
-        FileNotFoundError: if the data is not there and cannot be had; it names
-            what is missing, where it was looked for, and what gets it.
+        ValueError: for an unknown split; for rotations that are none, not multiples of
+            90, or not all different; for a damaged copy or archive.
+        FileNotFoundError: if the data is missing and cannot be obtained; the error
+            names what is missing, where it was looked for, and how to get it.
         ModuleNotFoundError: without the extra `tfds`.
     """
     characters = _characters(split)
@@ -83,8 +83,11 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
 
     Args:
         data_dir: as for `omniglot`.
-        archives: a folder with the four official archives; None downloads them
-            and verifies their checksums.
+        archives: a folder with the four official archives; None downloads them and
+            verifies their checksums.
+
+    Returns:
+        The builder, a `tfds.core.DatasetBuilder`.
 
     Raises:
         FileNotFoundError: if an archive is missing, or the download fails.
@@ -104,10 +107,10 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
     builder.archives = Path(archives).expanduser()
     missing = [name for name in ARCHIVES.values() if not (builder.archives / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{', '.join(missing)} not found in {builder.archives}; they are to be had from {URL}.")
+        raise FileNotFoundError(f"{', '.join(missing)} not found in {builder.archives}; get them from {URL}.")
     for name in ARCHIVES.values():
         if reason := _what_is_wrong(builder.archives / name):
-            raise ValueError(f"{builder.archives / name} {reason}; it is to be had from {URL}.")
+            raise ValueError(f"{builder.archives / name} {reason}; get it from {URL}.")
     builder.download_and_prepare()
     return builder
 
@@ -116,7 +119,7 @@ def _checked_rotations(rotations):
     try:
         found = tuple(map(operator.index, rotations))
         is_right = found and not any(degrees % 90 for degrees in found)
-    except TypeError:  # no sequence, or of what is no whole number
+    except TypeError:  # not a sequence of integers
         is_right = False
     if not is_right or len({degrees % 360 for degrees in found}) < len(found):
         raise ValueError(
@@ -133,7 +136,7 @@ def _what_is_wrong(archive):
                 return f"is damaged at {damaged}"
             return None if any(name.endswith(".png") for name in opened.namelist()) else "holds no drawings"
     except (zipfile.BadZipFile, zlib.error, EOFError):
-        return "is not a whole zip file"
+        return "is not a complete zip file"
 
 
 def _download_and_prepare(builder, data_dir, url):
@@ -141,10 +144,10 @@ def _download_and_prepare(builder, data_dir, url):
 
     config = tfds.download.DownloadConfig(force_checksums_validation=True)
     try:
-        # TFDS tries for minutes before it gives up: without a network, say so at once.
+        # TFDS tries for minutes before it gives up: report a missing network at once.
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
         builder.download_and_prepare(download_config=config)
-    except Exception as error:  # whatever a network does; the cause is kept
+    except Exception as error:  # a network fails in many ways; the cause is kept
         raise FileNotFoundError(
             f"Omniglot is not in {data_dir} and could not be downloaded from {url.rpartition('/')[0]}/ "
             f"({type(error).__name__}: {error}). With the four archives in a folder, "
@@ -153,7 +156,7 @@ def _download_and_prepare(builder, data_dir, url):
 
 
 def _characters(split):
-    """The (part, alphabet, character) of a split of Vinyals et al.; None for a part of Lake's."""
+    """The (part, alphabet, character) of a split of Vinyals et al.; None for one of Lake's parts."""
     if split not in (*VINYALS_SPLITS, *PARTS):
         raise ValueError(f"split is {split!r}; it must be one of {', '.join((*VINYALS_SPLITS, *PARTS))}.")
     if split in PARTS:
@@ -177,7 +180,7 @@ def _require_tfds():
 def _find(data_dir):
     """The builder of a prepared copy in `data_dir` that can be read without TensorFlow, or None."""
     infos = [path for name in COPIES for path in data_dir.glob(f"{name}/*/dataset_info.json")]
-    for path in sorted(infos, reverse=True):  # ours first, by its name, and the newest version
+    for path in sorted(infos, reverse=True):  # ours first, as its name is last, and the newest version
         with _names_damage(path.parent):
             if json.loads(path.read_text()).get("fileFormat") == "array_record":
                 _require_tfds()
@@ -189,12 +192,12 @@ def _find(data_dir):
 
 @contextlib.contextmanager
 def _names_damage(folder):
-    """Whatever is raised while a prepared copy is read says which, and what to do."""
+    """Makes errors raised while a prepared copy is read say which copy it is, and what to do."""
     try:
         yield
-    except (ImportError, MemoryError, OSError):  # of the machine, and not of the copy
+    except (ImportError, MemoryError, OSError):  # the machine's fault, not the copy's
         raise
-    except Exception as error:  # those of readers that TFDS has for the files; the cause is kept
+    except Exception as error:  # of TFDS's many file readers; the cause is kept
         raise ValueError(
             f"the copy of Omniglot in {folder} cannot be read ({type(error).__name__}: {error}); remove that folder "
             f"and run: {COMMAND} --data-dir {Path(folder).parents[1]}"
@@ -212,13 +215,13 @@ def _drawings(builder, split) -> Iterator[tuple[str, int, np.ndarray]]:
 
 
 def _ink(image):
-    """[105, 105] of 0 and 1 from a PNG of one bit, whose paper is 1 or, where OpenCV reads it for TFDS, 255."""
+    """[105, 105] of 0 and 1 from a one-bit PNG, whose paper is 1, or 255 if TFDS has read it by OpenCV."""
     return (image.reshape(105, 105, -1)[..., 0] == 0).astype(np.uint8)
 
 
 def _table(images, labels, rotations):
     images = _reduced(images)
-    # By class and then by content, so that every copy of the data gives the same table.
+    # Sorted by class and then by content, so that every copy of the data gives the same table.
     order = sorted(range(len(labels)), key=lambda i: (labels[i], images[i].tobytes()))
     images, labels = images[order], [labels[i] for i in order]
     turned = np.concatenate([np.rot90(images, degrees // 90, axes=(1, 2)) for degrees in rotations])
@@ -229,10 +232,10 @@ def _table(images, labels, rotations):
 
 
 def _reduced(images):
-    """[M, 105, 105] of 0 and 1 -> [M, 28, 28] uint8, each pixel the mean of the area it covers."""
+    """[M, 105, 105] of 0 and 1 -> [M, 28, 28] uint8, where each pixel is the mean of the area it covers."""
     edges = np.arange(SIZE + 1) * images.shape[1] / SIZE
     pixels = np.arange(images.shape[1])
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     weights = (np.clip(overlap, 0, None) * SIZE / images.shape[1]).astype(np.float32)
-    chunks = np.array_split(images, -(-len(images) // 4096))
+    chunks = np.array_split(images, -(-len(images) // CHUNK))
     return np.concatenate([np.round(255 * (weights @ chunk @ weights.T)).astype(np.uint8) for chunk in chunks])

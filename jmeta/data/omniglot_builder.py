@@ -1,6 +1,6 @@
 """A TensorFlow Datasets builder for Omniglot that needs no TensorFlow.
 
-Imported only when there is something to prepare: it needs the extra `tfds`.
+Imported only when there is something to prepare, since it needs the extra `tfds`.
 """
 
 import io

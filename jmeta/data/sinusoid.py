@@ -15,7 +15,7 @@ INPUTS = (-5.0, 5.0)
 
 
 def sinusoid(*, shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
-    """A sampler of regression tasks y = a sin(x - p), each of an amplitude a and a phase p of its own.
+    """A sampler of regression tasks y = a sin(x - p), with an amplitude a and a phase p for each task.
 
     Finn et al., 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
     Networks": a in [0.1, 5], p in [0, pi], x in [-5, 5], all uniform, no noise.
@@ -25,7 +25,7 @@ def sinusoid(*, shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
         queries: query points.
 
     Returns:
-        `sample(key) -> Task`, compiled, inputs and targets [K, 1]; an endless family.
+        `sample(key) -> Task`, compiled, with inputs and targets [K, 1]; an endless family.
 
     Raises:
         ValueError: for fewer than 1 shot or query.
@@ -44,7 +44,7 @@ def _sample(key, *, shots, queries):  # a plain function, which can be pickled
 
 @functools.partial(jax.jit, static_argnames=("shots", "queries"))
 def _draw(key, *, shots, queries):
-    # All numbers of a task in one call, which on a CPU costs more than the few numbers in it.
+    # One call draws all numbers of a task: on a CPU a call costs more than the few numbers in it.
     fractions = jnp.split(jax.random.uniform(key, (2 + shots + queries, 1)), (1, 2))
     amplitude, phase, x = (
         low + (high - low) * fraction

@@ -18,11 +18,11 @@ class ClassTable:
     """Examples grouped by class; classes may differ in size.
 
     Attributes:
-        inputs: [M, ...] all examples, those of a class beside one another;
-            uint8 images stay uint8 and become floats in [0, 1] per episode.
+        inputs: [M, ...] all examples, grouped by class; uint8 images stay uint8 and
+            become floats in [0, 1] per episode.
         starts: [C] int32, the first example of each class.
-        counts: [C] int32, how many examples it has.
-        names: the C classes, as they were called in the source.
+        counts: [C] int32, the number of examples in each class.
+        names: the names of the C classes in the source.
     """
 
     inputs: Array
@@ -40,17 +40,21 @@ class ClassTable:
 
 
 def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> ClassTable:
-    """Makes a `ClassTable` of plain arrays.
+    """Makes a `ClassTable` from plain arrays.
 
     Args:
-        inputs: [M, ...] examples of any shape: images, embeddings, tokens. Of unsigned
-            bytes, uint8, they are divided by 255; tokens should be of another type.
-        labels: [M] the class of each: numbers, or names.
+        inputs: [M, ...] examples of any shape: images, embeddings, tokens. uint8
+            examples are divided by 255, so tokens must have another dtype.
+        labels: [M] the class of each example: numbers or names.
+
+    Returns:
+        A `ClassTable` with the classes in sorted order.
 
     Raises:
-        ValueError: if the two differ in length, there are none, or `inputs` are no real
-            numbers, or have a NaN or infinity, or whole numbers too large, in the precision of JAX;
-            for a label that is missing, None or NaN, and for labels of several kinds.
+        ValueError: if the two differ in length or are empty; if `inputs` are not real
+            numbers, have a NaN or infinity, or have integers too large for JAX's
+            precision; if a label is missing, None or NaN, or labels are of several
+            kinds.
 
     Example:
         >>> class_table(np.zeros((6, 4), np.float32), ["cat", "dog", "cat", "cow", "dog", "cow"])
@@ -60,7 +64,9 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
     if inputs.ndim < 1:
         raise ValueError(f"inputs is {inputs}; it must be an array of examples, [M, ...].")
     if len(inputs) != len(labels):
-        raise ValueError(f"inputs has {len(inputs)} examples and labels {len(labels)}; there must be one label each.")
+        raise ValueError(
+            f"inputs has {len(inputs)} examples and labels {len(labels)}; there must be one label per example."
+        )
     if not len(inputs):
         raise ValueError("inputs is empty; a table needs at least one example.")
     is_real = jnp.issubdtype(inputs.dtype, np.number) and not jnp.issubdtype(inputs.dtype, np.complexfloating)
@@ -74,7 +80,7 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
         )
     names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return ClassTable(
-        jax.device_put(inputs[np.argsort(index, kind="stable")]),  # a copy already, of which asarray makes another
+        jax.device_put(inputs[np.argsort(index, kind="stable")]),  # already a copy, of which asarray would make another
         jnp.asarray(np.cumsum(counts) - counts, jnp.int32),
         jnp.asarray(counts, jnp.int32),
         tuple(names.tolist()),
@@ -82,39 +88,39 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
 
 
 def _of_one_kind(labels):
-    """The labels as an array [M], of which none is missing and all can be compared."""
+    """The labels as an array [M]; raises a `ValueError` if one is missing or they cannot be compared."""
     found = np.asarray(labels)
     if found.ndim != 1:
         raise ValueError(f"labels have shape {found.shape}; they must be one class per example, [M].")
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iub":
         return found
-    each = np.asarray(labels, object)  # as they are: NumPy would write numbers among names as names
+    each = np.asarray(labels, object)  # as they are: NumPy turns numbers among names into names
     for example, label in enumerate(each):
-        if label is None or label != label:  # NaN alone is unequal to itself
+        if label is None or label != label:  # only NaN is unequal to itself
             raise ValueError(
-                f"labels has no class for example {example}, but {label}; leave it out, or name its class."
+                f"label {example} is {label}, which names no class; drop that example, or give it a label."
             )
     kinds = sorted({_kind(label) for label in each})
     if len(kinds) > 1:
         raise ValueError(f"labels are of {' and '.join(kinds)}; they must be all numbers or all names.")
     if found is labels:
         return found
-    # NumPy makes whole numbers beyond 2^53 floats beside others, and leaves out zero bytes at the end of a text.
+    # NumPy rounds integers beyond 2^53 that stand among floats, and drops null characters at the end of strings.
     exact = [label.item() if isinstance(label, np.generic) else label for label in each]
     return found if found.tolist() == exact else np.fromiter(exact, object, len(exact))
 
 
 def _kind(label):
-    """The name of a label's class, of which numbers have one."""
+    """The name of a label's type; all numbers count as one type."""
     if isinstance(label, numbers.Number | np.bool_):
         return "number"
     return "str" if isinstance(label, str) else type(label).__name__
 
 
 def _in_jax(inputs):
-    """The numbers in JAX's precision, and in the order of bytes of this machine."""
+    """The numbers in JAX's precision and this machine's byte order."""
     native = np.float64 if inputs.dtype == np.longdouble else inputs.dtype.newbyteorder("=")
-    with np.errstate(over="ignore"):  # an infinity will be told
+    with np.errstate(over="ignore"):  # an infinity will be reported
         inputs = inputs.astype(native, copy=False)
     dtype = jax.dtypes.canonicalize_dtype(inputs.dtype)
     if dtype == inputs.dtype:
@@ -122,5 +128,7 @@ def _in_jax(inputs):
     with np.errstate(over="ignore"):
         converted = inputs.astype(dtype)
     if not jnp.issubdtype(inputs.dtype, jnp.inexact) and not np.array_equal(converted, inputs):
-        raise ValueError(f"inputs has numbers of {inputs.dtype} that {converted.dtype} does not hold; enable x64.")
+        raise ValueError(
+            f"inputs are of {inputs.dtype}, and some do not fit {converted.dtype}, JAX's precision; enable x64."
+        )
     return converted

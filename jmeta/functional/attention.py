@@ -11,11 +11,12 @@ def class_attention(scores: Array, targets: Array, mask: Array) -> Array:
     """Logits of the attention that the examples of each class receive together.
 
     Their softmax is the sum, over the real examples of a class, of the softmax of
-    the scores over all real examples.
+    the scores over all real examples (Vinyals et al., 2016, "Matching Networks for
+    One Shot Learning", equation 1).
 
     Args:
         scores: [Q, K] of queries with support examples.
-        targets: [K, N] one-hot, or with which weight an example is of each class.
+        targets: [K, N] one-hot, or the weight of each example in each class.
         mask: [K].
 
     Returns:
@@ -30,9 +31,9 @@ def class_attention(scores: Array, targets: Array, mask: Array) -> Array:
 
 
 def scores_by_class(scores: Array, targets: Array, mask: Array) -> Array:
-    """The scores [Q, K] for each class, [Q, K, N]: very negative where an example is of another, or is padding.
+    """The scores [Q, K] for each class, [Q, K, N]: very negative where an example is of another class, or padding.
 
-    Where it is of a class by half, its score there is less by log 2.
+    An example that is half of a class has its score there reduced by log 2.
     """
     weights = targets * mask[:, None]
     of_class = weights > 0

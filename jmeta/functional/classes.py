@@ -7,7 +7,7 @@ from jmeta.types import Array
 
 
 def exclude_absent(outputs: Array, present: Array | None) -> Array:
-    """Takes all probability from the classes that are not present.
+    """Gives the classes that are not present zero probability.
 
     Absent classes are the padding of tasks with fewer ways than their arrays are wide.
 
@@ -16,8 +16,8 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
         present: [N] whether a class has a support example; None for all.
 
     Returns:
-        [Q, N], at absent classes half the most negative number of the dtype:
-        its softmax is exactly zero, and zero times it is not NaN.
+        [Q, N], with half the most negative number of the dtype at absent classes: its
+        softmax is exactly zero, and zero times it is not NaN.
 
     Raises:
         ValueError: if the outputs are not as wide as there are classes.
@@ -28,8 +28,8 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
         width, remedy = outputs.shape[-1], ""
         if width > present.size:
             remedy = (
-                f"; or widen the task's targets, as jax.nn.one_hot(labels, {width}) does: classes without an example "
-                "get no probability"
+                f"; or widen the task's targets, as by jax.nn.one_hot(labels, {width}): classes without an example get "
+                "no probability"
             )
         raise ValueError(
             f"the model's outputs have shape {outputs.shape}, but the task has {present.size} ways: "
@@ -39,9 +39,9 @@ def exclude_absent(outputs: Array, present: Array | None) -> Array:
 
 
 def present_in(outputs: Array) -> Array:
-    """Which classes [N] are present, by outputs [Q, N] of the dtype in which `exclude_absent` has made them.
+    """Which classes [N] are present, given outputs [Q, N] of `exclude_absent` in their original dtype.
 
-    For a loss that would count the others, as label smoothing does.
+    For losses that would count the others, such as label smoothing.
 
     Example:
         >>> print(present_in(exclude_absent(jnp.zeros((1, 3)), jnp.array([True, False, True]))))

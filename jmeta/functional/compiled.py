@@ -1,4 +1,4 @@
-"""Adaptation compiled, for whoever calls it outside of a compiled function."""
+"""Compiled adaptation, for callers outside of a compiled function."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,14 @@ from jmeta.checks import as_examples
 def compiled_adapt(adapt: Callable) -> Callable:
     """A `Learner.adapt` that is compiled once for all support sets of a shape.
 
-    Without it each call would compile the loops in it again.
+    Otherwise each call would compile the loops in it again.
 
     Args:
         adapt: `(params, state, support, *, key=None) -> adapted`.
 
     Returns:
-        The same function, whose support set may be NumPy's arrays or lists; it raises
-        a `ValueError` for what are no `Examples`.
+        The same function, which also takes a support set of NumPy arrays or lists, and
+        raises a `ValueError` if it is not `Examples`.
     """
     compiled = jax.jit(adapt)
 

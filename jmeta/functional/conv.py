@@ -7,14 +7,14 @@ differentiation of every order, forward and reverse:
     dw(x, dy)    its kernel gradient.
 
 `conv` transposes to a `conv` with the flipped kernel and to a `dw`; `dw`
-transposes to two `conv`s. As JAX primitives of their own, every derivative of a
+transposes to two `conv`s. Since both are JAX primitives, every derivative of a
 network is made of these two, and each is lowered to the form that is fastest
 for its shape. On the CPU that matters: the gradient of
 `lax.conv_general_dilated` with respect to the kernel is a convolution with a
 huge window, and a vmapped one has a kernel per task; XLA's CPU loop bodies run
 both naively.
 
-Strided convolutions and those of one pixel are matrix products outright.
+Strided convolutions and those with a 1 x 1 kernel are plain matrix products.
 
 Both primitives carry a leading axis of tasks T (`primitives.py`): inputs
 [T, B, H, W, C], kernels [T, h, w, C, O].
@@ -33,17 +33,18 @@ from jmeta.functional.linear import linear
 from jmeta.functional.primitives import alike, batch_tasks, task_primitive
 from jmeta.types import Array
 
-# Measured on two x86 cores (docs/decisions/0003-convolution.md). `lax.conv` costs more than a matrix of columns where
-# there are few channels, or few pixels in all; for the kernel gradient columns win where channels or pixels of a map
-# are few, and otherwise shifts of rows and columns, for many pixels in blocks of images that stay in the cache.
+# Measured on two x86 cores (docs/decisions/0003-convolution.md). Where there are few channels, or few pixels in all, a
+# matrix of columns costs less than `lax.conv`. For the kernel gradient, columns win where channels or the pixels of a
+# map are few; otherwise shifts of rows and columns do, with many pixels in blocks of images that stay in the cache.
+# Between 1 and 32 channels nothing was measured.
 FEW_CHANNELS = 8
 FEW_ROWS = 100
 SMALL_MAP = 16
 FEW_PIXELS = 5000
 BLOCK = 5
-# Columns are made of h * w shifts, or of w shifts along rows and then of h along columns: less to compile, but what is
-# made first is copied again, which costs time where numbers are many. (Measured on the CPU; strided convolutions are
-# made so everywhere.)
+# Columns are made of h * w shifts, or of w shifts along rows and then h along columns. The latter is less to compile,
+# but copies again what is made first, which costs time where numbers are many. (Measured on the CPU; strided
+# convolutions are made the same way everywhere.)
 FEW_NUMBERS = 2**17
 
 
@@ -52,16 +53,16 @@ def conv(x: Array, w: Array, *, stride: int = 1) -> Array:
 
     Args:
         x: [B, H, W, C] images.
-        w: [h, w, C, O] kernel, h and w odd; dtypes promote as in a product.
-        stride: pixels between outputs, the same in both directions.
+        w: [h, w, C, O] kernel, h and w odd; dtypes are promoted as in a product.
+        stride: pixels between outputs, in both directions.
 
     Returns:
         [B, ceil(H / stride), ceil(W / stride), O], equal to
         `lax.conv_general_dilated(x, w, (stride, stride), "SAME")` in NHWC, HWIO.
 
     Raises:
-        ValueError: for images or a kernel that do not have four axes, a kernel
-            of even size, channels that do not match, or a stride below 1.
+        ValueError: for images or a kernel without four axes, a kernel of even size,
+            channels that do not match, or a stride below 1.
 
     Example:
         >>> conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))).shape
@@ -86,11 +87,11 @@ def _check(x, w, stride):
         raise ValueError(f"x has {x.shape[-1]} channels, but w of shape {w.shape} takes {w.shape[2]}.")
 
 
-# The forms: each for one task, x [B, H, W, C], w [h, w, C, O], dy [B, H, W, O].
+# The forms, each for one task: x [B, H, W, C], w [h, w, C, O], dy [B, H, W, O].
 
 
 def columns(x: Array, size: tuple[int, int], stride: int = 1) -> Array:
-    """[B, H, W, C] -> [B, H', W', h * w * C], the pixels under each place of a window of this size."""
+    """[B, H, W, C] -> [B, H', W', h * w * C], the pixels under each position of a window of this size."""
     _, H, W, _ = x.shape
     pads = [max((-(-n // stride) - 1) * stride + k - n, 0) for n, k in zip((H, W), size, strict=True)]
     x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)))
@@ -117,16 +118,16 @@ def _dw_as_lax(x, dy, *, size):
 
 def _dw_as_matmul(x, dy, *, size):
     windows = columns(x, size)
-    # The smaller operand is the one transposed: the product of `dy` and columns, not of columns and `dy`.
+    # `dy` times columns rather than columns times `dy`, so that the smaller operand is the one transposed.
     product = dy.reshape(-1, dy.shape[-1]).T @ windows.reshape(-1, windows.shape[-1])
     return product.T.reshape(*size, x.shape[-1], dy.shape[-1])
 
 
 def _dw_by_rows_and_columns(x, dy, *, size):
-    """All products of a window as one: of `x` shifted along its columns and `dy` shifted along its rows.
+    """All products of a window as one product, of `x` shifted along its columns and `dy` shifted along its rows.
 
     The matrices hold each number h or w times, not h * w times as columns do. The h - 1 rows of padding are
-    multiplied too: that is (H + h - 1) / H times the arithmetic.
+    multiplied too, for (H + h - 1) / H times the arithmetic.
     """
     (h, w), channels, features = size, x.shape[-1], dy.shape[-1]
     along = columns(jnp.pad(x, ((0, 0), (h // 2, h // 2), (0, 0), (0, 0))), (1, w))
@@ -160,11 +161,8 @@ def _dw_on_cpu(x, dy, *, size):
     return (_dw_by_rows_and_columns if images * H * W <= FEW_PIXELS else _dw_in_blocks)(x, dy, size=size)
 
 
-# The primitives.
-
-
 def _task_by_task(form):
-    """Tasks with kernels of their own run one after another: a grouped convolution is slow on the CPU."""
+    """Runs tasks with their own kernels one after another: a grouped convolution is slow on the CPU."""
 
     def run(a, b, **params):
         one = functools.partial(form, **params)
@@ -180,7 +178,7 @@ def _all_tasks(form):
     return run
 
 
-# At a stride of 1 accelerators keep the one form of `lax`, whose gradients cuDNN and the TPU compiler know.
+# At a stride of 1 accelerators keep the `lax` form, whose gradients cuDNN and the TPU compiler know.
 conv_p = task_primitive(
     "conv",
     lambda x, w: (*x.shape[:4], w.shape[4]),
@@ -214,4 +212,4 @@ ad.defbilinear(
 )
 
 batch_tasks(conv_p, a_axis=1, b_axis=4, a_out=1, b_out=4)  # images join the images, kernels the output channels
-batch_tasks(dw_p, a_axis=4, b_axis=4, a_out=3, b_out=4)  # each joins the channels of its own
+batch_tasks(dw_p, a_axis=4, b_axis=4, a_out=3, b_out=4)  # each joins its own channels

@@ -1,4 +1,4 @@
-"""What turns the examples of a task into features: one network for all, or one for each set."""
+"""Encoders, which turn the examples of a task into features: one network for all, or one for each set."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,7 +30,13 @@ def shared_encoder(model: Model) -> Encoder:
     """One network for support and query.
 
     In training they are encoded together, so that they share one set of batch
-    statistics, as in the code of Snell et al., 2017; in test, each alone.
+    statistics, as in the code of Snell et al., 2017; at test time each alone.
+
+    Args:
+        model: a network from inputs [K, ...] to features [K, ...].
+
+    Returns:
+        An `Encoder` with the network's parameters and state.
     """
 
     def init(key, task):
@@ -51,7 +57,12 @@ def shared_encoder(model: Model) -> Encoder:
 def separate_encoders(query_model: Model, support_model: Model) -> Encoder:
     """One network for queries and another for the support set, whose inputs may be of another kind.
 
-    Parameters and state are pairs, the query network's first.
+    Args:
+        query_model: the network for queries.
+        support_model: the network for the support set, to features of the same width.
+
+    Returns:
+        An `Encoder` whose parameters and state are pairs, the query network's first.
     """
 
     def init(key, task):

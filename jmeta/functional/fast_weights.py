@@ -1,4 +1,4 @@
-"""Learners whose adaptation is descent: what is specific to a task is its fast weights."""
+"""Learners that adapt by gradient descent: what is specific to a task is its fast weights."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Unpack
@@ -17,7 +17,7 @@ from jmeta.functional.partition import check_parts, join, part
 from jmeta.networks import apply_model, init_model, split_key
 from jmeta.types import Array, Examples, Learner, Model, Objective, PyTree, take_rows
 
-# Up to so many steps of a network of up to so many parameters run without a loop: XLA's CPU would copy what each step
+# Up to so many steps of a network with up to so many parameters run without a loop: XLA's CPU would copy what each step
 # stores into the loop's stacks (docs/decisions/0005-differentiation.md).
 MOST_UNROLLED_STEPS, MOST_UNROLLED_PARAMETERS = 5, 2**15
 
@@ -38,8 +38,8 @@ class FastWeights(NamedTuple):
     """What gradient-based learners adapt.
 
     Attributes:
-        params: those of the model's parameters that the inner loop moved, where
-            it left them; None in the place of each of the others.
+        params: the model's parameters that the inner loop moved, where it left them;
+            None in place of each of the others.
         present: [N] which classes the support set has, or None for regression.
     """
 
@@ -48,7 +48,7 @@ class FastWeights(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """A model that descends on a set; the parts of a gradient-based learner.
+    """A model with its inner loop; the parts of a gradient-based learner.
 
     Attributes:
         init: `(key, task) -> (params, state)`, with `MetaParams`.
@@ -77,30 +77,40 @@ def descent(
     Args:
         model: any network; its output width is the number of ways.
         objective: its loss.
-        rule: of the inner loop.
+        rule: how an inner step turns a gradient into an update.
         moves: `(path) -> bool`, which of the model's parameters the inner loop
             moves, by paths such as `"head/kernel"`; None for all.
-        start: `(model params, state, examples, *, train, key) -> params`, where
-            the inner loop starts; None for the model's parameters themselves. With
-            `moves` it may change those that move and no others.
-        inner_batch: examples of an inner step, the next ones of one random order
-            (of that in which they come, without a key); None for all in each step.
+        start: `(model params, state, examples, *, train, key) -> params`, where the
+            inner loop starts; None for the model's parameters themselves. With `moves`
+            it may change only those that move.
+        inner_batch: examples per inner step, taken in turn from one random order
+            (without a key, from the given order); None for all in each step.
         options: how the meta-gradient is taken.
 
     Returns:
-        A `Descent`, whose `init` raises a `ValueError` for labels in place of one-hot
+        A `Descent`. Its `init` raises a `ValueError` for labels in place of one-hot
         targets, and if `moves` chooses no parameter or all.
 
     Raises:
-        ValueError: for what is no rule, options that no inner loop can do, minibatches of fewer than
-            one example, or under `"implicit"`.
+        ValueError: if `rule` is not a rule, for inconsistent options, and for minibatches
+            of fewer than one example or under `"implicit"`.
+
+    Example:
+        >>> import optax
+        >>> from jmeta import data, losses, models
+        >>> objective = losses.objective(losses.cross_entropy)
+        >>> inner = descent(models.mlp(outputs=5), objective, rule=optax.sgd(0.1))
+        >>> task = data.glyphs()(jax.random.key(0))
+        >>> params, state = inner.init(jax.random.key(1), task)
+        >>> inner.run(params, state, task.support, steps=2).params["head"]["bias"].shape
+        (5,)
     """
     chosen, rule = checked_options(**options), as_rule(rule)
     if inner_batch is not None:
         check_counts(least=1, inner_batch=inner_batch)
     if inner_batch is not None and chosen["meta_gradient"] == "implicit":
         raise ValueError(f"inner_batch is {inner_batch}; an implicit meta-gradient needs None, all examples each step.")
-    # Without a loop nothing was measured where only a part of the parameters moves.
+    # Running without a loop was not measured where only some of the parameters move.
     may_unroll = chosen["meta_gradient"] == "second_order" and not chosen["checkpoint"] and moves is None
     start = start or (lambda params, state, examples, **mode: params)
 
@@ -157,7 +167,7 @@ def descent(
 
 
 def _is_small_and_dense(params):
-    """Whether there are few parameters, all of them matrices and vectors: a convolution only compiles longer."""
+    """Whether there are few parameters, all matrices and vectors; convolutions would only take longer to compile."""
     leaves = jax.tree.leaves(params)
     return sum(map(jnp.size, leaves)) <= MOST_UNROLLED_PARAMETERS and all(jnp.ndim(leaf) <= 2 for leaf in leaves)
 
@@ -168,23 +178,34 @@ def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: in
     Args:
         inner: the model and its inner loop.
         objective: the loss of the outer loop.
-        inner_steps: in `loss`, that is in meta-training.
-        test_steps: in `adapt`; None for as many.
+        inner_steps: number of steps in `loss`, that is in meta-training.
+        test_steps: number of steps in `adapt`; None for as many.
 
     Returns:
-        A `Learner` whose `init` raises a `ValueError` if the model's output width
-        is not that of the targets. Running statistics are updated by the query
-        set under the fast weights.
+        A `Learner` whose `init` raises a `ValueError` if the model's output width is
+        not that of the targets. Running statistics are updated by the query set under
+        the fast weights.
 
     Raises:
         ValueError: for a negative number of steps.
+
+    Example:
+        >>> import optax
+        >>> from jmeta import data, losses, models
+        >>> objective = losses.objective(losses.cross_entropy)
+        >>> inner = descent(models.mlp(outputs=5), objective, rule=optax.sgd(0.1))
+        >>> learner = fast_weight_learner(inner, objective, inner_steps=1, test_steps=None)
+        >>> task = data.glyphs()(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs).shape
+        (75, 5)
     """
     test_steps = inner_steps if test_steps is None else test_steps
     check_counts(inner_steps=inner_steps, test_steps=test_steps)
 
     def init(key, task):
         params, state = inner.init(key, task)
-        jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
+        jax.eval_shape(loss, params, state, task, key=key)  # reports a wrong output width before training compiles
         return params, state
 
     @compiled_adapt
@@ -206,16 +227,16 @@ def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: in
 
 
 def minibatches(mask: Array, steps: int, size: int, key: Array | None) -> Array:
-    """Rows [steps, size] of the examples each step sees: one order of the real ones, again and again.
+    """Rows [steps, size] of the examples each step sees: one order of the real ones, repeated.
 
-    No example is twice in a minibatch: of one larger than the set, the rows too
-    many are -1. Padding changes nothing.
+    No example comes twice in a minibatch: if one is larger than the set, its surplus
+    rows are -1. Padding does not change the rest.
 
     Args:
         mask: [K], 1 for a real example.
-        steps: how many minibatches.
-        size: rows of each; K, if it is less.
-        key: of the order; None for that in which they come.
+        steps: number of minibatches.
+        size: rows of each; at most K.
+        key: PRNG key for a random order; None for the given order.
 
     Example:
         >>> minibatches(jnp.array([1, 0, 1, 1]), steps=2, size=2, key=None).tolist()
@@ -230,6 +251,6 @@ def minibatches(mask: Array, steps: int, size: int, key: Array | None) -> Array:
 
 
 def minibatch(examples: Examples, rows: Array) -> Examples:
-    """These rows of the examples; -1 is padding."""
+    """The chosen rows of the examples; -1 is padding."""
     some = take_rows(examples, rows)
     return some._replace(mask=jnp.where(rows < 0, 0, some.mask))

@@ -1,4 +1,4 @@
-"""Learners that adapt by a forward pass: a head reads the features of the support set and answers for queries."""
+"""Learners that adapt by a forward pass: a head reads the features of the support set and answers queries."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from jmeta.types import Array, at_least_single, Examples, Learner, normalisation
 
 
 class Head(NamedTuple):
-    """What reads an encoded support set and answers for encoded queries.
+    """A head, which reads an encoded support set and answers encoded queries.
 
     The support set is `Examples` whose inputs are features [K, D].
 
     Attributes:
-        init: `(key, support) -> params`, what is meta-learned of it.
+        init: `(key, support) -> params`, its meta-learned parameters.
         fit: `(params, support, *, train=False, key=None) -> fitted`, any tree.
         score: `(params, fitted, features [Q, D], *, train=False, key=None) -> outputs
             [Q, N]`, each row of which depends on its query alone.
@@ -56,12 +56,15 @@ class Fitted(NamedTuple):
 
 
 def plain_head(init: Callable, fit: Callable, score: Callable) -> Head:
-    """A head that does the same in training and in test, and draws nothing at random.
+    """A head that does the same in training and at test time, and draws no random numbers.
 
     Args:
         init: `(key, features [K, D]) -> params`.
         fit: `(params, support) -> fitted`.
         score: `(params, fitted, features [Q, D]) -> outputs [Q, N]`.
+
+    Returns:
+        A `Head`.
     """
     return Head(
         lambda key, support: init(key, support.inputs),
@@ -74,22 +77,36 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
     """The learner that encodes a task and fits a head on its support set.
 
     Args:
-        encoder: of support and query.
-        head: fitted anew for each task.
-        objective: the loss of the queries.
+        encoder: the encoder of support and query.
+        head: the head, fitted anew for each task.
+        objective: the loss on the queries.
 
     Returns:
-        A `Learner` whose parameters are `HeadParams`, and whose `adapt` gives
-        `Fitted`; its state is the encoder's.
+        A `Learner` whose parameters are `HeadParams`, whose `adapt` gives `Fitted`, and
+        whose state is the encoder's.
 
     Raises:
         ValueError: from `init`, for labels in place of one-hot targets, features that
-            are not vectors or differ in width between support and query, and outputs
-            of a wrong width; from `adapt` and `loss`, for targets or features of other
-            widths than a head keeps.
+            are not vectors or differ in width between support and query, and outputs of
+            a wrong width; from `adapt` and `loss`, for targets or features of other
+            widths than those a head was initialised for.
+
+    Example:
+        >>> from jmeta import data, functional, losses, models
+        >>> head = plain_head(
+        ...     lambda key, features: (),
+        ...     lambda params, support: functional.prototypes(*support),
+        ...     lambda params, points, queries: -functional.squared_distances(queries, points),
+        ... )
+        >>> encoder = functional.shared_encoder(models.mlp(outputs=None))
+        >>> learner = head_learner(encoder, head, losses.objective(losses.cross_entropy))
+        >>> task = data.glyphs()(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs).shape
+        (75, 5)
     """
 
-    @jax.jit  # so that features are not computed where a head uses their shapes alone
+    @jax.jit  # so that features are not computed if a head only uses their shapes
     def init(key, task):
         check_examples("task.support", task.support)
         encoder_key, head_key = jax.random.split(key)
@@ -106,7 +123,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
                 f"support features have width {features.shape[1]}, query features {queries.shape[1]}; they must agree."
             )
         params = HeadParams(params, head.init(head_key, task.support._replace(inputs=features)))
-        jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
+        jax.eval_shape(loss, params, state, task, key=key)  # reports a wrong output width before training compiles
         return params, state
 
     def fit(params, features, support, **mode):
@@ -143,15 +160,15 @@ def _check_widths(head, params, support):
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, fitting):
         raise ValueError(
             f"the support set has targets of width {support.targets.shape[-1]} and features of width "
-            f"{support.inputs.shape[-1]}, and the head was initialised for others, which it keeps; "
+            f"{support.inputs.shape[-1]}, but the head was initialised for others, which it keeps; "
             "initialise a learner for tasks of these ways."
         )
 
 
 def learned_scalars(**start: float) -> Callable:
-    """The `init` of a plain head of which these scalars, by their names, are meta-learned from these values on.
+    """The `init` of a plain head whose meta-learned parameters are these scalars, starting at the given values.
 
-    At least in single precision, as parameters are: in half, steps of a small rate would be rounded away.
+    At least float32: in half precision the steps of a small learning rate would be rounded away.
     """
 
     def init(key, features):
@@ -161,13 +178,13 @@ def learned_scalars(**start: float) -> Callable:
 
 
 def learned_regularisation(params: dict[str, Array], support: Examples) -> Array:
-    """Lambda, learned by its logarithm, times the number of real examples, so that it means the same at any of them."""
+    """Lambda, stored as its logarithm, times the number of real examples, so that it means the same for any number."""
     return jnp.exp(params["log_regularisation"]) * or_one(support.mask.sum())
 
 
 def check_stateless(name: str, state: PyTree) -> None:
-    """Raises a `ValueError` if a network of a head takes or keeps statistics of a set, which queries would share."""
+    """Raises a `ValueError` if a head's network computes or keeps batch statistics, which queries would share."""
     if jax.tree.leaves(state) or "batch" in normalisations(state):
         raise ValueError(
-            f'{name} has statistics of a batch; it must normalise each example by itself, as norm="layer" does.'
+            f'{name} has statistics of a batch; it must normalise each example by itself, as with norm="layer".'
         )

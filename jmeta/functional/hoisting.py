@@ -1,4 +1,4 @@
-"""What a function takes from outside: made arguments of it, or worked out before it is called."""
+"""What a function closes over: turned into arguments, or worked out before the function is called."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ from jmeta.types import is_inexact, PyTree
 
 
 def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
-    """A function of explicit arguments only, and the values it closed over.
+    """A function of explicit arguments only, and the values it closes over.
 
-    `jax.closure_convert` leaves integers and keys inside; where they are batched, a
-    custom rule that runs after `vmap` has ended would meet its tracers.
+    `jax.closure_convert` leaves integers and keys inside; if they are batched, a custom
+    rule that runs after `vmap` has finished would meet leaked tracers.
 
     Args:
         function: any traceable function.
@@ -35,21 +35,21 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
         outputs = jaxpr_as_fun(closed.replace(consts=free))(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(structure, outputs)
 
-    return explicit, [jnp.asarray(value) for value in closed.consts]  # NumPy's doubles may be single here
+    return explicit, [jnp.asarray(value) for value in closed.consts]  # NumPy doubles may become single precision
 
 
 def compute_invariants(function: Callable, *examples: PyTree) -> Callable:
-    """The function, with all that does not depend on its arguments computed once, here, and not in each call.
+    """The function, with everything that does not depend on its arguments computed here, once for all calls.
 
-    Constants that depend on nothing at all, such as an array of zeros, stay inside: they are
-    cheaper to make than to keep. So does what has an effect, such as a printed line.
+    Arrays that depend on nothing at all, such as zeros, stay inside: they are cheaper to make than
+    to keep. So do operations with an effect, such as printing.
 
     Args:
         function: any traceable function.
-        examples: arguments to trace it with; later ones must have their shapes and dtypes.
+        examples: arguments to trace it with; calls must have the same shapes and dtypes.
 
     Returns:
-        A function equal to `function`, in its derivatives with respect to what it closes over too.
+        A function equal to `function`, also in its derivatives with respect to what it closes over.
 
     Example:
         >>> features = jnp.arange(3.0)
@@ -74,9 +74,7 @@ def compute_invariants(function: Callable, *examples: PyTree) -> Callable:
     used = _variables([*jaxpr.outvars, *(operand for equation in inside for operand in equation.invars)])
     made = [variable for equation in before for variable in equation.outvars if variable in used & known]
     values = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(invars=[], outvars=made, eqns=before), closed.consts))()
-    rest = ClosedJaxpr(
-        jaxpr.replace(constvars=[*jaxpr.constvars, *made], eqns=inside), [*closed.consts, *values]
-    )
+    rest = ClosedJaxpr(jaxpr.replace(constvars=[*jaxpr.constvars, *made], eqns=inside), [*closed.consts, *values])
 
     def remaining(*arguments):
         outputs = jaxpr_as_fun(rest)(*jax.tree.leaves(arguments))
@@ -90,7 +88,7 @@ def _variables(operands):
 
 
 def separate(tree: PyTree) -> tuple[list, list, Callable]:
-    """The leaves one can differentiate in, the others, and `(those, others) -> tree`.
+    """The differentiable leaves, the others, and a function `(differentiable, others) -> tree`.
 
     Example:
         >>> smooth, others, join = separate({"x": 1.0, "index": 2})

@@ -1,4 +1,4 @@
-"""The implicit meta-gradient: that of a minimum, whatever way led there."""
+"""The implicit meta-gradient: the derivative of a minimum, however it was found."""
 
 from collections.abc import Callable
 
@@ -31,18 +31,19 @@ def implicit_minimum(
     cg_steps: int,
     damping: float = 0.0,
 ) -> PyTree:
-    """What `minimise` finds, differentiated as the exact minimum of the proximal objective.
+    """The result of `minimise`, differentiated as the exact minimum of the proximal objective.
 
-    At the minimum f of L(f) + lambda / 2 |f - start|^2 the gradient is zero, so
-    that a cotangent v of f is (H + lambda)^-1 v lambda for the start, with H the
-    Hessian of L; and - d<grad L, u> for all else L depends on, with
-    u = (H + lambda)^-1 v. Conjugate gradient finds u by Hessian-vector products,
-    from v / lambda, which is the answer where H is zero. Memory does not depend
-    on how the minimum was found. It can be differentiated in reverse mode, any
-    number of times; forward mode is an error.
+    At the minimum f of L(f) + lambda / 2 |f - start|^2 the gradient is zero. A
+    cotangent v of f therefore becomes (H + lambda)^-1 v lambda for the start, with H
+    the Hessian of L, and - d<grad L, u> for everything else L depends on, with u = (H +
+    lambda)^-1 v. Conjugate gradient finds u by Hessian-vector products, starting from v
+    / lambda, which is the answer where H is zero. Memory does not depend on how the
+    minimum was found. The result can be differentiated in reverse mode, any number of
+    times; forward mode is an error.
 
-    Where L is not convex, H + lambda may be far from positive, and u of any size:
-    damping stands beside lambda in all of this, though not in what is minimised.
+    Where L is not convex, H + lambda may be far from positive definite and u
+    arbitrarily large, so damping is added to lambda in all of this, but not in the
+    objective that is minimised.
 
     Rajeswaran et al., 2019, "Meta-Learning with Implicit Gradients".
 
@@ -50,11 +51,11 @@ def implicit_minimum(
         objective: L, `(params, data) -> scalar`; it may close over anything.
         params: the start.
         minimise: `(objective, start, data) -> params`.
-        data: any tree, handed to `minimise` and by it to L; the minimum is taken
-            to be that of L on the last slice of its leading axis, or on None.
+        data: any tree, passed to `minimise` and by it to L; the minimum is taken to be
+            that of L on the last slice of its leading axis, or on None.
         proximal: lambda, above 0.
-        cg_steps: most steps of conjugate gradient.
-        damping: 0 for the derivative of the minimum.
+        cg_steps: maximum number of conjugate gradient steps.
+        damping: 0 for the exact derivative of the minimum.
 
     Returns:
         The parameters that `minimise` found.
@@ -81,7 +82,7 @@ def implicit_minimum(
             return explicit(free, params, jax.tree.map(lambda leaf: leaf[-1], data))
 
         def hessian_products(direction):
-            """Of the Hessian, and of the mixed second derivatives with all else."""
+            """Products with the Hessian, and with the mixed second derivatives."""
             slopes = jax.grad(value, argnums=(0, 1))
             return jax.jvp(lambda params: slopes(params, smooth), (found,), (direction,))[1]
 
@@ -94,14 +95,15 @@ def implicit_minimum(
 
 
 def _solve(product, vector, stiffness, *, steps):
-    """(H + stiffness)^-1 times a vector, by conjugate gradient and products with H.
+    """(H + stiffness)^-1 times a vector, by conjugate gradient with products with H.
 
-    In one precision, at least single, and scaled to a largest number of one, for squares of small numbers are zero.
+    In one precision, at least single, and scaled so that the largest number is one, since squares of small numbers
+    underflow.
     """
     leaves = jax.tree.leaves(vector)
     dtype = at_least_single(jnp.result_type(*leaves))
     largest = jnp.stack([jnp.abs(leaf).max(initial=0).astype(dtype) for leaf in leaves]).max()
-    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1))  # whatever it is, the solution is the same
+    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1))  # the solution does not depend on it
 
     def as_given(tree):
         return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, vector)
@@ -111,6 +113,6 @@ def _solve(product, vector, stiffness, *, steps):
 
     scaled = jax.tree.map(lambda leaf: leaf.astype(dtype) / scale, vector)
     guess = jax.tree.map(lambda leaf: leaf / stiffness, scaled)
-    # Below rounding there is nothing left to find, and steps there would divide zero by zero.
+    # Below rounding there is nothing left to find, and further steps would divide zero by zero.
     found, _ = cg(matrix, scaled, guess, tol=float(jnp.finfo(dtype).eps), maxiter=steps)
     return as_given(jax.tree.map(lambda leaf: scale * leaf, found))

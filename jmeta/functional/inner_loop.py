@@ -28,25 +28,27 @@ class MetaGradientOptions(TypedDict, total=False):
     `last_steps`, `cg_steps` and `damping` are refused where they would do nothing.
 
     Attributes:
-        meta_gradient: `"second_order"`, exact, through the whole loop (default);
-            `"first_order"`, inner gradients are constants; `"truncated"`, those
-            before the last `last_steps` are; `"implicit"`, at the minimum of the
-            inner objective, which needs `proximal` above 0, and cannot be differentiated
-            again in forward mode.
-        differentiation: of exact steps. `"mixed"` (default): the backward pass of
-            an inner gradient is one forward-over-reverse Hessian-vector product
-            (Kemaev et al., 2025); `"reverse"`: it is reverse over reverse.
-        checkpoint: whether memory comes before time: exact steps are stored in
-            segments of the root of their number and computed again within each,
-            and mixed mode stores nothing of an inner gradient (default False).
-        last_steps: how many steps are exact under `"truncated"` (default 1).
+        meta_gradient: `"second_order"` (default), exact, through the whole loop;
+            `"first_order"`, with inner gradients as constants; `"truncated"`, with
+            those before the last `last_steps` as constants; `"implicit"`, at the
+            minimum of the inner objective, which needs `proximal` above 0 and cannot be
+            differentiated again in forward mode.
+        differentiation: how exact steps are differentiated. `"mixed"` (default): the
+            backward pass of an inner gradient is one forward-over-reverse
+            Hessian-vector product (Kemaev et al., 2025); `"reverse"`: it is reverse
+            over reverse.
+        checkpoint: trade time for memory (default False). Of n exact steps about every
+            sqrt(n)-th is stored and those between are recomputed, and mixed mode stores
+            no intermediate results of an inner gradient.
+        last_steps: number of exact steps under `"truncated"` (default 1).
         proximal: weight of lambda / 2 |params - start|^2 in the inner objective
             (Rajeswaran et al., 2019; default 0).
-        cg_steps: most steps of conjugate gradient under `"implicit"` (default 5).
-        damping: under `"implicit"`, added to lambda in the meta-gradient, which is
+        cg_steps: maximum number of conjugate gradient steps under `"implicit"` (default
+            5).
+        damping: added to lambda in the meta-gradient under `"implicit"`, which becomes
             (lambda + damping) (H + lambda + damping)^-1 v, but not in the inner
-            objective; 0 (default) is exact, more keeps H + lambda, of a network,
-            from being singular.
+            objective. 0 (default) is exact; more keeps the system from being singular
+            where a network's loss is not convex.
     """
 
     meta_gradient: MetaGradient
@@ -67,8 +69,8 @@ DEFAULTS = MetaGradientOptions(
     cg_steps=5,
     damping=0.0,
 )
-# Options that act under one `meta_gradient` alone, and are refused under others. `differentiation` and `checkpoint`
-# never are: they say how exact steps are computed, even where there are none.
+# Options that only act under one `meta_gradient`, and are refused under others. `differentiation` and `checkpoint`
+# never are: they say how exact steps are computed, even if there are none.
 MODE_OF = {"last_steps": "truncated", "cg_steps": "implicit", "damping": "implicit"}
 
 
@@ -85,33 +87,33 @@ def inner_loop(
 ) -> PyTree:
     """Takes `steps` steps on `objective` from `params`.
 
-    Exact meta-gradients reach all that `objective` depends on, be it an argument
-    or a value it closes over: initial parameters, the rule's parameters, data.
+    Exact meta-gradients reach everything that `objective` depends on, whether an
+    argument or a value it closes over: initial parameters, the rule's parameters, data.
 
     Args:
         objective: `(params, data of the step) -> scalar`, the support loss.
         params: where to start.
-        rule: how a gradient becomes an update; an optax transformation is a rule
-            with nothing to learn. Its memory starts afresh.
-        steps: how many, 0 or more.
+        rule: how a gradient becomes an update; an optax transformation is a rule with
+            nothing to learn. Its memory starts afresh.
+        steps: number of steps, 0 or more.
         rule_params: the rule's meta-learned parameters, from `rule.init`.
         data: what each step sees, a tree with a leading axis [steps] (indices of
-            minibatches, keys); None if there is no such thing.
-        unroll: how many steps are in one iteration of the compiled loop, as of
-            `lax.scan`; of a small network more can be faster, and compile longer.
-            With `checkpoint`, whose loops are in segments, it must be 1.
+            minibatches, keys); None if there is nothing.
+        unroll: number of steps in one iteration of the compiled loop, as in `lax.scan`;
+            for a small network more can be faster, but takes longer to compile. With
+            `checkpoint`, whose loops are in segments, it must be 1.
         options: how the meta-gradient is taken, see `MetaGradientOptions`.
 
     Returns:
-        The fast parameters, of the structure of `params`.
+        The fast weights, with the structure of `params`.
 
     Raises:
         ValueError: for what `checked_options` refuses; for a number out of range; for
-            data whose leading axis is not [steps]; for `rule_params` that are not of the
-            structure of `rule.init(params)`; for parameters that have no
-            gradient, as integers; for a rule that has no derivative at a gradient of
-            zero (Adam with `eps_root=0`) where one is taken; under `"implicit"` for a
-            rule with parameters of its own, on which the minimum does not depend.
+            data whose leading axis is not [steps]; for `rule_params` without the
+            structure of `rule.init(params)`; for parameters without a gradient, such as
+            integers; for a rule that has no derivative at a gradient of zero (Adam with
+            `eps_root=0`) where one is taken; and under `"implicit"` for a rule with
+            parameters of its own, on which the minimum does not depend.
 
     Example:
         >>> halve = inner_loop(lambda w, _: w**2 / 2, 8.0, rule=optax.sgd(0.5), steps=2)
@@ -123,7 +125,7 @@ def inner_loop(
     chosen = checked_options(**options)
     meta_gradient, proximal = chosen["meta_gradient"], chosen["proximal"]
     if unroll > 1 and chosen["checkpoint"]:
-        raise ValueError(f"unroll is {unroll}, but checkpoint is True, whose loops are in segments; it must be 1.")
+        raise ValueError(f"unroll is {unroll}; with checkpoint=True it must be 1.")
     _check_arrays(params, data, steps)
     if steps == 0:
         return params
@@ -134,7 +136,10 @@ def inner_loop(
     params = vary_over(params, axes)
     if meta_gradient == "implicit":
         if jax.tree.leaves(rule_params):
-            raise ValueError("the minimum does not depend on the rule's parameters; take a rule without, as optax.sgd.")
+            raise ValueError(
+                'rule has parameters of its own, but meta_gradient is "implicit", under which they have no gradient; '
+                "use a rule without any, such as optax.sgd(0.1)."
+            )
 
         def minimise(objective, start, data):
             step = descent_step(constant_gradient(proximal_objective(objective, start, proximal)), rule)
@@ -165,12 +170,21 @@ def descent_step(gradient: Callable, rule: InnerOptimizer, rule_params: PyTree =
             `constant_gradient` of an objective.
         rule: how the gradient becomes an update.
         rule_params: its meta-learned parameters.
+
+    Returns:
+        The step.
+
+    Example:
+        >>> step = descent_step(jax.grad(lambda w, _: w**2 / 2), optax.sgd(0.5))
+        >>> params, _ = step((8.0, optax.sgd(0.5).init(8.0)), None)
+        >>> print(params)
+        4.0
     """
     rule = as_rule(rule)
 
     def step(carry, data):
-        # Between barriers, or XLA computes a gradient again for each use of it, and an unrolled step in those after it:
-        # two for the carry, or jax 0.10 differentiates the memory of a first-order step too.
+        # The barriers keep XLA from computing a gradient again for each use of it, and an unrolled step again in those
+        # after it. The carry has two, or jax 0.10 would differentiate the memory of a first-order step too.
         params, memory = map(lax.optimization_barrier, carry)
         slope = lax.optimization_barrier(gradient(params, data))
         updates, memory = rule.update(slope, memory, params, rule_params)
@@ -180,24 +194,35 @@ def descent_step(gradient: Callable, rule: InnerOptimizer, rule_params: PyTree =
 
 
 def start_descent(rule: InnerOptimizer, rule_params: PyTree, params: PyTree, axes: frozenset[str]) -> PyTree:
-    """What `descent_step` carries, before the first step: parameters and the rule's memory, varying over these axes."""
+    """The carry of `descent_step` before the first step: parameters and the rule's memory, varying over these axes."""
     return vary_over((params, as_rule(rule).start(rule_params, params)), axes)
 
 
 def scan_steps(step: Callable, carry: PyTree, data: PyTree, steps: int, *, unroll: int = 1) -> PyTree:
-    """Where so many inner steps end, `step` being that of `descent_step` and `data` having a leading axis [steps]."""
+    """The carry after `steps` inner steps; `step` is from `descent_step`, and `data` has a leading axis [steps]."""
     if steps == 0:
         return carry
     return lax.scan(lambda carry, data: (step(carry, data), None), carry, data, length=steps, unroll=unroll)[0]
 
 
 def constant_gradient(objective: Callable) -> Callable:
-    """`jax.grad(objective)`, taken for a constant by whoever differentiates it."""
+    """`jax.grad(objective)` that counts as a constant when it is differentiated.
+
+    Args:
+        objective: `(params, data) -> scalar`.
+
+    Returns:
+        `(params, data) -> gradient`.
+
+    Example:
+        >>> print(jax.grad(lambda w: constant_gradient(lambda w, _: w**3)(w, None))(2.0))
+        0.0
+    """
     return lambda params, data: lax.stop_gradient(jax.grad(objective)(params, data))
 
 
 def exact_gradient(objective: Callable, *, differentiation: Differentiation, checkpoint: bool) -> Callable:
-    """`jax.grad(objective)`, as exact steps take it; the arguments are those of `MetaGradientOptions`."""
+    """`jax.grad(objective)` as exact steps take it; the arguments are those of `MetaGradientOptions`."""
     if differentiation == "reverse":
         return jax.grad(objective)
     stored = jax.checkpoint_policies.nothing_saveable if checkpoint else products_saveable
@@ -205,15 +230,16 @@ def exact_gradient(objective: Callable, *, differentiation: Differentiation, che
 
 
 def checked_options(**options: Unpack[MetaGradientOptions]) -> dict[str, Any]:
-    """All options, those not given at their defaults, if an inner loop can do what they say.
+    """The options, with defaults filled in, once they are known to be consistent.
 
     Raises:
-        ValueError: for an unknown mode, a negative number, one of another mode, or an
-            implicit meta-gradient without a proximal term, or of traced numbers.
+        ValueError: for an unknown mode, a negative number, an option of another mode,
+            an implicit meta-gradient without a proximal term, or one with a traced
+            `proximal` or `damping`.
         TypeError: for an unknown option.
     """
     if unknown := options.keys() - DEFAULTS.keys():
-        raise TypeError(f"{min(unknown)} is no option of an inner loop; there are {', '.join(DEFAULTS)}.")
+        raise TypeError(f"{min(unknown)} is not an option of an inner loop; there are {', '.join(DEFAULTS)}.")
     chosen: dict[str, Any] = {**DEFAULTS, **options}
     modes = {
         "meta_gradient": get_args(MetaGradient),
@@ -229,7 +255,7 @@ def checked_options(**options: Unpack[MetaGradientOptions]) -> dict[str, Any]:
         is_traced = isinstance(chosen[name], jax.core.Tracer)
         if is_traced and meta_gradient == "implicit":
             raise ValueError(
-                f"{name} is traced; an implicit meta-gradient takes a number, and has no derivative in it."
+                f"{name} is traced; an implicit meta-gradient needs a number, and has no derivative with respect to it."
             )
         if not is_traced and not chosen[name] >= 0:
             raise ValueError(f"{name} is {chosen[name]}; it must be 0 or more.")
@@ -238,14 +264,14 @@ def checked_options(**options: Unpack[MetaGradientOptions]) -> dict[str, Any]:
     for name, mode in MODE_OF.items():
         if name in options and meta_gradient != mode:
             raise ValueError(
-                f"{name} is {chosen[name]}, but meta_gradient is {meta_gradient!r}, where it does nothing; it is for "
+                f"{name} is {chosen[name]}, but meta_gradient is {meta_gradient!r}, where it has no effect; it is for "
                 f"{mode!r}."
             )
     return chosen
 
 
 def _check_arrays(params, data, steps):
-    """Refuses data that are not of so many steps, and parameters without a gradient."""
+    """Raises a `ValueError` unless data has `steps` steps and all parameters have a gradient."""
     for leaf in jax.tree.leaves(data):
         if jnp.shape(leaf)[:1] != (steps,):
             raise ValueError(
@@ -260,17 +286,17 @@ def _check_arrays(params, data, steps):
 
 
 def _check_rule_params(rule, rule_params, params):
-    """Refuses meta-learned parameters that are not of the structure that the rule gives them."""
+    """Raises a `ValueError` unless the meta-learned parameters have the structure that the rule gives them."""
     given, expected = (set(by_path(tree)) for tree in (rule_params, jax.eval_shape(rule.init, params)))
     if given != expected:
         raise ValueError(
             f"rule_params has arrays at {sorted(given) or 'no path'}, but rule.init(params) has them at "
-            f"{sorted(expected) or 'no path'}; give it what that gives, or what was learned from there."
+            f"{sorted(expected) or 'no path'}; pass those of rule.init(params), or what was learned from them."
         )
 
 
 def _varying(objective, params, data):
-    """The axes of a mesh over which the objective varies, or JAX would sum its gradient over them."""
+    """The axes of a mesh over which the objective varies; JAX would otherwise sum its gradient over them."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return frozenset()
     first = jax.tree.map(lambda leaf: leaf[0], data)
@@ -279,7 +305,7 @@ def _varying(objective, params, data):
 
 
 def _scan_in_segments(step, carry, data, steps):
-    """The scan, of which the backward pass stores every so-many-th step and computes those between again."""
+    """A scan that stores about every sqrt(steps)-th step and recomputes those between in the backward pass."""
     length = math.isqrt(steps)
     whole = steps - steps % length
     segment = jax.checkpoint(lambda carry, data: scan_steps(step, carry, data, length), prevent_cse=False)

@@ -14,10 +14,10 @@ from jmeta.types import PyTree
 
 
 class InnerRule(NamedTuple):
-    """To the inner loop what an optax transformation is to training, with meta-learned parameters of its own.
+    """Like an optax transformation, but for the inner loop, and with meta-learned parameters of its own.
 
     Attributes:
-        init: `(params) -> rule_params`, what the outer loop learns of the rule.
+        init: `(params) -> rule_params`, the rule's parameters, which the outer loop learns.
         start: `(rule_params, params) -> memory`, before the first inner step.
         update: `(gradients, memory, params, rule_params) -> (updates, memory)`;
             updates are added to the parameters.
@@ -28,16 +28,16 @@ class InnerRule(NamedTuple):
     update: Callable
 
 
-# What an inner loop takes for a rule.
+# What an inner loop accepts as a rule.
 InnerOptimizer: TypeAlias = optax.GradientTransformation | InnerRule
 
 
 def as_rule(optimizer: InnerOptimizer, name: str = "inner_optimizer") -> InnerRule:
-    """An optax transformation as a rule with nothing to learn; a rule is itself.
+    """An optax transformation as a rule with nothing to learn; a rule is returned as it is.
 
     Raises:
-        ValueError: for what is neither, by its name; from `update`, if the optimizer asks for more than gradients, as
-            `optax.polyak_sgd` for the loss.
+        ValueError: if `optimizer` is neither; from `update`, if the optimizer needs
+            more than gradients, such as the loss for `optax.polyak_sgd`.
 
     Example:
         >>> rule = as_rule(optax.sgd(0.5))
@@ -49,7 +49,7 @@ def as_rule(optimizer: InnerOptimizer, name: str = "inner_optimizer") -> InnerRu
         return optimizer
     if not is_transformation(optimizer):
         raise ValueError(
-            f"{name} is {optimizer!r}; it must be an optax transformation, as optax.sgd(0.1) makes it, "
+            f"{name} is {optimizer!r}; it must be an optax transformation, such as optax.sgd(0.1), "
             "or a functional.InnerRule."
         )
 
@@ -60,23 +60,24 @@ def as_rule(optimizer: InnerOptimizer, name: str = "inner_optimizer") -> InnerRu
             if "required keyword-only argument" not in str(error):
                 raise
             raise ValueError(
-                f"an inner step has gradients alone to give, but {name} asks for more: {error}."
+                f"{name} needs more than gradients, which are all that an inner step provides: {error}."
             ) from error
 
     return InnerRule(init=lambda params: (), start=lambda rule_params, params: optimizer.init(params), update=update)
 
 
 def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
-    """Refuses a rule whose update has no derivative where an element of the gradient, or a bias, is zero.
+    """Refuses a rule whose update has no derivative where a gradient element or a bias is zero.
 
-    The root of a mean square, as in Adam, has none unless `eps_root` is above
-    zero, and one unit that is off in a whole support set makes an element zero.
-    The length of a parameter has none where biases start.
+    The square root of a second moment, as in Adam, has none unless `eps_root` is above
+    zero, and a single unit that is inactive on the whole support set makes a gradient
+    element zero. The norm of a parameter has none at zero, where biases start.
 
     Args:
         optimizer: the rule or optax transformation.
-        params: of the structure and shapes it will update. Their values do not matter:
-            vectors are taken to be zero, as biases begin, and all else one.
+        params: parameters of the structure and shapes it will update. Their values do
+            not matter: vectors are taken to be zero, where biases start, and everything
+            else one.
 
     Raises:
         ValueError: if the derivative is not finite.
@@ -84,21 +85,21 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
     with jax.ensure_compile_time_eval():
         slopes = jax.tree.leaves(_slopes_at_zero(as_rule(optimizer), params))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in slopes):
-            return  # a rule made within a transformation, of a traced rate say: nothing is known of it yet
+            return  # a rule made inside a transformation, with a traced rate for example: unknown as yet
         is_finite = all(np.isfinite(leaf).all() for leaf in slopes)
     if not is_finite:
         raise ValueError(
             "the inner optimizer's update has no finite derivative at a gradient, or a bias, of zero, so that "
             "meta-gradients through it become NaN; give it eps_root above 0, as in optax.adam(1e-3, eps_root=1e-8), or "
-            'take meta_gradient="first_order".'
+            'use meta_gradient="first_order".'
         )
 
 
 def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
-    """Of the parameters' sum after an update at which biases, and all but one element of each gradient, are zero."""
-    # One element of each gradient is not zero, for a rule that divides by the length of a whole gradient has no slope
-    # where all of it is zero, and is not refused for that. Of gradients of a single number that element is the whole:
-    # they are zero only if there is no larger one, where zeros would otherwise not be tried at all.
+    """The gradient of the summed updated parameters, where biases and all but one element of each gradient are zero."""
+    # One element of each gradient is not zero: a rule that divides by the norm of a whole gradient has no derivative
+    # where all of it is zero, and is not refused for that. If all gradients are single numbers, that element is the
+    # whole: then they are zero, or zeros would not be tried at all.
     has_more = any(jnp.size(leaf) > 1 for leaf in jax.tree.leaves(params))
 
     def zeros_but_one(leaf):
@@ -111,7 +112,7 @@ def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
         return np.full(jnp.shape(leaf), jnp.ndim(leaf) > 1, jnp.result_type(leaf))
 
     def updated(gradients, params):
-        rule_params = lax.stop_gradient(rule.init(params))  # which the inner loop takes no derivative of
+        rule_params = lax.stop_gradient(rule.init(params))  # the inner loop does not differentiate it
         updates, _ = rule.update(gradients, rule.start(rule_params, params), params, rule_params)
         return optax.apply_updates(params, updates)
 

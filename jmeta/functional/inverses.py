@@ -1,4 +1,4 @@
-"""Inverses of symmetric positive matrices, whose derivative is two products."""
+"""Inverses of symmetric positive definite matrices, whose derivative is two products."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from jmeta.types import Array
 
 @jax.custom_jvp
 def inverses(matrices: Array) -> Array:
-    """Those of symmetric positive matrices [..., D, D].
+    """The inverses of symmetric positive definite matrices [..., D, D].
 
-    The derivative is its own, of two products: that of a Cholesky factor takes triangular solves, which cost four
-    times as much on a CPU, and jax 0.10 was seen to wait for them without end on two busy cores.
+    The derivative has a rule of its own, with two products: that of a Cholesky factor needs triangular solves,
+    which cost four times as much on a CPU, and jax 0.10 was seen to wait for them forever on two busy cores.
 
     Example:
         >>> print(inverses(4 * jnp.eye(2)))

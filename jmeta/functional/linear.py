@@ -1,20 +1,21 @@
 """Fully connected layers, fast where tasks are many and their examples few.
 
-As convolution, the product with a matrix is bilinear, and three operations are
-closed under differentiation of every order:
+Like convolution, the matrix product is bilinear, and three operations are closed
+under differentiation of every order:
 
-    linear(x, w)   x w, the product itself,
-    dx(y, w)       y w^T, its gradient of the examples, and
-    dw(x, y)       x^T y, that of the matrix: a sum of outer products over examples.
+    linear(x, w)   x w,
+    dx(y, w)       y w^T, its gradient with respect to the examples, and
+    dw(x, y)       x^T y, its gradient with respect to the matrix, a sum of outer
+                   products over examples.
 
-So are two linear ones, for a bias:
+Two linear operations do the same for the bias:
 
-    repeat(b)      the bias of each example, and
-    add_up(y)      its gradient, a sum over examples.
+    repeat(b)      one copy per example, and
+    add_up(y)      its gradient, the sum over examples.
 
-Under vmap each task has fast weights of its own, whose gradients are products and
-sums over a handful of examples. An operation for so few costs more to begin than
-to do, so that on the CPU they are added up outright.
+Under vmap each task has its own fast weights, whose gradients are products and sums
+over a handful of examples. So small an operation costs more to start than to do, so
+on the CPU its terms are added up one by one.
 """
 
 import functools
@@ -28,11 +29,11 @@ from jax.interpreters import ad
 from jmeta.functional.primitives import alike, batch_single, batch_tasks, task_primitive
 from jmeta.types import Array
 
-# With so many examples terms added outright take between a fifth of the time of a product and all of it, and less than
-# a reduction (docs/decisions/0009-linear.md).
+# With so many examples, adding up terms one by one takes between a fifth of the time of a product and all of it, and
+# less than a reduction (docs/decisions/0009-linear.md).
 FEW_EXAMPLES = range(2, 17)
-# The XLA of jax 0.10 removes the barrier, without which a sum of outer products is slower than the product; additions
-# alone are still faster than a reduction.
+# The XLA of jax 0.10 removes the barrier, without which a sum of outer products is slower than the product; plain
+# additions are still faster than a reduction.
 ADDS_PRODUCTS = jax.__version_info__ >= (0, 12)
 
 
@@ -41,7 +42,7 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
 
     Args:
         x: examples.
-        w: a matrix; dtypes promote as in a product.
+        w: a matrix; dtypes are promoted as in a product.
         b: a bias; None adds nothing.
 
     Returns:
@@ -61,7 +62,7 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     rows = x.reshape(1, math.prod(x.shape[:-1]), x.shape[-1])
     y = linear_p.bind(*alike(rows, w[None]))
     if b is not None:
-        y, b = alike(y, b[None])  # before it is repeated, so that its gradient is added up in that precision
+        y, b = alike(y, b[None])  # before it is repeated, so that its gradient is summed in that precision
         y += repeat_p.bind(b, examples=y.shape[1])
     return y.reshape(*x.shape[:-1], w.shape[1])
 
@@ -78,11 +79,12 @@ _dw_as_product = _product(1, 1)
 
 
 def _outright(term):
-    """A function of operands [T, K, ...] that adds up what `term` makes of each example."""
+    """A function of operands [T, K, ...] that adds up the results of `term` for each example."""
 
     def total(*operands):
-        # Behind a barrier, or XLA, from jax 0.12 on, computes what the sum is made of again for each term. The sum is
-        # left to be one with what it is added to; inner loops and train steps have barriers against doing it twice.
+        # The barrier keeps XLA, from jax 0.12 on, from recomputing the operands for each term. None follows the sum,
+        # which may be fused with what it is added to; inner loops and train steps have barriers that keep it from being
+        # computed twice.
         operands = lax.optimization_barrier(operands)
         examples = range(operands[0].shape[1])
         terms = (term(*(operand[:, example] for operand in operands)) for example in examples)
@@ -96,7 +98,7 @@ _add_up_outright = _outright(lambda y: y)
 
 
 def _adds_outright(y):
-    # A product or a reduction of half precision adds up in single, which additions would not.
+    # In half precision a product or a reduction accumulates in single precision; additions would not.
     return y.shape[1] in FEW_EXAMPLES and y.dtype.itemsize >= 4
 
 
@@ -146,4 +148,4 @@ batch_single(add_up_p)
 batch_single(repeat_p)
 batch_tasks(linear_p, a_axis=1, b_axis=2, a_out=1, b_out=2)  # examples join the examples, matrices the outputs
 batch_tasks(dx_p, a_axis=1, b_axis=1, a_out=1, b_out=2)  # or the inputs
-batch_tasks(dw_p, a_axis=2, b_axis=2, a_out=1, b_out=2)  # each joins the numbers of its own
+batch_tasks(dw_p, a_axis=2, b_axis=2, a_out=1, b_out=2)  # each joins its own features

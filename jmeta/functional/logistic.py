@@ -11,7 +11,7 @@ from jmeta.functional.precision import exact_product, to_solve
 from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
-# Lengths tried for a Newton step, the first that does not lead uphill being taken; zero never does.
+# Lengths tried for a Newton step; the first that does not lead uphill is taken, as zero never does. Ours.
 LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0)
 
 
@@ -20,21 +20,21 @@ def logistic_regression(
 ) -> Array:
     """The weights W that minimise the cross-entropy of X W, summed over real examples, plus lambda / 2 |W|^2.
 
-    Newton's method finds them, with directions by conjugate gradient; derivatives
-    are those of the minimum, by `implicit_minimum`. Both work on V = W sqrt(lambda),
-    whose regulariser is |V|^2 / 2: lambda is then a part of the loss, and no
-    Hessian has an eigenvalue below 1. To lambda is added the rounding error of the
-    largest squared length of an example, so that no eigenvalue is so large that
-    rounding alone would be above 1: in single precision a part in ten million.
+    Newton's method finds them, with directions by conjugate gradient; derivatives are
+    those of the minimum, by `implicit_minimum`. Both work on V = W sqrt(lambda), whose
+    regulariser is |V|^2 / 2: lambda is then part of the loss, and no Hessian has an
+    eigenvalue below 1. The rounding error of an example's largest squared norm is added
+    to lambda, so that no eigenvalue is so large that rounding alone would exceed 1: in
+    single precision that is one part in ten million.
 
     Args:
         features: X, [K, D].
         targets: [K, N] one-hot; a class with no real example is left out.
-        mask: [K], what the cross-entropy of each example counts.
+        mask: [K], the weight of each example's cross-entropy.
         regularisation: lambda, above 0.
-        steps: of Newton's method.
-        cg_steps: most steps of conjugate gradient, in each of those and in the
-            derivative; exact from the smaller of K (N - 1) and D (N - 1).
+        steps: number of steps of Newton's method.
+        cg_steps: maximum number of conjugate gradient steps, in each of those and in
+            the derivative; exact from the smaller of K (N - 1) and D (N - 1) on.
 
     Returns:
         W, [D, N]; zeros for a class with no real example.
@@ -70,7 +70,7 @@ def _newton(objective, start, data, *, steps, cg_steps):
         slope, product = jax.linearize(lambda params: gradient(params, data), params)
         direction, _ = cg(product, slope, maxiter=cg_steps)
         tried = jax.vmap(lambda length: objective(params - length * direction, data))(jnp.asarray(LENGTHS, slope.dtype))
-        # What rounding can make of equal values is not uphill.
+        # A difference that may be rounding is not uphill; that it is at most 10 eps is ours.
         is_lower = tried <= tried[-1] * (1 + 10 * jnp.finfo(tried.dtype).eps)
         return params - jnp.asarray(LENGTHS, slope.dtype)[is_lower.argmax()] * direction, None
 

@@ -1,7 +1,7 @@
-"""An external memory, addressed by content and written where it was used least.
+"""An external memory, addressed by content and written to where it was used least.
 
 Santoro et al., 2016, "Meta-Learning with Memory-Augmented Neural Networks",
-section 3.2. Shape letters of this file: `S` slots, `M` numbers in a slot, `H` heads.
+section 3.2. Shape letters in this file: `S` slots of width `M`, `H` heads.
 """
 
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from jmeta.types import Array
 
 
 class Memory(NamedTuple):
-    """A memory, and how its slots have been used.
+    """A memory, with the usage of its slots.
 
     Attributes:
         slots: [S, M].
         usage: [S] weights of reading and writing, summed over time with decay.
-        reading: [H, S] with which each head last read.
+        reading: [H, S] the weights with which each head read last.
     """
 
     slots: Array
@@ -33,7 +33,7 @@ def empty_memory(slots: int, width: int, heads: int) -> Memory:
 
 
 def least_used(usage: Array, count: int) -> Array:
-    """Which `count` slots [S] are used least, as ones and zeros; of equals, the first.
+    """The `count` slots [S] that are used least, as ones and zeros; of equals, the first.
 
     Example:
         >>> least_used(jnp.array([0.5, 0.0, 0.2, 0.2]), 2).tolist()
@@ -44,12 +44,12 @@ def least_used(usage: Array, count: int) -> Array:
 
 
 def read_weights(slots: Array, keys: Array, strengths: Array) -> Array:
-    """Weights [H, S] of reading by content: the softmax of cosines times strengths.
+    """Weights [H, S] for reading by content: the softmax of cosines times strengths.
 
     Args:
         slots: [S, M].
         keys: [H, M].
-        strengths: [H], above 0. Ones are the paper's.
+        strengths: [H], above 0; the paper's are 1.
     """
     return jax.nn.softmax(strengths[:, None] * cosine_similarities(keys, slots))
 
@@ -59,17 +59,17 @@ def access(
 ) -> tuple[Array, Memory]:
     """Writes, then reads by the keys.
 
-    Each head writes partly where it last read, and for the rest to the slots that
-    are used least, as many as there are heads; these are wiped before (the paper
-    wipes one). In the paper what is written is the key.
+    Each head writes partly where it read last, and otherwise to the least used slots,
+    as many as there are heads; these are wiped first (the paper wipes one). In the
+    paper the content written is the key.
 
     Args:
-        memory: before.
+        memory: the memory before.
         written: [H, M], what each head writes.
-        keys: [H, M], by which it reads.
+        keys: [H, M], the keys by which it reads.
         strengths: [H], see `read_weights`.
-        gates: [H] share that goes to where the head last read.
-        decay: of the usage, per access.
+        gates: [H], the share written to where the head read last.
+        decay: factor on the usage, per access.
 
     Returns:
         What each head reads [H, M], and the memory after.

@@ -10,15 +10,16 @@ from jmeta.functional.hoisting import hoist, separate
 from jmeta.functional.primitives import terms
 from jmeta.types import Array
 
-# In a Conv4 all convolutions add up so many but those of its first layer, which would take more memory than all others
-# and save no time (docs/decisions/0005-differentiation.md).
+# Among the layers of a Conv4 only the first falls below this: storing its result would take more memory than all the
+# others together and save no time (docs/decisions/0005-differentiation.md).
 LEAST_TERMS = 32
 
 
 def products_saveable(primitive: Primitive, /, *operands: Array, **params: Any) -> bool:
     """A policy for `jax.checkpoint`: stores matrix products and convolutions of at least 32 terms.
 
-    Their results are the dearer to make the more terms they have, and take the same memory.
+    A result takes the same memory however many terms it sums, but costs more to
+    recompute the more there are.
     """
     return terms(primitive, *operands, **params) >= LEAST_TERMS
 
@@ -26,18 +27,18 @@ def products_saveable(primitive: Primitive, /, *operands: Array, **params: Any) 
 def mixed_gradient(objective: Callable, *, policy: Callable = products_saveable) -> Callable:
     """`jax.grad(objective)`, cheaper to differentiate.
 
-    Reverse over reverse stores all that every inner gradient makes. Because
-    second derivatives commute, the vector-Jacobian product of the gradient is a
-    Jacobian-vector product of it, which needs only where the gradient was taken.
-    From there the backward pass makes again what `policy` does not store.
+    Reverse over reverse stores all that every inner gradient computes. Because second
+    derivatives commute, the vector-Jacobian product of the gradient is a
+    Jacobian-vector product of it, which only needs the point at which the gradient was
+    taken. From there the backward pass recomputes what `policy` does not store.
 
     Kemaev et al., 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation".
-    They store nothing of what the gradient makes; by default matrix products and
-    convolutions of many terms are stored here.
+    They store no intermediate results of the gradient; here, matrix products and
+    convolutions of many terms are stored by default.
 
     Args:
-        objective: `(params, data) -> scalar`. It may close over anything, keys
-            and traced values included; derivatives reach all of it.
+        objective: `(params, data) -> scalar`. It may close over anything, including
+            keys and traced values; derivatives reach all of it.
         policy: which intermediate results are stored, a policy of `jax.checkpoint`.
 
     Returns:
@@ -65,7 +66,7 @@ def mixed_gradient(objective: Callable, *, policy: Callable = products_saveable)
 
 
 def _of_closed(value: Callable, policy: Callable) -> Callable:
-    """The same for `value(params, smooth, others)` without free variables, `others` not to be differentiated."""
+    """`mixed_gradient` of a `value(params, smooth, others)` without free variables; `others` are not differentiated."""
 
     @jax.custom_vjp
     def gradient(params, smooth, others):
@@ -75,8 +76,8 @@ def _of_closed(value: Callable, policy: Callable) -> Callable:
         def slopes(params):
             return jax.grad(value, argnums=(0, 1))(params, smooth, others)
 
-        # The checkpoint holds its second pass behind a barrier until the direction is there. Else XLA may merge it with
-        # the first, or begin it before its turn, and store what it makes.
+        # The checkpoint holds its second pass behind a barrier until the direction is known. Otherwise XLA may merge it
+        # with the first, or start it early, and store its results.
         (slope, _), product = jax.linearize(jax.checkpoint(slopes, policy=policy), params)
         return slope, product
 

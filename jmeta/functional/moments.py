@@ -1,4 +1,4 @@
-"""Mean and variance of channels over a set of examples, as a normalisation needs them."""
+"""Mean and variance of channels over a set of examples, for normalisation."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
 
     Args:
         x: [K, ..., C].
-        mask: [K], 1 for a real example; None if all are. Without a real one both moments are 0.
+        mask: [K], 1 for a real example; None if all are. Both moments are 0 if none is.
 
     Returns:
         Two arrays [C].
@@ -28,7 +28,7 @@ def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
         (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
     x = x.astype(jnp.result_type(x, float))
-    # Pixels are averaged first, so that the mask weighs [K, C] numbers and costs nothing.
+    # Pixels are averaged first, so that the mask multiplies only [K, C] numbers and costs nothing.
     weights, pixels = _weights(x, mask), tuple(range(1, x.ndim - 1))
     mean = exact_product(weights, x.mean(pixels))
     apart = x - mean.reshape((1,) * (x.ndim - 1) + (-1,))
@@ -36,18 +36,19 @@ def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
 
 
 def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, stride: int = 1) -> tuple[Array, Array]:
-    """`moments(y, mask)` of `y = conv(x, w, stride=stride)`, on the CPU from `x` and `w` alone where terms are few.
+    """`moments(y, mask)` of `y = conv(x, w, stride=stride)`, on the CPU only from `x` and `w` where terms are few.
 
-    A convolution is linear in the numbers under its window. Its mean is that of their mean m, and its variance
-    w^T S w, S their covariance: numbers as few as the window has, where `y` has one of each channel for every pixel.
-    So neither the moments nor their gradients touch `y`, which in a first layer is the largest array of a network.
+    A convolution is linear in the numbers under its window. With their mean m and covariance S, its mean is m w
+    and its variance w^T S w; there are only as many numbers as the window has, where `y` has one per channel for
+    every pixel. So neither the moments nor their gradients touch `y`, which in a first layer is the largest array
+    of a network.
 
     Args:
         x: [K, H, W, C] images.
         w: [h, w, C, O] kernel.
-        y: [K, H', W', O], the convolution.
+        y: [K, H', W', O], their convolution.
         mask: [K], 1 for a real example; None if all are.
-        stride: that of the convolution.
+        stride: the convolution's stride.
 
     Returns:
         Two arrays [O].
@@ -62,7 +63,8 @@ def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, str
     x, w = alike(x, w)
     kernel = w.reshape(-1, w.shape[3])
     terms, channels = kernel.shape
-    # Half precision would lose most of the variance; accelerators may round the convolution, which this would not see.
+    # Half precision would lose most of the variance; accelerators may round the convolution, which would go unseen
+    # here.
     is_exact = x.dtype.itemsize >= 4 and jax.default_backend() == "cpu"
     if terms > FEW_TERMS or terms >= channels or not is_exact:
         return moments(y, mask)
@@ -70,15 +72,16 @@ def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, str
     weights = _weights(x, mask)
     center = weights @ windows.mean(1)
     apart = windows - center[None, None]
-    products = apart.mT @ apart / apart.shape[1]  # of each image, which rounds less than one long sum
+    products = apart.mT @ apart / apart.shape[1]  # for each image, which rounds less than one long sum
     variance = (kernel * (jnp.tensordot(weights, products, 1) @ kernel)).sum(0)
-    # It may be rounded to less than zero. Its derivatives are right there too, and no maximum halves them at zero.
+    # Rounding may make it negative. Its derivatives are right even then, and no maximum halves them at zero.
     return center @ kernel, variance + lax.stop_gradient(jnp.maximum(-variance, 0))
 
 
 def _weights(x, mask):
-    """What each example counts in a mean, [K]."""
+    """The weight of each example in a mean, [K]."""
     if mask is None:
         return jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
-    counted = mask.astype(at_least_single(mask.dtype))
-    return (counted / or_one(counted.sum())).astype(jnp.result_type(x, mask))
+    dtype = jnp.result_type(x, mask)
+    counted = mask.astype(at_least_single(dtype))  # that of the examples too: a third in single precision is no third
+    return (counted / or_one(counted.sum())).astype(dtype)

@@ -1,4 +1,4 @@
-"""Orders of a set's examples that its padding does not change."""
+"""Orders of a set's examples that do not depend on its padding."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ from jmeta.types import Array
 
 
 def real_first(mask: Array, key: Array | None = None) -> Array:
-    """Rows [K] of a set: its real examples, then padding.
+    """Rows [K] of a set: real examples first, then padding.
 
     Args:
         mask: [K], 1 for a real example.
-        key: of a random order of the real ones, which padding does not change;
-            None for that in which they come.
+        key: PRNG key for a random order of the real ones, which does not depend on
+            padding; None for the given order.
 
     Example:
         >>> real_first(jnp.array([1, 0, 1, 0])).tolist()
@@ -22,7 +22,7 @@ def real_first(mask: Array, key: Array | None = None) -> Array:
 
 
 def real_last(mask: Array, key: Array | None = None) -> Array:
-    """Rows [K] of a set: padding, then its real examples, so that no padding lies between them and what follows.
+    """Rows [K] of a set: padding first, then real examples, so that no padding lies between them and what follows.
 
     Args:
         mask: as for `real_first`.
@@ -36,9 +36,9 @@ def real_last(mask: Array, key: Array | None = None) -> Array:
 
 
 def _ranks(mask: Array, key: Array | None) -> Array:
-    """Numbers [K] by which to sort real examples; those of padding mean nothing."""
+    """Numbers [K] by which to sort real examples; those of padding have no meaning."""
     number = jnp.cumsum(mask > 0)
     if key is None:
         return number
-    # A key for each real example, by its number, which padding between them leaves as it is.
+    # A key for each real example by its number, which does not depend on padding between them.
     return jax.vmap(lambda n: jax.random.uniform(jax.random.fold_in(key, n)))(number)

@@ -1,4 +1,4 @@
-"""Parameters parted by their paths: what an inner loop moves and what it leaves."""
+"""Partitions parameters by path: those that an inner loop moves and those that it leaves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +10,16 @@ from jmeta.types import PyTree
 
 
 def path_name(path: tuple) -> str:
-    """A leaf's path as text, `"head/kernel"`."""
+    """A leaf's path as text, such as `"head/kernel"`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def part(params: PyTree, moves: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
-    """The parameters whose path is chosen, and the others, each with None where the other has a leaf.
+    """The parameters whose path is chosen, and the others; each has None where the other has a leaf.
 
     Args:
         params: any tree.
-        moves: `(path) -> bool`, of a path such as `"head/kernel"`.
+        moves: `(path) -> bool`, for paths such as `"head/kernel"`.
 
     Example:
         >>> part({"body": 1.0, "head": 2.0}, lambda path: path == "head")
@@ -32,8 +32,8 @@ def part(params: PyTree, moves: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
 
 
 def check_predicates(**predicates: Any) -> None:
-    """Raises a `ValueError` for what is, by its name, no function of a path."""
-    check_functions('from a path such as "head/kernel" to a bool, as functional.in_layer("head") is', **predicates)
+    """Raises a `ValueError` that names the argument if it is not a function of a path."""
+    check_functions('from a path such as "head/kernel" to a bool, such as functional.in_layer("head")', **predicates)
 
 
 def check_parts(moving: PyTree, fixed: PyTree) -> None:
@@ -48,14 +48,14 @@ def check_parts(moving: PyTree, fixed: PyTree) -> None:
 
 
 def join(moving: PyTree, fixed: PyTree) -> PyTree:
-    """The parameters of which `part` made these."""
+    """Undoes `part`."""
     return jax.tree.map(
         lambda one, other: other if one is None else one, moving, fixed, is_leaf=lambda leaf: leaf is None
     )
 
 
 def in_layer(name: str) -> Callable[[str], bool]:
-    """The predicate of the parameters under a layer of this name, wherever it is.
+    """A predicate for the parameters under a layer of this name, at any depth.
 
     Example:
         >>> in_layer("head")("head/kernel"), in_layer("head")("heads/kernel")

@@ -8,11 +8,11 @@ from jmeta.types import Array
 
 @jax.custom_jvp
 def max_pool(x: Array) -> Array:
-    """Maximum over windows of 2 x 2 pixels, two apart, without padding.
+    """Maximum over windows of 2 x 2 pixels with a stride of 2, without padding.
 
-    Its rule of differentiation is its own: the gradient of `lax.reduce_window` costs
-    many times as much on a CPU (docs/decisions/0003-convolution.md). On a tie the first
-    pixel in row order takes the gradient, as there.
+    It has its own differentiation rule: the gradient of `lax.reduce_window` costs many
+    times as much on a CPU (docs/decisions/0003-convolution.md). On a tie, the first
+    pixel in row order takes the gradient, as it does there.
 
     Args:
         x: [B, H, W, C] images, H and W at least 2.
@@ -33,15 +33,15 @@ def _max_pool_jvp(primals, tangents):
     _, where = _largest(*primals)
     # A sum over windows transposes to a broadcast: the gradient is written once, pixel by pixel.
     is_largest = where[:, :, None, :, None] == jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
-    # `max_pool` again, and not the maxima at hand: those would share a second derivative among ties.
+    # `max_pool` again, not the maxima at hand, which would divide a second derivative among ties.
     return max_pool(*primals), jnp.where(is_largest, _windows(*tangents), 0).sum((2, 4))
 
 
 def _largest(x):
-    """The largest pixel of every window [B, H // 2, W // 2, C], and where in it that is, 0 to 3 in row order.
+    """The largest pixel of every window [B, H // 2, W // 2, C], and its position in it, 0 to 3 in row order.
 
     Pixels are compared with each other and not with their maximum: a compiler that computes a pixel
-    twice may round it twice, and then no pixel would equal the maximum, and the gradient be lost.
+    twice may round it twice; then no pixel would equal the maximum, and the gradient would be lost.
     """
     windows = _windows(x)
     above, above_at = _larger(windows[:, :, 0, :, 0], windows[:, :, 0, :, 1], jnp.int8(0), jnp.int8(1))
@@ -50,7 +50,7 @@ def _largest(x):
 
 
 def _larger(one, other, at, other_at):
-    """The larger of two values, the first on a tie, and its place, of which `at` and `other_at` are theirs."""
+    """The larger of two values, the first on a tie, and its position, `at` or `other_at`."""
     return jnp.maximum(one, other), jnp.where(one >= other, at, other_at)
 
 

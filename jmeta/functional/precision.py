@@ -1,4 +1,4 @@
-"""In which precision small problems are solved, and statistics taken."""
+"""The precision in which small problems are solved and statistics computed."""
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -7,9 +7,9 @@ from jmeta.types import Array, at_least_single
 
 
 def to_solve(*arrays: Array) -> tuple[list[Array], DTypeLike]:
-    """The arrays in one precision, at least single, and that which the solution is to have.
+    """The arrays in one precision, at least single, and the precision that the solution should have.
 
-    Nothing is factorised in half precision, and labels may be whole numbers.
+    JAX factorises nothing in half precision, and labels may be integers.
 
     Args:
         arrays: features, targets and mask, of any dtypes.
@@ -24,10 +24,10 @@ def to_solve(*arrays: Array) -> tuple[list[Array], DTypeLike]:
 
 
 def exact_product(a: Array, b: Array) -> Array:
-    """`a @ b`, and its derivatives, of numbers that no accelerator rounds.
+    """`a @ b`, and its derivatives, from operands that no accelerator rounds.
 
-    By default a GPU keeps 10 bits of those of single precision, and a TPU 7, which the weights of a layer bear and the
-    matrix of a system of equations, or a mean that is subtracted, may not. On a CPU it is `a @ b`.
+    By default a GPU rounds float32 operands to 10 mantissa bits and a TPU to 7. A layer's weights tolerate that;
+    the matrix of a linear system, or a mean that is subtracted, may not. On a CPU this is `a @ b`.
 
     Example:
         >>> print(exact_product(jnp.ones((1, 2)), jnp.ones((2, 1))))

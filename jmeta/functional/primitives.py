@@ -1,10 +1,10 @@
 """Linear and bilinear operations on tasks, as primitives closed under differentiation and vmap.
 
-Each takes one or two operands with a leading axis of tasks T. Of two, one that does
-not differ between tasks has T = 1 while an axis of the other holds the tasks, so
-that all of them are one product. On accelerators products are in the precision that
-`jax_default_matmul_precision` names where a program is compiled; a context of it that
-opens and closes within what is compiled does not count.
+Each takes one or two operands with a leading task axis T. If only one of two operands
+differs between tasks, T is 1 and the tasks are folded into another axis of that
+operand, so that all of them are one product. On accelerators the products have the
+precision that `jax_default_matmul_precision` names when a program is compiled; a
+context that sets it inside what is compiled has no effect.
 """
 
 import functools
@@ -36,18 +36,18 @@ def task_primitive(
     Its derivatives are declared by `jax.interpreters.ad`, `deflinear2` or `defbilinear`.
 
     Args:
-        name: as it is seen in a jaxpr.
+        name: its name in a jaxpr.
         shape: `(*operands, **params)` to the shape of the result.
         cpu: the form on the CPU, `(*operands, **params)` to an array.
-        accelerator: the form everywhere else; None for the same.
-        terms: of products, `(*operands, **params)` to the number of them that are added for each number of the result.
-        static: names of the parameters.
+        accelerator: the form everywhere else; None for the same form.
+        terms: for products, `(*operands, **params)` to the number of terms that each number of the result sums.
+        static: the names of its parameters.
     """
     primitive = Primitive(name)
     compiled = jax.jit(primitive.bind, static_argnames=static)
 
     def run(*operands, **params):
-        with jax.disable_jit(False):  # or it would bind, and so call, itself without end
+        with jax.disable_jit(False):  # or it would bind, and so call, itself forever
             return compiled(*operands, **params)
 
     primitive.def_impl(run)
@@ -55,7 +55,7 @@ def task_primitive(
         _TERMS[primitive] = terms
 
     def result(*operands, **params):
-        # An update of an operand's type, which also says over which axes of a mesh it varies.
+        # Made from an operand's type, which also says over which axes of a mesh it varies.
         dimensions = shape(*operands, **params)
         unsharded = operands[0].sharding.update(spec=PartitionSpec(*[None] * len(dimensions)))
         return operands[0].update(shape=dimensions, sharding=unsharded, weak_type=False)
@@ -82,12 +82,12 @@ _TERMS: dict[Primitive, Callable] = {
 
 
 def terms(primitive: Primitive, /, *operands: Array, **params: Any) -> int:
-    """How many products are added for each number of a matrix product or convolution; 0 for any other primitive.
+    """The number of terms that each number of a matrix product or convolution sums; 0 for other primitives.
 
     Args:
-        primitive: any, as found in a jaxpr; those of `task_primitive` and JAX's own are known. Of a dilated
-            convolution the products with zeros count too.
-        operands: arrays or their shapes and dtypes.
+        primitive: any primitive of a jaxpr; those of `task_primitive` and JAX's own
+            products are known. For a dilated convolution, terms with zeros count too.
+        operands: its operands, or their shapes and dtypes.
         params: its parameters.
 
     Example:
@@ -99,17 +99,17 @@ def terms(primitive: Primitive, /, *operands: Array, **params: Any) -> int:
 
 
 def alike(a: Array, b: Array) -> tuple[Array, Array]:
-    """The operands in one dtype, each varying over those axes of a mesh over which either does.
+    """The operands in one dtype, both varying over the axes of a mesh over which either does.
 
-    Inside `shard_map` a matrix may be the same on all devices and its examples not. The gradient of such a matrix is
-    a sum over devices, of which JAX knows by the type of what the primitive is given.
+    Inside `shard_map` a matrix may be the same on all devices while its examples are not. The gradient of such a
+    matrix is a sum over devices, which JAX infers from the types of the primitive's operands.
     """
     dtype = jnp.result_type(a, b)
     return vary_over((a.astype(dtype), b.astype(dtype)), varying((a, b)))
 
 
 def batch_single(primitive: Primitive) -> None:
-    """Declares what vmap does with a single operand: it is more tasks.
+    """Declares that under vmap a single operand has more tasks.
 
     Args:
         primitive: from `task_primitive`.
@@ -118,14 +118,14 @@ def batch_single(primitive: Primitive) -> None:
 
 
 def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b_out: int) -> None:
-    """Declares what vmap does: two batched operands are more tasks; one alone is folded into an axis of its own.
+    """Declares the rule for vmap: two batched operands have more tasks; a single one has the batch folded into an axis.
 
     Args:
         primitive: from `task_primitive`.
-        a_axis: into which axis of the first operand a batch is folded.
-        b_axis: into which axis of the second.
-        a_out: in which axis of the result a batch of the first operand is found.
-        b_out: in which axis a batch of the second.
+        a_axis: the axis of the first operand into which a batch is folded.
+        b_axis: that of the second.
+        a_out: the axis of the result that holds a batch of the first operand.
+        b_out: the axis that holds a batch of the second.
     """
 
     def rule(operands, dims, **params):
@@ -144,7 +144,7 @@ def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b
 
 
 def _more_tasks(primitive, operands, dims, **params):
-    """What vmap does where every operand is batched: the batch joins the tasks."""
+    """The rule for vmap if every operand is batched: the batch joins the tasks."""
     size = operands[0].shape[dims[0]]
     folded = (_fold(operand, source, 0) for operand, source in zip(operands, dims, strict=True))
     return _unfold(primitive.bind(*folded, **params), size, 0), 0

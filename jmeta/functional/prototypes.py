@@ -8,13 +8,15 @@ from jmeta.functional.inverses import inverses
 from jmeta.functional.precision import exact_product, to_solve
 from jmeta.types import Array, or_one
 
-# Cosines lie between -1 and 1: as logits they must be sharpened. The initial
-# value is that of Gidaris & Komodakis, 2018.
+# Cosines lie between -1 and 1, and must be scaled up to serve as logits. The initial scale is that of Gidaris &
+# Komodakis, 2018.
 COSINE_SCALE = 10.0
 
 
 def prototypes(features: Array, targets: Array, mask: Array) -> Array:
     """The mean of each class's real examples.
+
+    Snell et al., 2017, "Prototypical Networks for Few-shot Learning", equation 1.
 
     Args:
         features: [K, D].
@@ -48,15 +50,18 @@ class Gaussians(NamedTuple):
 def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
     """Class means, and class covariances shrunk towards that of all examples.
 
-    Of a class with n examples it is w S_class + (1 - w) S_all + I with
-    w = n / (n + 1), so that it can be inverted whatever the number of examples
-    (Bateni et al., 2020, equation 2, with beta = 1). Means and inverses are at least
-    in single precision, whatever the features are in.
+    The covariance of a class with n examples is w S_class + (1 - w) S_all + I with w =
+    n / (n + 1), so that it can be inverted for any number of examples (Bateni et al.,
+    2020, equation 2, with beta = 1). Means and inverses are at least in single
+    precision, whatever that of the features is.
 
     Args:
         features: [K, D].
         targets: [K, N] one-hot, or the weight of each example in each class.
         mask: [K].
+
+    Returns:
+        The `Gaussians` of the classes; the mean of a class with no real example is 0.
     """
     (features, targets, mask), _ = to_solve(features, targets, mask)
     points = prototypes(features, targets, mask)
@@ -70,30 +75,46 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
 
 
 def _covariances(features: Array, points: Array, weights: Array) -> Array:
-    """[N, D, D] around `points` [N, D], of the examples with `weights` [N, K]; zeros for fewer than two."""
+    """The covariances [N, D, D] around `points` [N, D] of examples with `weights` [N, K]; zeros for fewer than two."""
     apart = features[None] - points[:, None]
     products = exact_product((apart * weights[..., None]).mT, apart)
     return products / jnp.maximum(weights.sum(1) - 1, 1)[:, None, None]
 
 
 def squared_distances(queries: Array, points: Array) -> Array:
-    """Squared Euclidean distances [Q, N] between `queries` [Q, D] and `points` [N, D]."""
+    """Squared Euclidean distances [Q, N] between `queries` [Q, D] and `points` [N, D].
+
+    Example:
+        >>> print(squared_distances(jnp.array([[1.0, 2.0]]), jnp.zeros((1, 2))))
+        [[5.]]
+    """
     return jnp.square(queries[:, None, :] - points[None, :, :]).sum(-1)
 
 
 def squared_mahalanobis_distances(queries: Array, classes: Gaussians) -> Array:
-    """Squared Mahalanobis distances [Q, N] between `queries` [Q, D] and the classes' distributions."""
+    """Squared Mahalanobis distances [Q, N] between `queries` [Q, D] and the classes' distributions.
+
+    Example:
+        >>> classes = Gaussians(jnp.zeros((1, 2)), 2 * jnp.eye(2)[None])
+        >>> print(squared_mahalanobis_distances(jnp.array([[1.0, 2.0]]), classes))
+        [[10.]]
+    """
     apart = queries[:, None, :] - classes.points[None, :, :]
     return jnp.einsum("qni,nij,qnj->qn", apart, classes.precisions, apart, precision="highest")
 
 
 def cosine_similarities(queries: Array, points: Array) -> Array:
-    """Cosines [Q, N] between `queries` [Q, D] and `points` [N, D]; zero where either is zero."""
+    """Cosines [Q, N] between `queries` [Q, D] and `points` [N, D]; zero where either is zero.
+
+    Example:
+        >>> print(cosine_similarities(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0], [0.0, 2.0]])))
+        [[0.6 0.8]]
+    """
     return exact_product(_normalised(queries), _normalised(points).T)
 
 
 def _normalised(x):
-    (single,), dtype = to_solve(x)  # in half the square of a length above 256 is infinite
+    (single,), dtype = to_solve(x)  # in half precision the square of a norm above 256 is infinite
     squared = jnp.square(single).sum(-1, keepdims=True)
     unit = single * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     return unit.astype(dtype)

@@ -8,17 +8,17 @@ from jmeta.types import Array
 
 
 def ridge_regression(features: Array, targets: Array, mask: Array, regularisation: Array | float) -> Array:
-    """The weights W that minimise |X W - Y|^2 + lambda |W|^2, the sum of squares being over real examples.
+    """The weights W that minimise |X W - Y|^2 + lambda |W|^2, with the squared error summed over real examples.
 
-    Solved in the smaller of the two spaces: (X'X + lambda)^-1 X'Y, of as many
-    equations as features, or by the Woodbury identity X'(XX' + lambda)^-1 Y, of
-    as many as examples. To lambda is added the rounding error of the matrix it
-    regularises, which is thereby positive definite in every precision.
+    Solved in the smaller of two spaces: as (X'X + lambda)^-1 X'Y, with as many
+    equations as features, or by the Woodbury identity as X'(XX' + lambda)^-1 Y, with as
+    many as examples. The rounding error of the regularised matrix is added to lambda,
+    which makes the matrix positive definite in every precision.
 
     Args:
         features: X, [K, D].
         targets: Y, [K, N].
-        mask: [K], what the square of each example counts.
+        mask: [K], the weight of each example's squared error.
         regularisation: lambda, above 0.
 
     Returns:
@@ -29,7 +29,7 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
         Array([[1.000]], dtype=float32)
     """
     (features, targets, mask), dtype = to_solve(features, targets, mask)
-    root = jnp.where(mask > 0, jnp.sqrt(jnp.where(mask > 0, mask, 1)), 0)[:, None]  # at zero a root has no slope
+    root = jnp.where(mask > 0, jnp.sqrt(jnp.where(mask > 0, mask, 1)), 0)[:, None]  # a root has no derivative at zero
     x, y = features * root, targets * root
     if x.shape[0] < x.shape[1]:
         return exact_product(x.T, _solve(exact_product(x, x.T), y, regularisation)).astype(dtype)

@@ -1,4 +1,4 @@
-"""Heads that read the support set as a sequence: the prompt of a sequence model, the past of a recurrent one."""
+"""Heads that read the support set as a sequence: the prompt of a sequence model, or the past of a recurrent one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,10 +13,10 @@ from jmeta.types import Array, PyTree, take_rows
 
 
 class Past(NamedTuple):
-    """What a head with a recurrent network makes of the support set.
+    """The support set as read by a recurrent head.
 
     Attributes:
-        carry: what the network holds after it.
+        carry: the network's state after it.
         last: [N] the target of the last support example.
     """
 
@@ -25,10 +25,10 @@ class Past(NamedTuple):
 
 
 def prompted(sequence: Callable) -> Head:
-    """The support set is a prompt, and each query comes right after it; no query sees another.
+    """Takes the support set as a prompt; each query comes right after it, and no query sees another.
 
-    A token is a target, a flag and features: a support example has its own target
-    and the flag 0, a query zeros and the flag 1.
+    A token is a target, a flag and features: a support example has its own target and
+    the flag 0, a query has zeros and the flag 1.
 
     Args:
         sequence: `(outputs) -> Model` from `(queries [Q, outputs + 1 + D], prompt
@@ -40,7 +40,16 @@ def prompted(sequence: Callable) -> Head:
         given a key, in a random order.
 
     Raises:
-        ValueError: from `init`, if `sequence` makes no `Model`, or one that normalises by statistics of a batch.
+        ValueError: from `init`, if `sequence` does not return a `Model`, or returns one that
+            normalises by batch statistics.
+
+    Example:
+        >>> from jmeta import Examples, models
+        >>> head = prompted(lambda outputs: models.transformer(outputs, width=8, depth=1))
+        >>> support = Examples(jnp.ones((3, 4)), jnp.ones((3, 2)), jnp.ones(3))
+        >>> params = head.init(jax.random.key(0), support)
+        >>> head.score(params, head.fit(params, support), jnp.ones((5, 4))).shape
+        (5, 2)
     """
 
     def init(key, support):
@@ -60,22 +69,30 @@ def prompted(sequence: Callable) -> Head:
 
 
 def recurrent(network: Callable) -> Head:
-    """The support set is read once, and each query comes next, as if no other query had been.
+    """Reads the support set once; each query comes next, as if there were no other query.
 
-    A token is the target of the example before, zeros at first, and the features
-    of this one; beside a query it is the target of the last support example.
+    A token is the previous example's target (zeros for the first) beside this example's
+    features; a query has the last support target beside it.
 
     Args:
-        network: `(outputs) -> Model`, recurrent: its `state` is what it holds, None
-            before the first token; it maps tokens [L, outputs + D] to [L, outputs]
-            and takes a `mask` [L]; masked tokens leave it as it is.
+        network: `(outputs) -> Model`, recurrent: its `state` is what it carries between
+            tokens, None before the first. It maps tokens [L, outputs + D] to [L,
+            outputs] and takes a `mask` [L]; masked tokens leave the state as it is.
 
     Returns:
         A `Head` that is fitted to a `Past`; given a key, the support set is in a
         random order.
 
     Raises:
-        ValueError: from `init`, if `network` makes no `Model`.
+        ValueError: from `init`, if `network` does not return a `Model`.
+
+    Example:
+        >>> from jmeta import Examples, models
+        >>> head = recurrent(lambda outputs: models.mann(outputs, controller=8, slots=8, width=4, heads=2))
+        >>> support = Examples(jnp.ones((3, 4)), jnp.ones((3, 2)), jnp.ones(3))
+        >>> params = head.init(jax.random.key(0), support)
+        >>> head.score(params, head.fit(params, support), jnp.ones((5, 4))).shape
+        (5, 2)
     """
 
     def init(key, support):
@@ -115,7 +132,7 @@ def _tokens(targets, features, flag):
 
 
 def _offset_tokens(support):
-    """Tokens whose target is that of the real example before: padding, which comes first, has none."""
+    """Tokens with the previous real example's target; padding, which comes first, has none."""
     targets = support.targets * support.mask[:, None]
     before = jnp.concatenate([jnp.zeros_like(targets[:1]), targets[:-1]])
     return jnp.concatenate([before, support.inputs], axis=1)

@@ -1,4 +1,4 @@
-"""The multi-class support vector machine, as a quadratic program one can differentiate through."""
+"""The multi-class support vector machine, as a differentiable quadratic program."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
 RELAXATION = 1.7  # between the 1.5 and 1.8 of Boyd et al., 2011, section 3.4.3
-LEAST_APART = 1e-3  # of the examples' squared lengths, what at least counts as their differences
+LEAST_APART = 1e-3  # least trace of the centred Gram matrix, as a share of the uncentred one's; ours
 
 
 def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float, steps: int) -> Array:
@@ -19,20 +19,19 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
 
     Crammer & Singer, 2001, "On the Algorithmic Implementation of Multiclass
     Kernel-based Vector Machines": W minimises |W|^2 / 2 plus `cost` times the sum
-    over examples of max_c (1 [c is wrong] + x W_c) - x W_y. Its dual, in A [K, N]
-    with W = X'A, minimises |X'A|^2 / 2 - <A, Y> where the rows of A sum to zero
-    and do not exceed `cost` times those of Y. The alternating direction method of
-    multipliers (Boyd et al., 2011, section 5.2) takes turns between the quadratic,
-    the same small matrix for all classes and steps, and the constraints, a
-    projection of each row onto a simplex, over-relaxed. Derivatives go through the
-    steps.
+    over examples of max_c (1 [c is wrong] + x W_c) - x W_y. Its dual, in A [K, N] with
+    W = X'A, minimises |X'A|^2 / 2 - <A, Y> where the rows of A sum to zero and do not
+    exceed `cost` times those of Y. The alternating direction method of multipliers
+    (Boyd et al., 2011, section 5.2), over-relaxed, alternates between the quadratic,
+    with the same small matrix for all classes and steps, and the constraints, a
+    projection of each row onto a simplex. Derivatives go through the steps.
 
     Args:
         features: X, [K, D].
         targets: Y, [K, N] one-hot; a class with no real example is left out.
-        mask: [K], what the cost of each example is multiplied by.
+        mask: [K], a factor on each example's cost.
         cost: C, above 0.
-        steps: of the method.
+        steps: number of steps of the method.
 
     Returns:
         W, [D, N]; zeros for a class with no real example.
@@ -46,13 +45,13 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
     real = (mask > 0).astype(mask.dtype)[:, None]
     x, y = features * real, targets * real
     present = y.sum(0) > 0
-    costs = jnp.where(mask > 0, cost * mask, cost).astype(mask.dtype)  # of padding, which has no features, any
+    costs = jnp.where(mask > 0, cost * mask, cost).astype(mask.dtype)  # padding has no features: any cost
     gram = exact_product(x, x.T)
-    # The mean eigenvalue of what examples differ in from their mean: that mean, where it is large, is one eigenvalue
-    # beside which the others would hardly move. Bounded, so that single precision can invert the matrix.
+    # The mean eigenvalue of the centred Gram matrix: uncentred, a large mean feature would be one huge eigenvalue,
+    # beside which the others would hardly move. Bounded below, so that single precision can invert the matrix.
     number, trace = jnp.maximum(real.sum(), 1), jnp.trace(gram)
     apart = jnp.maximum(trace - gram.sum() / number, LEAST_APART * trace)
-    # Of tiny features it would underflow to zero, and is divided by.
+    # For tiny features it would underflow to zero, and it is a divisor.
     penalty = jnp.maximum(jnp.where(trace > 0, apart, 1) / number, jnp.finfo(gram.dtype).eps ** 2)
     solution = inverses(gram / penalty + jnp.eye(len(gram), dtype=gram.dtype))
     linear = (y - real * present[None] / jnp.maximum(present.sum(), 1)) / penalty  # feasible rows sum to zero
@@ -70,8 +69,8 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
 
 
 def _nearest_feasible(values, y, present, costs):
-    """What rows lack of their bounds sums to their cost and is not negative; zero at absent classes."""
+    """The nearest rows that are at most their bounds, and below them by their cost in sum; 0 at absent classes."""
     bounds = costs[:, None] * y
     lacking = jnp.where(present[None], bounds - values, -costs[:, None])
-    # Optax gives double precision where JAX has it.
+    # Optax returns double precision if JAX uses it.
     return bounds - jax.vmap(projection_simplex)(lacking, costs).astype(y.dtype)

@@ -19,8 +19,8 @@ from jmeta.functional.precision import to_solve
 from jmeta.networks import apply_model
 from jmeta.types import Array, Examples, Learner, Model, Objective, together
 
-# Stochastic gradient descent with momentum, dampening and weight decay, as Chen et al., 2019, fit
-# a head; the running mean of gradients starts at zero here, at the first gradient there.
+# Stochastic gradient descent with momentum, dampening and weight decay, as Chen et al., 2019, fit a head; here the
+# running mean of gradients starts at zero, there at the first gradient.
 FINE_TUNING = optax.chain(optax.add_decayed_weights(1e-3), optax.ema(0.9, debias=False), optax.scale(-0.01))
 
 
@@ -29,8 +29,8 @@ class Classifier(NamedTuple):
 
     Attributes:
         init: `(key, width, classes) -> params`, where training starts.
-        start: `(features [K, D], targets [K, N], mask [K]) -> params`, where a task
-            starts; alike for all its classes.
+        start: `(features [K, D], targets [K, N], mask [K]) -> params`, where a task's
+            head starts, the same for all its classes.
         outputs: `(params, features [Q, D]) -> [Q, N]`.
     """
 
@@ -42,33 +42,48 @@ class Classifier(NamedTuple):
 def transfer_learner(
     model: Model, objective: Objective, classifier: Classifier, *, classes: int, optimizer: InnerOptimizer, steps: int
 ) -> Learner:
-    """The learner trained by ordinary classification, that fits a new head to the features of a support set.
+    """A learner trained by ordinary classification; in a task it fits a new head to the support features.
 
     Args:
         model: an encoder to features [K, D].
         objective: the loss, over classes, of training and of fitting.
         classifier: the kind of head.
-        classes: how many the training source has.
-        optimizer: of the head of a task.
-        steps: how many it takes.
+        classes: number of classes in the training source.
+        optimizer: the optimizer of a task's head.
+        steps: number of steps it takes.
 
     Returns:
         A `Learner`; its parameters are `HeadParams`, with the head of all training
-        classes, and `adapt` gives `Fitted`, with that of the task. Its metrics are
-        of all training classes.
+        classes, and `adapt` gives `Fitted`, with the task's. Its metrics are over all
+        training classes.
 
     Raises:
-        ValueError: for fewer than 2 classes, or a negative number of steps; from
-            `init` and `loss`, for a task without `class_ids`, or with one that is not
-            below `classes`. Under `jit` they cannot be checked, and the loss of such a
-            task is NaN.
+        ValueError: for fewer than 2 classes, or a negative number of steps; from `init`
+            and `loss`, for a task without `class_ids`, or with one that is not below
+            `classes`. Under `jit` class ids cannot be checked; the loss of such a task
+            is then NaN.
+
+    Example:
+        >>> from jmeta import data, functional, losses, models
+        >>> classifier = functional.Classifier(
+        ...     lambda key, width, classes: jnp.zeros((width, classes)),
+        ...     lambda features, targets, mask: jnp.zeros((features.shape[1], targets.shape[1])),
+        ...     lambda kernel, features: features @ kernel,
+        ... )
+        >>> objective, options = losses.objective(losses.cross_entropy), {"optimizer": optax.sgd(0.1), "steps": 3}
+        >>> learner = transfer_learner(models.mlp(outputs=None), objective, classifier, classes=6, **options)
+        >>> table = data.class_table(np.arange(60.0).reshape(30, 2), np.repeat(np.arange(6), 5))
+        >>> task = data.episodes(table, ways=3, shots=1, queries=2)(jax.random.key(0))
+        >>> params, state = learner.init(jax.random.key(1), task)
+        >>> params.head.shape, learner.adapt(params, state, task.support).head.shape
+        ((40, 6), (40, 3))
     """
     check_counts(least=2, classes=classes)
     check_counts(steps=steps)
 
     def fit(params, support):
         present = objective.present(support)
-        (features,), _ = to_solve(support.inputs)  # in half the steps of a small rate would be rounded away
+        (features,), _ = to_solve(support.inputs)  # in half precision the steps of a small rate would be rounded away
         support = support._replace(inputs=features)
 
         def support_loss(head, _):
@@ -96,10 +111,10 @@ def transfer_learner(
         features, state = apply_model(model, params.encoder, state, inputs, mask=mask, train=True, key=key)
         outputs = classifier.outputs(params.head, features)
         targets = targets @ jax.nn.one_hot(task.class_ids, classes, dtype=targets.dtype)
-        value, told = objective.judge(outputs, Examples(inputs, targets, mask), state)
-        # A class id that is out of range would have no column and count for nothing, in silence.
+        value, aux = objective.judge(outputs, Examples(inputs, targets, mask), state)
+        # A class id out of range would have no column and silently count for nothing.
         is_known = (task.class_ids < classes).all()
-        return jnp.where(is_known, value, jnp.nan), told
+        return jnp.where(is_known, value, jnp.nan), aux
 
     return learner._replace(init=init, loss=loss)
 
@@ -112,6 +127,9 @@ def uniform_kernel(key: Array, width: int, classes: int) -> Array:
 
 def _check_class_ids(class_ids, classes):
     if class_ids is None:
-        raise ValueError("task.class_ids is None; a transfer baseline is trained on tasks that say which classes.")
+        raise ValueError(
+            "task.class_ids is None; a transfer baseline needs to know which training class each column is, as "
+            "data.episodes states."
+        )
     if not isinstance(class_ids, jax.core.Tracer) and (highest := np.asarray(class_ids).max()) >= classes:
-        raise ValueError(f"the task has class {highest}, but classes is {classes}; it must be above every id.")
+        raise ValueError(f"the task has class id {highest}, but classes is {classes}; classes must exceed every id.")

@@ -1,8 +1,8 @@
-"""Over which axes of a mesh arrays vary, inside `jax.shard_map`.
+"""The axes of a mesh over which arrays vary, inside `jax.shard_map`.
 
-What is the same on all devices has a gradient that is summed over them, as soon
-as it meets what is not: right for a meta-gradient, and wrong for the gradient of
-a task's own loss, which is of one device.
+JAX sums the gradient of a replicated array over devices as soon as the array meets one
+that varies: right for a meta-gradient, wrong for the inner gradient of a task, which
+belongs to one device.
 """
 
 import jax
@@ -17,7 +17,7 @@ def varying(tree: PyTree) -> frozenset[str]:
 
 
 def vary_over(tree: PyTree, axes: frozenset[str]) -> PyTree:
-    """The tree, each array of which varies over these axes too."""
+    """The tree, with each array varying over these axes too."""
     if not axes:
         return tree
     return jax.tree.map(lambda leaf: lax.pcast(leaf, tuple(axes - varying(leaf)), to="varying"), tree)

@@ -24,20 +24,20 @@ def anil(
     loss_fn: Callable = losses.cross_entropy,
     **options: Unpack[MetaGradientOptions],
 ) -> Learner:
-    """MAML whose inner loop moves the last layer only.
+    """MAML whose inner loop moves only the last layer.
 
-    Raghu et al., 2020, "Rapid Learning or Feature Reuse? Towards Understanding
-    the Effectiveness of MAML". Rate and steps are those of `maml`, for 5-way
-    Omniglot; the paper has 20-way Omniglot and 5-way miniImageNet.
+    Raghu et al., 2020, "Rapid Learning or Feature Reuse? Towards Understanding the
+    Effectiveness of MAML". Rate and number of steps are those of `maml`, for 5-way
+    Omniglot; the paper's experiments are on 20-way Omniglot and 5-way miniImageNet.
 
     Args:
         model: any network; its output width is the number of ways.
-        head: `(path) -> bool`, which parameters are the last layer's, by paths
-            such as `"head/kernel"`; the default is right for `jmeta.models`.
+        head: `(path) -> bool`, which parameters are the last layer's, by paths such as
+            `"head/kernel"`; the default suits `jmeta.models`.
         inner_optimizer: as for `maml`.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        inner_batch: support examples of an inner step; None for all.
+        inner_batch: support examples per inner step; None for all.
         loss_fn: as for `maml`.
         options: how the meta-gradient is taken; see `functional.MetaGradientOptions`.
 
@@ -46,7 +46,8 @@ def anil(
         `FastWeights` of the head.
 
     Raises:
-        ValueError: as for `maml`, and for a `head` that is no function; from `init`, if it chooses no parameter or all.
+        ValueError: as for `maml`, and if `head` is not a function; from `init`, if it
+            chooses no parameter or all.
 
     Example:
         >>> import jax

@@ -13,32 +13,32 @@ def baseline(
 ) -> Learner:
     """Classifies all training classes; in a task, fits a new linear head to the features.
 
-    Chen et al., 2019, "A Closer Look at Few-shot Classification", Baseline.
-    Support and query examples of a task are alike in training: labelled examples of
-    the classes `task.class_ids`. So a training batch is T tasks of a few classes
-    each, where the paper draws examples of any class. A new head starts at zero, not
-    at random, and takes all of the support set in each step, where the paper's code
-    takes minibatches of 4 in 100 epochs: an episode has one answer, whatever the
-    order of its examples. The optimizer's running mean of gradients starts at zero, not
-    at the first gradient, so that its first steps are shorter.
+    Chen et al., 2019, "A Closer Look at Few-shot Classification", Baseline. Training
+    treats support and query examples alike, as labelled examples of the classes
+    `task.class_ids`, so a training batch is T tasks of a few classes each, where the
+    paper draws examples of any class. A new head starts at zero, not at random, and
+    each step uses the whole support set, where the paper's code takes minibatches of 4
+    for 100 epochs: an episode has one answer, whatever the order of its examples. The
+    optimizer's running mean of gradients starts at zero, not at the first gradient, so
+    its first steps are shorter.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`), with
-            `norm="running"` as in the paper: statistics of the training set are
-            what is transferred.
-        classes: how many the training source has, `len(table)`.
-        optimizer: of the new head, any optax transformation.
-        fine_tuning_steps: how many it takes.
+            `norm="running"` as in the paper: the statistics of the training set are
+            part of what is transferred.
+        classes: number of classes in the training source, `len(table)`.
+        optimizer: the new head's optimizer, any optax transformation.
+        fine_tuning_steps: number of steps it takes.
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and
         `adapt` gives `Fitted`. Accuracy in training is over all classes.
 
     Raises:
-        ValueError: for fewer than 2 classes or a negative number of steps; from
-            `init` and `loss`, for a task without `class_ids` or with one that is not
-            below `classes`. Under `jit` they cannot
-            be checked, and the loss of such a task is NaN.
+        ValueError: for fewer than 2 classes or a negative number of steps; from `init`
+            and `loss`, for a task without `class_ids` or with one that is not below
+            `classes`. Under `jit` class ids cannot be checked; the loss of such a task
+            is then NaN.
 
     Example:
         >>> import jax, numpy as np

@@ -8,27 +8,27 @@ from jmeta.functional.prototypes import cosine_similarities
 from jmeta.functional.transfer import Classifier, FINE_TUNING, transfer_learner, uniform_kernel
 from jmeta.types import Learner, Model
 
-# Of the cosines, in the paper's code: 2, but 10 for a head of more than 200 classes.
+# Scales of the cosines in the paper's code: 2, or 10 for a head with more than 200 classes.
 FEW_CLASSES, SCALE, SCALE_OF_MANY = 200, 2.0, 10.0
 
 
 def baseline_pp(
     model: Model, *, classes: int, optimizer: InnerOptimizer = FINE_TUNING, fine_tuning_steps: int = 100
 ) -> Learner:
-    """As `baseline`, with heads whose outputs are scaled cosines of features and weights.
+    """Like `baseline`, with heads whose outputs are scaled cosines of features and weights.
 
-    Chen et al., 2019, "A Closer Look at Few-shot Classification", Baseline++. As in
-    the paper's code, weights are normalised by reparametrisation, a direction and a
-    length for each class, both learned, and cosines are multiplied by 2, or by 10
-    for more than 200 classes. In a new head all classes start in one direction, that
-    of the mean feature of the support set, where the paper draws them at random. For
-    batches, steps and `norm` see `baseline`.
+    Chen et al., 2019, "A Closer Look at Few-shot Classification", Baseline++. As in the
+    paper's code, weights are normalised by reparametrisation, as a direction and a
+    length for each class, both learned, and cosines are multiplied by 2, or by 10 for
+    more than 200 classes. In a new head all classes start in one direction, that of the
+    mean support feature, where the paper draws them at random. For batches, steps and
+    `norm` see `baseline`.
 
     Args:
         model: an encoder to features [K, D], with `norm="running"`, as for `baseline`.
-        classes: how many the training source has, `len(table)`.
-        optimizer: of the new head, any optax transformation.
-        fine_tuning_steps: how many it takes.
+        classes: number of classes in the training source, `len(table)`.
+        optimizer: the new head's optimizer, any optax transformation.
+        fine_tuning_steps: number of steps it takes.
 
     Returns:
         A `Learner` for any number of ways, as for `baseline`.
@@ -56,7 +56,7 @@ def _init(key, width, classes):
 
 
 def _start(features, targets, mask):
-    """Of the length that random weights have in the mean, 1 / sqrt(3): it decides how fast directions turn."""
+    """Weights of length 1 / sqrt(3), the mean length of random ones: it determines how fast directions turn."""
     total = (features * mask[:, None]).sum(0)
     direction = total / jnp.maximum(jnp.linalg.norm(total), jnp.finfo(total.dtype).tiny)
     length = jnp.full(targets.shape[1], 3**-0.5, features.dtype)

@@ -27,16 +27,16 @@ def boil(
     """MAML whose inner loop moves everything but the last layer.
 
     Oh et al., 2021, "BOIL: Towards Representation Change for Few-shot Learning".
-    Rate and steps are the paper's for a four-layer convolutional network.
+    Rate and number of steps are the paper's for a four-layer convolutional network.
 
     Args:
         model: any network; its output width is the number of ways.
-        head: `(path) -> bool`, which parameters stay, by paths such as
-            `"head/kernel"`; the default is right for `jmeta.models`.
+        head: `(path) -> bool`, which parameters stay, by paths such as `"head/kernel"`;
+            the default suits `jmeta.models`.
         inner_optimizer: as for `maml`.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        inner_batch: support examples of an inner step; None for all.
+        inner_batch: support examples per inner step; None for all.
         loss_fn: as for `maml`.
         options: how the meta-gradient is taken; see `functional.MetaGradientOptions`.
 
@@ -45,7 +45,8 @@ def boil(
         `FastWeights` of the body.
 
     Raises:
-        ValueError: as for `maml`, and for a `head` that is no function; from `init`, if it chooses no parameter or all.
+        ValueError: as for `maml`, and if `head` is not a function; from `init`, if it
+            chooses no parameter or all.
 
     Example:
         >>> import jax

@@ -26,21 +26,21 @@ def cavia(
     loss_fn: Callable = losses.cross_entropy,
     **options: Unpack[MetaGradientOptions],
 ) -> Learner:
-    """MAML whose inner loop moves a context only, which starts at zero in each task.
+    """MAML whose inner loop moves only a context, which starts at zero in each task.
 
-    Zintgraf et al., 2019, "Fast Context Adaptation via Meta-Learning". The
-    context is parameters of the model, an input that examples share: `context=4`
-    of `models.mlp`, `context=100` of `models.conv4`. Rate and steps are the
+    Zintgraf et al., 2019, "Fast Context Adaptation via Meta-Learning". The context
+    consists of parameters of the model, an input that all examples share: `context=4`
+    of `models.mlp`, `context=100` of `models.conv4`. Rate and number of steps are the
     paper's for images; on sinusoids it takes one step.
 
     Args:
         model: any network with a context; its output width is the number of ways.
-        context: `(path) -> bool`, which parameters are the context, by paths such
-            as `"context"`; the default is right for `jmeta.models`.
+        context: `(path) -> bool`, which parameters are the context, by paths such as
+            `"context"`; the default suits `jmeta.models`.
         inner_optimizer: as for `maml`.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        inner_batch: support examples of an inner step; None for all.
+        inner_batch: support examples per inner step; None for all.
         loss_fn: as for `maml`.
         options: how the meta-gradient is taken; see `functional.MetaGradientOptions`.
 
@@ -49,8 +49,8 @@ def cavia(
         `FastWeights` of the context.
 
     Raises:
-        ValueError: as for `maml`, and for a `context` that is no function; from `init`,
-            if the model has no context, or nothing else.
+        ValueError: as for `maml`, and if `context` is not a function; from `init`, if
+            the model has no context, or nothing else.
 
     Example:
         >>> import jax

@@ -14,7 +14,7 @@ from jmeta.functional.prototypes import prototypes
 from jmeta.networks import apply_model, model_of_width
 from jmeta.types import Array, Learner, Model, Objective
 
-# The least standard deviation that is predicted, as in the paper's code.
+# The smallest standard deviation that is predicted, as in the paper's code.
 LEAST_DEVIATION = 0.1
 
 # The networks of the authors' notebook, on curves; the paper's text has three layers here and five in the decoder.
@@ -29,12 +29,12 @@ def decoder_mlp(outputs: int) -> Model:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Representation:
-    """What a conditional neural process makes of the support set.
+    """The support set as summarised by a conditional neural process.
 
     Attributes:
         values: [N, R] for classification, the mean summary of each class; [1, R]
             for regression, that of the support set.
-        width: of the targets.
+        width: the width of the targets.
     """
 
     values: Array
@@ -48,37 +48,36 @@ def cnp(
     decoder: Callable[[int], Model] = decoder_mlp,
     loss_fn: Callable = losses.cross_entropy,
 ) -> Learner:
-    """Decodes each query beside the mean of what a network makes of the support examples.
+    """Decodes each query beside the mean of a network's summaries of the support examples.
 
-    Garnelo et al., 2018, "Conditional Neural Processes". For regression the
-    prediction is a Gaussian: `predict` gives its mean; the learner that gives the
-    whole is `gaussian_cnp` (`from jmeta.learners.cnp import gaussian_cnp`). Its
-    standard deviation is at least 0.1, as in the paper's code: scale targets to order
-    one. For classification each class has a mean of its own, and the decoder sees all
-    of them side by side. The losses are those of the query set alone, where the paper
-    adds the support set to it.
+    Garnelo et al., 2018, "Conditional Neural Processes". For regression the prediction
+    is a Gaussian: `predict` gives its mean; the learner that gives both moments is
+    `gaussian_cnp` (`from jmeta.learners.cnp import gaussian_cnp`). Its standard
+    deviation is at least 0.1, as in the paper's code, so scale targets to order one.
+    For classification each class has its own mean, and the decoder sees all of them
+    side by side. The loss is on the query set alone; the paper adds the support set.
 
     Args:
-        model: an encoder to features [K, D]; on curves the paper has none, which is
+        model: an encoder to features [K, D]; for curves the paper uses none:
             `models.mlp(hidden=(), outputs=None)`.
-        summary: from a target beside the features of its example [K, N + D] to
-            their summary [K, R].
-        decoder: `(outputs) -> Model`, from representation and features of a query
-            [Q, R + D], or [Q, N R + D], to [Q, outputs]: a logit for each class, or
-            two numbers for each dimension of the target.
+        summary: a network from targets beside the features of their examples [K, N + D]
+            to summaries [K, R].
+        decoder: `(outputs) -> Model`, a network from the representation beside the
+            features of a query [Q, R + D], or [Q, N R + D], to [Q, outputs]: a logit
+            for each class, or two numbers for each dimension of the target.
         loss_fn: `losses.gaussian_nll` for regression; one over classes,
             `(outputs, targets, mask) -> scalar`, for classification.
 
     Returns:
         A `Learner` for the number of ways of the task it is initialised with and
-        any number of shots; `adapt` gives `Fitted`, a `Representation`. For regression its
-        metrics have the `"squared_error"`.
+        any number of shots; `adapt` gives `Fitted` with a `Representation`. For
+        regression its metrics include the `"squared_error"`.
 
     Raises:
-        ValueError: for another loss, or a summary that is no `Model`; from `init`, as for
-            `functional.head_learner`, and if `decoder` makes no `Model`, or one of other
-            outputs than it is asked for, or a network beside the encoder normalises by
-            statistics of a batch.
+        ValueError: for another loss, or if `summary` is not a `Model`; from `init`, as
+            for `functional.head_learner`, and if `decoder` does not return a `Model`
+            with the outputs it is asked for, or a network other than the encoder
+            normalises by batch statistics.
 
     Example:
         >>> from jmeta import data
@@ -107,10 +106,10 @@ def cnp(
 
 
 def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[int], Model] = decoder_mlp) -> Learner:
-    """The `cnp` of regression, of the same parameters, whose `predict` gives a `losses.Gaussian`.
+    """The regression `cnp`, with the same parameters, whose `predict` gives a `losses.Gaussian`.
 
-    That is the mean [Q, D] and the standard deviation [Q, D] of each query's
-    target; the deviation is at least 0.1, as in the paper's code.
+    It holds the mean [Q, D] and the standard deviation [Q, D] of each query's target;
+    the deviation is at least 0.1, as in the paper's code.
 
     Args:
         model: as for `cnp`.
@@ -118,7 +117,7 @@ def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[i
         decoder: as for `cnp`.
 
     Returns:
-        A `Learner` for tasks of regression; `adapt` gives `Fitted`, a `Representation`.
+        A `Learner` for regression tasks; `adapt` gives `Fitted` with a `Representation`.
 
     Raises:
         ValueError: as for `cnp`.
@@ -149,7 +148,7 @@ def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[i
 
 
 def _aggregator(summary, decoder, *, groups, numbers, answer):
-    """Means of summaries over `groups(support)` [K, G], then `answer` of what is decoded, `numbers` for each target."""
+    """A head with means of summaries over `groups(support)` [K, G]; `numbers` outputs per target, through `answer`."""
     check_model(summary=summary)
 
     def outputs_of(fitted):

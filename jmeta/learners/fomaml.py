@@ -22,15 +22,15 @@ def fomaml(
     """MAML whose meta-gradient is the query gradient at the fast weights.
 
     Finn et al., 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
-    Networks", section 5.2; analysed by Nichol et al., 2018. The same as `maml`
-    with `meta_gradient="first_order"`, under the name the field gives it.
+    Networks", section 5.2; analysed by Nichol et al., 2018. The same as `maml` with
+    `meta_gradient="first_order"`, under its usual name.
 
     Args:
         model: any network; its output width is the number of ways.
         inner_optimizer: as for `maml`.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        inner_batch: support examples of an inner step; None for all.
+        inner_batch: support examples per inner step; None for all.
         loss_fn: as for `maml`.
 
     Returns:

@@ -24,22 +24,22 @@ def imaml(
     """Differentiates through where the inner loop ends, not through how it got there.
 
     Rajeswaran et al., 2019, "Meta-Learning with Implicit Gradients": the inner
-    objective has the term lambda / 2 |params - start|^2, and the meta-gradient
-    is that of its minimum, so that memory does not depend on `inner_steps`. The
-    gradient is right as far as the inner loop has converged. Steps, rate, lambda and
-    `cg_steps` are of the authors' command for 5-way 1-shot Omniglot, whose tests adapt
-    with lambda = 0; ours keep it.
+    objective has the term lambda / 2 |params - start|^2, and the meta-gradient is that
+    of its minimum, so memory does not depend on `inner_steps`. The gradient is right as
+    far as the inner loop has converged. Number of steps, rate, lambda and `cg_steps`
+    are those of the authors' command for 5-way 1-shot Omniglot, which adapts with
+    lambda = 0 at test time; ours keeps it.
 
-    The loss of a network is not convex: undamped, the system that conjugate
-    gradient solves is not positive there, and its answer points anywhere. The
-    authors' code solves 2 + H / (lambda + 10) where the paper has 1 + H / lambda,
-    with H the Hessian of the support loss; at lambda = 2 the default damping, 22, gives
-    half their system (lambda + 22 = 2 (lambda + 10)), and so twice their meta-gradient.
-    It is `maml` with `meta_gradient="implicit"` and this optimizer, number of steps,
-    `proximal`, `cg_steps` and `damping`.
+    The loss of a network is not convex: undamped, the system that conjugate gradient
+    solves is not positive definite, and its solution may point anywhere. The authors'
+    code solves 2 + H / (lambda + 10) where the paper has 1 + H / lambda, with H the
+    Hessian of the support loss. At lambda = 2 the default damping, 22, gives half their
+    system (lambda + 22 = 2 (lambda + 10)), and so twice their meta-gradient. The
+    learner is `maml` with `meta_gradient="implicit"` and these values of optimizer,
+    steps, `proximal`, `cg_steps` and `damping`.
 
-    The meta-gradient can be differentiated again in reverse mode alone. Nothing in it
-    keeps the inner loop from diverging in long training: docs/decisions/0011-imaml.md.
+    The meta-gradient can itself be differentiated in reverse mode only. Nothing in it
+    keeps the inner loop from diverging in long training (docs/decisions/0011-imaml.md).
 
     Args:
         model: any network; its output width is the number of ways.
@@ -47,9 +47,9 @@ def imaml(
         inner_steps: steps towards the minimum in meta-training.
         test_steps: steps in `adapt`; None for as many as in training.
         proximal: lambda, above 0.
-        cg_steps: most steps of conjugate gradient.
-        damping: added to lambda in the meta-gradient, not in the inner objective;
-            0 for the paper's equations.
+        cg_steps: maximum number of conjugate gradient steps.
+        damping: added to lambda in the meta-gradient, but not in the inner objective; 0
+            for the paper's equations.
         loss_fn: as for `maml`.
 
     Returns:

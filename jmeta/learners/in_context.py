@@ -16,27 +16,28 @@ def in_context(
 
     Garg et al., 2022, "What Can Transformers Learn In-Context?"; Kirsch et al.,
     2022, "General-Purpose In-Context Learning by Meta-Learning Transformers".
-    As in the latter, a token is an example with its target beside it. We depart
-    from both in that tokens have no positions, and examples see each other, so that
-    the order of the support set does not matter; that the loss is that of the queries
-    only, not of every prefix; and that the default Transformer is smaller (4 layers of
-    width 64, where Garg et al. have 12 of 256), for a CPU.
+    As in the latter, a token is an example beside its target. We depart from both in
+    three ways: tokens have no positions, and examples see each other, so the order of
+    the support set does not matter; the loss is on the queries only, not on every
+    prefix; and the default Transformer is smaller, for a CPU (4 layers of width 64,
+    where Garg et al. have 12 of 256).
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`);
             `models.mlp(hidden=(), outputs=None)` leaves inputs as they are.
         sequence: `(outputs) -> Model` from `(queries [Q, outputs + 1 + D], prompt
             [K, outputs + 1 + D], mask [K])` to [Q, outputs]; see `functional.prompted`.
-        loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
+        loss_fn: the loss on the query set, `(outputs, targets, mask) -> scalar`;
             `losses.squared_error` for regression.
 
     Returns:
         A `Learner` for the number of ways of the task it is initialised with and
-        any number of shots; `adapt` gives `Fitted`, the encoded support set.
+        any number of shots; `adapt` gives `Fitted` with the encoded support set.
 
     Raises:
-        ValueError: from `init`, as for `functional.head_learner`, and if `sequence` makes
-            no `Model`, or one that normalises by statistics of a batch.
+        ValueError: from `init`, as for `functional.head_learner`, and if `sequence`
+            does not return a `Model`, or returns one that normalises by batch
+            statistics.
 
     Example:
         >>> import functools, jax

@@ -13,30 +13,31 @@ from jmeta.types import Learner, Model
 def logistic(model: Model, *, regularisation: float = 0.01, newton_steps: int = 10, cg_steps: int = 50) -> Learner:
     """Regularised logistic regression on the features of each task, differentiated at its optimum.
 
-    ANIL (Raghu et al., 2020) takes a few steps on a head; this takes a head to its
-    optimum. Without a regulariser a support set that can be separated has none;
-    with it the loss, convex in the head, has one wherever the steps start, so that
-    nothing of a head need be meta-learned and any number of ways will do. Unlike
-    ANIL's, the head has no bias. The meta-gradient is the implicit one of that
-    minimum (Rajeswaran et al., 2019; Lee et al., 2019, for convex heads). Bertinetto
-    et al., 2019, solve the binary case by Newton's method and differentiate through
-    its steps. The cross-entropy is averaged over the support set, so that a
-    regularisation means the same at any number of ways and shots; it is learned, by
-    its logarithm.
+    Where ANIL (Raghu et al., 2020) takes a few gradient steps on the head, this trains
+    the head to its optimum. On a separable support set the unregularised loss has no
+    minimum; with the regulariser it has exactly one, wherever the steps start, so no
+    part of the head needs to be meta-learned and any number of ways will do. Unlike
+    ANIL's, the head has no bias. The meta-gradient is the implicit one of that minimum
+    (Rajeswaran et al., 2019; Lee et al., 2019, for convex heads). Bertinetto et al.,
+    2019, solve the binary case by Newton's method and differentiate through its steps.
+    The cross-entropy is averaged over the support set, so that a regularisation means
+    the same for any number of ways and shots; it is learned, through its logarithm.
+    Where it starts, and the numbers of steps, are ours.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
-        regularisation: lambda of lambda / 2 |weights|^2, where learning starts.
-        newton_steps: of Newton's method, at least 1. The default is for features of
-            order one; of a standard deviation of 60, 25 examples of 64 random features,
-            weights are up to 0.4 of the largest off after 10 and 5e-4 after 15 in double
-            precision. In single they stay a tenth off there, however many are taken.
-        cg_steps: most steps of conjugate gradient in each of those and in the
-            derivative, at least 1.
+        regularisation: lambda in lambda / 2 |weights|^2, where its learning starts.
+        newton_steps: steps of Newton's method, at least 1. The default suits features
+            of order one. For 25 examples of 64 random features with standard deviation
+            60, weights are off by up to 0.4 of the largest after 10 steps and 5e-4
+            after 15, in double precision; in single precision they stay a tenth off,
+            however many are taken.
+        cg_steps: maximum number of conjugate gradient steps, in each of those and in
+            the derivative, at least 1.
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and
-        `adapt` gives `Fitted`, weights [D, N].
+        `adapt` gives `Fitted` with weights [D, N].
 
     Raises:
         ValueError: for numbers out of range; from `init`, as for `functional.head_learner`.

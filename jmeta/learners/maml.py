@@ -25,19 +25,19 @@ def maml(
     """Learns an initialisation from which a few gradient steps solve a task.
 
     Finn et al., 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
-    Networks". The defaults are the paper's for 5-way Omniglot, but for
-    `test_steps`, which is 3 there.
+    Networks". The defaults are the paper's for 5-way Omniglot, except `test_steps`,
+    which is 3 there.
 
     Args:
         model: any network; its output width is the number of ways.
         inner_optimizer: any optax transformation or `functional.InnerRule`.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        inner_batch: support examples of an inner step; None for all.
+        inner_batch: support examples per inner step; None for all.
         loss_fn: `losses.cross_entropy`, `losses.squared_error` or your own
-            `(outputs [K, N], targets [K, N], mask [K]) -> scalar`; mark one over
+            `(outputs [K, N], targets [K, N], mask [K]) -> scalar`; mark a loss over
             classes with `losses.classification`.
-        options: how the meta-gradient is taken, as `meta_gradient="truncated"`;
+        options: how the meta-gradient is taken, such as `meta_gradient="truncated"`;
             see `functional.MetaGradientOptions`.
 
     Returns:

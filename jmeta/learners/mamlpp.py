@@ -28,8 +28,7 @@ from jmeta.functional.varying import varying
 from jmeta.networks import apply_model, init_model
 from jmeta.types import Array, Learner, Model, PyTree
 
-# What the weight of an intermediate step does not fall below while losses are annealed, times the
-# number of steps; from the authors' code.
+# Minimum weight of an intermediate loss while annealing, times the number of steps (authors' code).
 LEAST_WEIGHT = 0.03
 
 
@@ -37,10 +36,10 @@ class MamlppParams(NamedTuple):
     """What MAML++ meta-learns.
 
     Attributes:
-        model: where the inner loop starts; None in the place of each parameter
-            of a normalisation.
-        norms: [steps, ...] those of the normalisations, at each inner step.
-        rates: [steps] for each tensor of `model`.
+        model: where the inner loop starts; None in place of each parameter of a
+            normalisation.
+        norms: [steps, ...] the parameters of the normalisations, at each inner step.
+        rates: [steps] the rates of each tensor of `model`.
     """
 
     model: PyTree
@@ -53,7 +52,7 @@ class MamlppState(NamedTuple):
 
     Attributes:
         model: [steps, ...] the model's state, at each inner step.
-        meta_step: meta-steps taken, on which the annealing depends.
+        meta_step: number of meta-steps taken, on which the annealing depends.
     """
 
     model: PyTree
@@ -75,23 +74,23 @@ def mamlpp(
 ) -> Learner:
     """MAML made stable: rates and normalisations for each inner step, and a loss after each, annealed.
 
-    Antoniou et al., 2019, "How to Train Your MAML". Each tensor has a learned
-    rate for each inner step. Each inner step has its own scale and bias of the
-    normalisations, which the inner loop leaves, and its own running statistics.
-    Until `multi_step_until` the query loss after every step counts, the last one
-    more and more; until `first_order_until` inner gradients are constants. The
-    defaults are the paper's for Omniglot: 10 and 50 epochs of 500 meta-steps.
+    Antoniou et al., 2019, "How to Train Your MAML". Each tensor has a learned rate for
+    each inner step. Each inner step has its own scale and bias of the normalisations,
+    which the inner loop does not move, and its own running statistics. Until
+    `multi_step_until` the query loss after every step counts, the last one more and
+    more; until `first_order_until` inner gradients are constants. The defaults are the
+    paper's for Omniglot: 10 and 50 epochs of 500 meta-steps.
 
-    We depart from the paper in this: weights of the losses fall with each
-    meta-step, not with each epoch; running statistics are those of the query set
-    after each inner step, not of the support set too; and in steps beyond
-    `inner_steps`, which tests may take, the last step's rates, normalisations and
-    statistics hold. The paper's cosine schedule is the outer optimizer's:
+    We depart from the paper in three ways: loss weights fall with each meta-step, not
+    each epoch; running statistics are those of the query set after each inner step,
+    without the support set's; and steps beyond `inner_steps`, which tests may take,
+    reuse the last step's rates, normalisations and statistics. The paper's cosine
+    schedule belongs to the outer optimizer:
     `optax.adam(optax.cosine_decay_schedule(1e-3, meta_steps))`.
 
     Args:
         model: any network; its output width is the number of ways. With
-            `norm="running"` its statistics are of each step.
+            `norm="running"` each step has its own statistics.
         norms: `(path) -> bool`, which parameters are a normalisation's, by paths
             such as `"Normalise_0/scale"`.
         inner_rate: where each rate starts.
@@ -100,18 +99,18 @@ def mamlpp(
         multi_step_until: meta-steps in which the loss after every step counts.
         first_order_until: meta-steps in which inner gradients are constants.
         loss_fn: as for `maml`.
-        differentiation: of exact steps, as for `maml`.
-        checkpoint: whether to store only the fast weights of each inner step; the
-            step and its query loss are then computed again in the backward pass.
+        differentiation: how exact steps are differentiated, as for `maml`.
+        checkpoint: whether to store only the fast weights of each inner step; the step
+            and its query loss are then recomputed in the backward pass.
 
     Returns:
         A `Learner`; its parameters are `MamlppParams`, its state `MamlppState`,
         and `adapt` gives `FastWeights`.
 
     Raises:
-        ValueError: for numbers out of range, an unknown mode, or `norms` that are no function; from `init`, if
-            the model's output width is not the number of ways, or `norms` chooses
-            every parameter.
+        ValueError: for numbers out of range, an unknown mode, or if `norms` is not a
+            function; from `init`, if the model's output width is not the number of
+            ways, or `norms` chooses every parameter.
 
     Example:
         >>> from jmeta import data, models
@@ -141,11 +140,11 @@ def mamlpp(
             )
         params = MamlppParams(moving, every_step(scales), rule.init(moving))
         state = MamlppState(every_step(state), jnp.int32(0))
-        jax.eval_shape(loss, params, state, task, key=key)  # tells of a wrong output width before training compiles
+        jax.eval_shape(loss, params, state, task, key=key)  # reports a wrong output width before training compiles
         return params, state
 
     def labelled_loss(fast, step, examples, present, key, train):
-        """The loss on a set at an inner step; what was labelled; the step's new state."""
+        """The loss on a set at an inner step, the labelled outputs, and the step's new state."""
         scales, state = step
         outputs, state = apply_model(
             model, join(fast, scales), state, examples.inputs, mask=examples.mask, train=train, key=key
@@ -165,7 +164,7 @@ def mamlpp(
         return descent_step(gradient_of(support_loss), rule, rates)
 
     def begin(params, *others):
-        """The first carry, varying over devices where anything does that its steps depend on."""
+        """The first carry, varying over devices if anything that its steps depend on does."""
         return start_descent(rule, params.rates, params.model, varying((params, others)))
 
     @compiled_adapt
@@ -205,7 +204,7 @@ def mamlpp(
             def judged(fast, at):
                 return labelled_loss(fast, at, task.query, present, query_key, train=True)
 
-            def unweighted(fast, at):  # the query pass of such a step serves its running statistics alone
+            def unweighted(fast, at):  # such a step's query pass only serves its running statistics
                 return lax.stop_gradient(judged(fast, at))
 
             value, (labelled, state) = lax.cond(weight > 0, judged, unweighted, fast, at)
@@ -224,7 +223,7 @@ def mamlpp(
 
 
 def rate_per_step(rate: float, steps: int) -> InnerRule:
-    """Gradient descent with a learned rate for each tensor and each step; beyond the last, the last one's.
+    """Gradient descent with a learned rate for each tensor and step; later steps reuse the last one's.
 
     Raises:
         ValueError: for a rate that is not positive.
@@ -242,7 +241,7 @@ def rate_per_step(rate: float, steps: int) -> InnerRule:
 
 
 def step_weights(meta_step: Array, steps: int, until: int) -> Array:
-    """The weights [steps] of the losses after each inner step: equal at first, then more and more the last one's.
+    """The weights [steps] of the losses after each inner step: equal at first, then shifting to the last.
 
     Example:
         >>> print(step_weights(jnp.int32(0), 4, 100), step_weights(jnp.int32(100), 4, 100))

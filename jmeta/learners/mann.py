@@ -12,31 +12,32 @@ from jmeta.types import Learner, Model
 def mann(
     model: Model, *, network: Callable[[int], Model] = models.mann, loss_fn: Callable = losses.cross_entropy
 ) -> Learner:
-    """Reads the support set into a memory, with the label of each example beside the one after it.
+    """Reads the support set into a memory; each example's label comes one token later.
 
     Santoro et al., 2016, "Meta-Learning with Memory-Augmented Neural Networks".
-    The support set is a sequence: its order, that in which examples come, changes
-    predictions; given a key, as in training and evaluation, it is random. Each query is
-    presented right after the support set, with the label of the last support
-    example beside it, to the memory as the support set left it. We depart from the
-    paper, whose queries follow one another, in that no query is in the memory of
-    another; and in that the loss is that of queries only, not of every step. For
-    how the default network departs from it see `models.mann`.
+    The support set is a sequence, in the given order, which affects predictions; with a
+    key, as in training and evaluation, the order is random. Each query comes right
+    after the support set, beside the label of the last support example, and finds the
+    memory as the support set left it. We depart from the paper in two ways: there
+    queries follow one another, here no query is in another's memory; and the loss is on
+    the queries only, not on every step. For how the default network departs from it see
+    `models.mann`.
 
     Args:
-        model: an encoder to features [K, D]; the paper has none, which is
+        model: an encoder to features [K, D]; the paper uses none:
             `models.mlp(hidden=(), outputs=None)`.
-        network: `(outputs) -> Model`, recurrent, from tokens [L, outputs + D] to
-            [L, outputs]; see `functional.recurrent`.
-        loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
+        network: `(outputs) -> Model`, a recurrent network from tokens [L, outputs + D]
+            to [L, outputs]; see `functional.recurrent`.
+        loss_fn: the loss on the query set, `(outputs, targets, mask) -> scalar`;
             `losses.squared_error` for regression.
 
     Returns:
         A `Learner` for the number of ways of the task it is initialised with and
-        any number of shots; `adapt` gives `Fitted`, a `Past`.
+        any number of shots; `adapt` gives `Fitted` with a `Past`.
 
     Raises:
-        ValueError: from `init`, as for `functional.head_learner`, and if `network` makes no `Model`.
+        ValueError: from `init`, as for `functional.head_learner`, and if `network` does
+            not return a `Model`.
 
     Example:
         >>> import functools, jax

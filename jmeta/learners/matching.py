@@ -23,32 +23,33 @@ def matching(
     """Classifies a query by its attention to each support example, a softmax of cosines.
 
     Vinyals et al., 2016, "Matching Networks for One Shot Learning". Full-context
-    embeddings (section 2.1.2) are two more networks: the features of a support
-    example may depend on the others, and those of a query on the support set.
-    No query sees another. Support and query are encoded as in `protonet`. We
-    depart from the paper in that cosines are multiplied by a learned scale: the
-    softmax of bare ones gives no class of 20 more than an eighth of the probability
-    where features are not negative. Both networks always run in evaluation
-    mode, without dropout.
+    embeddings (section 2.1.2) are two more networks: the features of a support example
+    may depend on the others, and those of a query on the support set. No query sees
+    another. Support and query are encoded as in `protonet`. We depart from the paper in
+    multiplying cosines by a learned scale: where features are not negative, the softmax
+    of bare cosines gives no class of 20 more than an eighth of the probability. Both
+    networks always run in evaluation mode, without dropout.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
-        scale: of the cosines, where its learning starts.
-        support_context: from support features [K, D], told by `mask` which are
-            real, to as many; `models.bidirectional_lstm()` is the paper's, for
-            which the order of the support set matters. None leaves them.
-        query_context: from `(query features [Q, D], support features [K, D], mask
-            [K])` to [Q, D]; `models.attention_lstm()` is the paper's. None leaves
-            them.
+        scale: the scale of the cosines, where its learning starts.
+        support_context: a network from support features [K, D] to as many, which is
+            passed a `mask` of the real ones; `models.bidirectional_lstm()` is the
+            paper's, for which the order of the support set matters. None leaves the
+            features unchanged.
+        query_context: a network from
+            `(query features [Q, D], support features [K, D], mask [K])` to [Q, D];
+            `models.attention_lstm()` is the paper's. None leaves the features
+            unchanged.
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and
-        `adapt` gives `Fitted`, the encoded support set.
+        `adapt` gives `Fitted` with the encoded support set.
 
     Raises:
-        ValueError: for a scale that is not positive, or a context that is no `Model`;
-            from `init`, as for `functional.head_learner`, and if a context normalises by
-            statistics of a batch or changes the width of one set alone.
+        ValueError: for a scale that is not positive, or if a context is not a `Model`;
+            from `init`, as for `functional.head_learner`, and if a context normalises
+            by batch statistics or changes the width of only one set.
 
     Example:
         >>> from jmeta import data, models

@@ -25,31 +25,30 @@ def meta_curvature(
     loss_fn: Callable = losses.cross_entropy,
     **options: Unpack[MetaGradientOptions],
 ) -> Learner:
-    """MAML that learns a preconditioner of the inner gradient, a matrix for each axis of a tensor.
+    """MAML that learns a preconditioner for the inner gradient, with a matrix for each axis of a tensor.
 
-    Park & Oliva, 2019, "Meta-Curvature", in the form the paper calls MC2. A
-    kernel [H, W, C, F] has a matrix [H W, H W] over its window, [C, C] over
-    inputs and [F, F] over outputs; a dense kernel one for each of its two axes;
-    a vector one factor for each element. All start at the identity. Rate and
-    number of steps are ours.
+    Park & Oliva, 2019, "Meta-Curvature", in the form the paper calls MC2. A kernel [H,
+    W, C, F] has a matrix [H W, H W] over its window, [C, C] over inputs and [F, F] over
+    outputs; a dense kernel has one for each of its two axes, and a vector one factor
+    for each element. All start at the identity. Rate and number of steps are ours.
 
     Args:
         model: any network; its output width is the number of ways.
-        inner_rate: of the step along the preconditioned gradient.
+        inner_rate: the rate of the step along the preconditioned gradient.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        inner_batch: support examples of an inner step; None for all.
+        inner_batch: support examples per inner step; None for all.
         loss_fn: as for `maml`.
         options: how the meta-gradient is taken; see `functional.MetaGradientOptions`.
 
     Returns:
-        A `Learner`; its parameters are `MetaParams`, of which `rule` holds the
+        A `Learner`; its parameters are `MetaParams`, whose `rule` holds the
         matrices, and `adapt` gives `FastWeights`.
 
     Raises:
         ValueError: for numbers out of range or an unknown mode; from `init`, if
             the model's output width is not the number of ways, or for an implicit
-            meta-gradient, of which the matrices have none.
+            meta-gradient, under which the matrices have none.
 
     Example:
         >>> from jmeta import data, models
@@ -83,7 +82,7 @@ def curvature(rate: float) -> InnerRule:
 
 
 def _identities(leaf: Array) -> PyTree:
-    """The matrices of a tensor, each the identity; of a vector or a scalar, factors of one."""
+    """The identity matrices of a tensor, or factors of one for a vector or a scalar."""
     if leaf.ndim < 2:
         return jnp.ones_like(leaf)
     return [jnp.eye(size, dtype=leaf.dtype) for size in _matrix_axes(leaf)]
@@ -100,6 +99,6 @@ def _multiplied(gradient: Array, matrices: PyTree) -> Array:
 
 
 def _matrix_axes(leaf: Array) -> tuple[int, ...]:
-    """The shape of a tensor with the axes of a window made one."""
+    """The shape of a tensor with the axes of its window merged."""
     *window, inputs, outputs = leaf.shape
     return (math.prod(window), inputs, outputs) if window else (inputs, outputs)

@@ -24,29 +24,29 @@ def meta_sgd(
     loss_fn: Callable = losses.cross_entropy,
     **options: Unpack[MetaGradientOptions],
 ) -> Learner:
-    """MAML that learns an inner rate, and with it a sign, for each parameter.
+    """MAML that learns an inner rate, including its sign, for each parameter.
 
     Li et al., 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning".
-    We depart from the paper in where rates start: all at `inner_rate`, not at
-    random between 0.005 and 0.1; the default is near the middle of that.
+    We depart from the paper in where the rates start: all at `inner_rate`, not at
+    random between 0.005 and 0.1; the default is near the middle of that range.
 
     Args:
         model: any network; its output width is the number of ways.
         inner_rate: where each rate starts.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        inner_batch: support examples of an inner step; None for all.
+        inner_batch: support examples per inner step; None for all.
         loss_fn: as for `maml`.
         options: how the meta-gradient is taken; see `functional.MetaGradientOptions`.
 
     Returns:
-        A `Learner`; its parameters are `MetaParams`, of which `rule` holds the
+        A `Learner`; its parameters are `MetaParams`, whose `rule` holds the
         rates, and `adapt` gives `FastWeights`.
 
     Raises:
         ValueError: for numbers out of range or an unknown mode; from `init`, if
             the model's output width is not the number of ways, or for an implicit
-            meta-gradient, of which the rates have none.
+            meta-gradient, under which the rates have none.
 
     Example:
         >>> from jmeta import data, models

@@ -12,29 +12,30 @@ def metaoptnet(model: Model, *, cost: float = 0.1, scale: float = 10.0, solver_s
     """A multi-class support vector machine on the features of each task.
 
     Lee et al., 2019, "Meta-Learning with Differentiable Convex Optimization": the
-    machine of Crammer & Singer, 2001, without a bias, and outputs with a learned
-    scale, which in the paper starts at 1. The quadratic program is solved in its dual
-    by `solver_steps` steps of the alternating direction method of multipliers, through
-    which the meta-gradient goes, where the paper takes an interior-point method and
+    machine of Crammer & Singer, 2001, without a bias, and outputs with a learned scale,
+    which starts at 1 in the paper and at 10 here. The quadratic program is solved in
+    its dual by `solver_steps` steps of the alternating direction method of multipliers,
+    through which the meta-gradient goes; the paper uses an interior-point method and
     its optimality conditions. Labels of the query set are not smoothed.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
-        cost: C, of an example within the margin.
-        scale: of the outputs, where its learning starts; a margin is of size one,
-            where the logits of a sure answer are far larger.
-        solver_steps: of the method, at least 1. 100 give the weights of an encoder's 64
-            features to 2e-6 of the largest, or better, at 5-way 1-shot to 20-way 5-shot
-            and 5-way 20-shot (there, of features without classes, to 3e-5); to 1e-3 where
-            features have a mean of 1 beside a deviation of a tenth. Below a hundredth of
-            their mean more steps are needed, and of fewer features than examples: with 4
-            random features of 12 examples weights are 5e-3 off after 100 and right after
-            300, with 4 of 9 at a deviation of 30 and a cost of 0.1 still 0.3 then, and 1e-2
-            after 1,000.
+        cost: C, the cost of examples within the margin.
+        scale: the scale of the outputs, where its learning starts; a margin is of size
+            one, where the logits of a sure answer are far larger.
+        solver_steps: steps of the solver, at least 1. With an encoder's 64 features,
+            100 steps give the weights to within 2e-6 of the largest, from 5-way 1-shot
+            to 20-way 5-shot, and at 5-way 20-shot (3e-5 there, for features that carry
+            no class information); to within 1e-3 for features of mean 1 and standard
+            deviation 0.1. More are needed if the deviation is below a hundredth of the
+            mean, or if there are fewer features than examples: with 4 random features
+            of 12 examples the error is 5e-3 after 100 steps and gone after 300; with 4
+            features of 9 examples, deviation 30 and cost 0.1, it is still 0.3 after 300
+            and 1e-2 after 1,000.
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and
-        `adapt` gives `Fitted`, weights [D, N].
+        `adapt` gives `Fitted` with weights [D, N].
 
     Raises:
         ValueError: for a cost or scale that is not above 0, or a number of steps that is

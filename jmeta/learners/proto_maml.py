@@ -16,12 +16,12 @@ from jmeta.types import Array, Learner, Model, PyTree
 
 
 class PrototypeHead(NamedTuple):
-    """The network of Proto-MAML within a task.
+    """The parameters of Proto-MAML's network within a task.
 
     Attributes:
         encoder: the encoder's parameters.
-        kernel: [D, N] of the linear head, twice the prototypes at first.
-        bias: [N], minus their squared lengths at first.
+        kernel: [D, N] of the linear head, initially twice the prototypes.
+        bias: [N], initially minus their squared norms.
     """
 
     encoder: PyTree
@@ -41,21 +41,21 @@ def proto_maml(
 ) -> Learner:
     """MAML with a linear head that starts as the prototypical network of the support set.
 
-    Triantafillou et al., 2020, "Meta-Dataset: A Dataset of Datasets for Learning
-    to Learn from Few Examples". The squared distance to a prototype c is linear
-    in the features but for a term that all classes share: weights 2c, bias
-    -|c|^2. The meta-gradient flows through that start. Inner gradients are
-    constants, as in the paper, unless `meta_gradient="second_order"`. Ten steps are
-    those of the authors' configuration for ImageNet; the rate is ours, for networks
-    that are not trained beforehand, where theirs is 1e-4, and tests take as many
-    steps as training, where theirs take five more.
+    Triantafillou et al., 2020, "Meta-Dataset: A Dataset of Datasets for Learning to
+    Learn from Few Examples". The squared distance to a prototype c is linear in the
+    features except for a term that all classes share: weights 2c, bias -|c|^2. The
+    meta-gradient flows through that start. Inner gradients are constants, as in the
+    paper, unless `meta_gradient="second_order"`. Ten steps are those of the authors'
+    configuration for ImageNet. The rate is ours, for networks that are not pre-trained,
+    where theirs is 1e-4; and tests take as many steps as training, where theirs take
+    five more.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
         inner_optimizer: as for `maml`.
         inner_steps: gradient steps on the support set in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        inner_batch: support examples of an inner step; None for all.
+        inner_batch: support examples per inner step; None for all.
         loss_fn: a loss over classes, as for `maml`.
         options: how the meta-gradient is taken; see `functional.MetaGradientOptions`.
 
@@ -77,7 +77,7 @@ def proto_maml(
     """
     if not losses.is_classification(loss_fn):
         raise ValueError(
-            "loss_fn is not over classes, of which Proto-MAML takes prototypes; see losses.classification."
+            "loss_fn is not over classes, but Proto-MAML needs their prototypes; see losses.classification."
         )
     options.setdefault("meta_gradient", "first_order")
     objective = losses.objective(loss_fn)

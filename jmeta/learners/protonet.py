@@ -17,26 +17,26 @@ from jmeta.types import Learner, Model
 def protonet(model: Model, *, distance: str = "euclidean", support_encoder: Model | None = None) -> Learner:
     """Classifies a query by its distance to the mean feature of each class.
 
-    Snell et al., 2017, "Prototypical Networks for Few-shot Learning". In
-    training, support and query are encoded together, so that they share one
-    set of batch statistics, as in the paper's code; in test, each alone.
+    Snell et al., 2017, "Prototypical Networks for Few-shot Learning". In training,
+    support and query are encoded together, so that they share one set of batch
+    statistics, as in the paper's code; at test time each alone.
 
     Args:
-        model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
-            With batch statistics in it, `norm="running"` is the paper's.
+        model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`). If it
+            has batch statistics, `norm="running"` is the paper's.
         distance: `"euclidean"`, squared; `"cosine"`, similarities times a learned
-            scale; or `"mahalanobis"`, half the squared one, by the covariance of
-            each class shrunk towards that of the task (Bateni et al., 2020,
-            "Improved Few-Shot Visual Classification").
-        support_encoder: another encoder for the support set, to features of the
-            same width; None for the same one. What describes a class, a vector
-            of attributes or a text, is then its support example, and no example
-            is needed (section 2.7 of the paper, which scales these features to
-            unit length: that is for the encoder to do).
+            scale; or `"mahalanobis"`, half the squared distance, with the covariance of
+            each class shrunk towards the task's (Bateni et al., 2020, "Improved
+            Few-Shot Visual Classification").
+        support_encoder: another encoder for the support set, to features of the same
+            width; None for the same one. The support example of a class is then its
+            description, such as a vector of attributes or a text, and no labelled
+            example is needed (section 2.7 of the paper, which scales these features to
+            unit length; that is left to the encoder).
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and
-        `adapt` gives `Fitted`, with prototypes [N, D] for a head, or `Gaussians`.
+        `adapt` gives `Fitted` with prototypes [N, D], or `Gaussians`.
 
     Raises:
         ValueError: for an unknown `distance`; from `init`, as for `functional.head_learner`.

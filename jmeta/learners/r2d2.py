@@ -18,24 +18,25 @@ def r2d2(
 ) -> Learner:
     """Ridge regression of the targets on the features, solved in closed form for each task.
 
-    Bertinetto et al., 2019, "Meta-learning with Differentiable Closed-form
-    Solvers". As in the paper's code, the features have a constant 1 beside them,
-    whose weights are a bias that is regularised like the others, and squared
-    errors are averaged over the support set, so that a regularisation means the
-    same at any number of ways and shots. The regularisation and the outputs' scale
-    and bias are learned, the regularisation by its logarithm, which keeps it
-    positive. Where they start is ours.
+    Bertinetto et al., 2019, "Meta-learning with Differentiable Closed-form Solvers". As
+    in the paper's code, the features have a constant 1 beside them, whose weights are a
+    bias that is regularised like the others, and squared errors are averaged over the
+    support set, so that a regularisation means the same for any number of ways and
+    shots. The regularisation and the outputs' scale and bias are learned, the
+    regularisation through its logarithm, which keeps it positive. Their initial values
+    are ours.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
         regularisation: lambda, where learning starts.
-        scale: of the outputs, where learning starts; ridge regression gives
-            numbers between 0 and 1, which are no logits yet. Take 1 for regression.
-        loss_fn: of the query set; `losses.squared_error` for regression.
+        scale: the scale of the outputs, where learning starts; ridge regression gives
+            numbers between 0 and 1, which are too small for logits. Use 1 for
+            regression.
+        loss_fn: the loss on the query set; `losses.squared_error` for regression.
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams`, and
-        `adapt` gives `Fitted`, weights [D + 1, N].
+        `adapt` gives `Fitted` with weights [D + 1, N].
 
     Raises:
         ValueError: for a regularisation or scale that is not above 0; from `init`, as for

@@ -16,11 +16,11 @@ from jmeta.types import Array, Learner, Model, PyTree
 
 
 class RelationParams(NamedTuple):
-    """Parameters, or the state, of the two networks.
+    """The parameters, or the state, of the two networks.
 
     Attributes:
-        encoder: of examples.
-        comparator: of pairs of them.
+        encoder: those of the network for examples.
+        comparator: those of the network for pairs.
     """
 
     encoder: PyTree
@@ -42,17 +42,17 @@ class ClassFeatures(NamedTuple):
 def relation(model: Model, *, comparator: Model | None = None) -> Learner:
     """Learns how to compare a query with a class, where others fix a distance.
 
-    Sung et al., 2018, "Learning to Compare: Relation Network for Few-Shot
-    Learning". The features of a class are the mean of its examples' (the paper
-    adds them up, which ties a network to its number of shots), joined to those of
-    the query along the last axis. The loss is the squared error of the scores'
-    sigmoid against 1 for the right class and 0 for each other.
+    Sung et al., 2018, "Learning to Compare: Relation Network for Few-Shot Learning".
+    The features of a class are the mean over its examples (the paper adds them up,
+    which ties a network to its number of shots), joined to those of the query along the
+    last axis. The loss is the squared error of the scores' sigmoid against 1 for the
+    right class and 0 for the others.
 
     Args:
         model: an encoder to feature maps (`models.relation_encoder()` is the
             paper's) or vectors.
-        comparator: from pairs of these, of twice the width, to scores [P, 1]; None
-            for the paper's, `models.relation_module()`.
+        comparator: a network from pairs of these, of twice the width, to scores [P, 1];
+            None for the paper's, `models.relation_module()`.
 
     Returns:
         A `Learner` for any number of ways; its parameters and state are
@@ -60,8 +60,8 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         before the sigmoid.
 
     Raises:
-        ValueError: for a comparator that is no `Model`; from `init`, for labels in place of
-            one-hot targets, and if its scores are not [P, 1].
+        ValueError: if `comparator` is not a `Model`; from `init`, for labels in place
+            of one-hot targets, and if its scores are not [P, 1].
 
     Example:
         >>> from jmeta import data
@@ -92,7 +92,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
             raise ValueError(f"the comparator's scores have shape {scores.shape}; they must be {(len(pairs), 1)}.")
         return exclude_absent(scores.reshape(shape[:2]), adapted.present), state
 
-    @jax.jit  # so that features are not computed where the comparator uses their shapes alone
+    @jax.jit  # so that features are not computed if the comparator only uses their shapes
     def init(key, task):
         check_examples("task.support", task.support)
         encoder_key, comparator_key = jax.random.split(key)
@@ -101,7 +101,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         pairs = jnp.concatenate([features, features], -1)
         comparator_params, comparator_state = comparator.init(comparator_key, pairs)
         params, state = RelationParams(params, comparator_params), RelationParams(state, comparator_state)
-        jax.eval_shape(loss, params, state, task, key=key)  # tells of wrong scores before training compiles
+        jax.eval_shape(loss, params, state, task, key=key)  # reports wrong scores before training compiles
         return params, state
 
     @compiled_adapt
@@ -128,10 +128,10 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
 
 @losses.classification
 def one_against_rest(outputs: Array, targets: Array, mask: Array) -> Array:
-    """Squared error of the outputs' sigmoid against one-hot targets, the mean over real examples and their classes.
+    """Squared error of the outputs' sigmoid against one-hot targets, averaged over real examples and present classes.
 
-    Outputs of absent classes are very negative: their sigmoid is zero and adds nothing, and they are not counted, so
-    that a task padded to more ways has the same loss.
+    Outputs of absent classes are very negative: their sigmoid is zero and adds nothing, and they are not counted,
+    so a task padded to more ways has the same loss.
     """
     losses.check_classes(targets)
     share = targets.shape[1] / jnp.maximum(present_in(outputs).sum(), 1)

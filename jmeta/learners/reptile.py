@@ -24,28 +24,27 @@ def reptile(
 ) -> Learner:
     """Moves the initialisation towards the fast weights; takes no derivative of the inner loop.
 
-    Nichol et al., 2018, "On First-Order Meta-Learning Algorithms". A task needs
-    no query set there: in meta-training we descend on support and query
-    together. `loss` is half the squared distance from the initialisation to the
-    fast weights, so that its gradient is the step the paper takes: an outer
-    `optax.sgd` of a rate that falls from 1 to 0 is the paper's, one task to a
-    batch is its serial form, many the batched one. The defaults are the paper's
-    for 5-way Omniglot, but that Adam's memory starts afresh with each task,
-    that tests take the minibatches of training, not of 5, and that minibatches go
-    through one random order of a task's examples again and again, where the authors'
-    code draws another for each pass.
+    Nichol et al., 2018, "On First-Order Meta-Learning Algorithms". There a task needs
+    no query set: in meta-training we descend on support and query together. `loss` is
+    half the squared distance from the initialisation to the fast weights, so that its
+    gradient is the step the paper takes: an outer `optax.sgd` with a rate that falls
+    from 1 to 0 is the paper's; one task per batch is its serial form, many the batched
+    one. The defaults are the paper's for 5-way Omniglot, with three exceptions: Adam's
+    state is reset for each task; tests use training's minibatch size, not 5; and
+    minibatches repeat one random order of a task's examples, where the authors' code
+    shuffles again on each pass.
 
     Args:
         model: any network; its output width is the number of ways.
         inner_optimizer: any optax transformation, or a rule without parameters of its own.
         inner_steps: gradient steps in meta-training.
         test_steps: gradient steps in `adapt`; None for as many as in training.
-        inner_batch: examples of an inner step; None for all.
+        inner_batch: examples per inner step; None for all.
         loss_fn: as for `maml`.
 
     Returns:
         A `Learner`; its parameters are `MetaParams`, and `adapt` gives
-        `FastWeights`. Its metrics are of the query set, on which it has descended.
+        `FastWeights`. Its metrics are on the query set, on which it has also descended.
 
     Raises:
         ValueError: for numbers out of range; from `init`, if the model's output
@@ -67,7 +66,10 @@ def reptile(
     def init(key, task):
         params, state = learner.init(key, task)
         if jax.tree.leaves(params.rule):
-            raise ValueError("inner_optimizer has parameters of its own, which Reptile takes no derivative to learn.")
+            raise ValueError(
+                "inner_optimizer has meta-learned parameters, which Reptile cannot learn, since it takes no derivative "
+                "of the inner loop; give it an optax transformation."
+            )
         return params, state
 
     def loss(params, state, task, *, key=None):

@@ -11,17 +11,17 @@ from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, plain_head
 from jmeta.types import Array, at_least_single, Learner, Model
 
-# The logit at no distance at first. An optimizer of small steps would take thousands to bring a bias there from
-# zero, where no pair is surely alike, and the encoder meanwhile shrinks all distances.
+# The initial logit at zero distance. With small steps an optimizer would need thousands to bring a bias there from
+# zero, where no pair is surely alike, and meanwhile the encoder would shrink all distances.
 CERTAINTY = 5.0
 
 
 class Likeness(NamedTuple):
-    """How alike two features are: the logit of their being of one class.
+    """How alike two features are, as the logit of being of one class.
 
     Attributes:
         weights: [D] of the distance along each feature.
-        bias: scalar, at no distance.
+        bias: scalar, the logit at zero distance.
     """
 
     weights: Array
@@ -31,22 +31,22 @@ class Likeness(NamedTuple):
 def siamese(model: Model) -> Learner:
     """Learns whether two examples are of one class; a query is of the class of its best pair.
 
-    Koch et al., 2015, "Siamese Neural Networks for One-shot Image Recognition":
-    one encoder for both, the distance along each feature weighted, a sigmoid, and
-    cross-entropy on pairs. The pairs are those of a support and a query example
-    of a task; pairs of one class and pairs of two weigh as much, as in the paper,
-    which draws half of each. A pair is alike with a log-odds of 5 at no distance at
-    first, and -5 where all features are one apart. We depart from the paper in that
-    start, in the bias, and in an encoder whose last layer need not be a sigmoid; its
-    regularisation and augmentation are left to the optimizer and the sampler.
+    Koch et al., 2015, "Siamese Neural Networks for One-shot Image Recognition": one
+    encoder for both, the distance along each feature weighted, a sigmoid, and
+    cross-entropy on pairs. The pairs are those of a support and a query example of a
+    task; pairs of one class and pairs of two have equal weight in total, as in the
+    paper, which draws half of each. Initially the log-odds of being alike are 5 at zero
+    distance, and -5 where all features are one apart. We depart from the paper in that
+    start, in the bias, and in allowing an encoder whose last layer is not a sigmoid;
+    its regularisation and augmentation are left to the optimizer and the sampler.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
 
     Returns:
         A `Learner` for any number of ways; its parameters are `HeadParams` with a
-        `Likeness`, and `adapt` gives `Fitted`, the encoded support set. Outputs are the logits of the best
-        pairs.
+        `Likeness`, and `adapt` gives `Fitted` with the encoded support set. Outputs are
+        the logits of the best pairs.
 
     Raises:
         ValueError: from `init`, if features are not [K, D].
@@ -62,7 +62,7 @@ def siamese(model: Model) -> Learner:
     encoder, objective = shared_encoder(model), losses.objective(losses.cross_entropy)
 
     def init(key, features):
-        # Alike at no distance, and as surely not where all features are one apart.
+        # Alike at zero distance, and as surely not where all features are one apart.
         width, dtype = features.shape[-1], at_least_single(features.dtype)
         return Likeness(jnp.full(width, -2 * CERTAINTY / width, dtype), jnp.asarray(CERTAINTY, dtype))
 
@@ -87,11 +87,11 @@ def siamese(model: Model) -> Learner:
 
 
 def pair_loss(logits: Array, same: Array, mask: Array) -> Array:
-    """Cross-entropy of pairs, in nats: the mean over those of one class and that over others, halved.
+    """Cross-entropy of pairs in nats: the average of the means over pairs of one class and over the others.
 
     Args:
         logits: [Q, K] of being of one class.
-        same: [Q, K], 1 for pairs that are; of soft targets, with which probability.
+        same: [Q, K], 1 for pairs that are; with soft targets, the probability.
         mask: [Q, K], 1 for real pairs.
     """
     alike = losses.masked_mean(-jax.nn.log_sigmoid(logits), mask * same)

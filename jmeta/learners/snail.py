@@ -15,28 +15,29 @@ def snail(
     """Causal convolutions and attention over the support set, with each query right after it.
 
     Mishra et al., 2018, "A Simple Neural Attentive Meta-Learner". The support set
-    is a sequence: its order, that in which examples come, changes predictions. Given
-    a key, as in training and evaluation, it is random, as in the paper, so that no
-    class is known by its place. Beside the paper's target a token has a flag that tells
-    the query. For how the default network departs from it see `models.snail`.
+    is a sequence, in the given order, which affects predictions. With a key, as in
+    training and evaluation, the order is random, as in the paper, so that no class is
+    known by its position. Beside the paper's target, a token has a flag that marks the
+    query. For how the default network departs from it see `models.snail`.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
         sequence: `(outputs) -> Model` from `(queries [Q, outputs + 1 + D], prompt
             [K, outputs + 1 + D], mask [K])` to [Q, outputs]; see `functional.prompted`.
-            The convolutions of `models.snail` span 26 tokens; for other tasks give it
-            `length`, one more than the number of support examples. A longer one costs
+            The convolutions of `models.snail` span 26 tokens; for other tasks set its
+            `length` to one more than the number of support examples. A longer one costs
             layers; what a shorter one does not reach is left to attention.
-        loss_fn: of the query set, `(outputs, targets, mask) -> scalar`;
+        loss_fn: the loss on the query set, `(outputs, targets, mask) -> scalar`;
             `losses.squared_error` for regression.
 
     Returns:
         A `Learner` for the number of ways of the task it is initialised with and
-        any number of shots; `adapt` gives `Fitted`, the encoded support set.
+        any number of shots; `adapt` gives `Fitted` with the encoded support set.
 
     Raises:
-        ValueError: from `init`, as for `functional.head_learner`, and if `sequence` makes
-            no `Model`, or one that normalises by statistics of a batch.
+        ValueError: from `init`, as for `functional.head_learner`, and if `sequence`
+            does not return a `Model`, or returns one that normalises by batch
+            statistics.
 
     Example:
         >>> import functools, jax

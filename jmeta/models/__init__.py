@@ -1,4 +1,4 @@
-"""Networks, and adapters that make a `Model` of any network."""
+"""Networks, and adapters that make a `Model` from any network."""
 
 from jmeta.models.adapters import from_linen, from_nnx
 from jmeta.models.conv4 import conv4

@@ -1,4 +1,4 @@
-"""Adapters that make a `Model` of a Flax module."""
+"""Adapters that make a `Model` from a Flax module."""
 
 import functools
 import inspect
@@ -11,26 +11,29 @@ import jax
 from jmeta.networks import accepts
 from jmeta.types import Array, Model, Normalisation, PyTree
 
-# Names by which networks are told of training, other than `train`.
+# Keywords other than `train` by which networks are switched to training.
 SWITCHES = {"training", "is_training", "deterministic", "use_running_average"}
 
 
 def from_linen(module: nn.Module) -> Model:
-    """A `Model` of a Linen module.
+    """A `Model` from a Linen module.
 
     Args:
-        module: its `__call__` takes the inputs [K, ...] and, if it wants them, the
-            keywords `train` and `mask`, by name or among any (of an `nn.Sequential`,
-            those of its first layer). Flax's own layers get neither: they have no `train`, and
-            their `mask` is not of padding. A key reaches it as the streams `dropout` and
-            `params`, which Linen draws other streams from too.
-            Collections other than `params` become the state, which must keep its shape:
-            values sown into one would add to it with every call. A field `norm` that
-            is a string names its normalisation policy in reports.
+        module: its `__call__` takes the inputs [K, ...] and, if it declares them or has
+            `**kwargs`, the keywords `train` and `mask` (for an `nn.Sequential`, its
+            first layer's). Flax's own layers are passed neither: they have no `train`,
+            and their `mask` means something else. A key seeds the `dropout` and
+            `params` streams; Linen draws other streams from `params`. Collections other
+            than `params` become the state, whose shapes must not change, so do not sow
+            values. A string field `norm` names the normalisation policy in reports.
+
+    Returns:
+        A `Model`.
 
     Raises:
-        ValueError: from `init`, for batch statistics of a module that is told by another
-            keyword than `train` when to take them, and would never.
+        ValueError: from `init`, if the module has batch statistics but is switched to
+            training by a keyword other than `train`, so that they would never be
+            updated.
 
     Example:
         >>> model = from_linen(nn.Dense(3))
@@ -52,14 +55,14 @@ def from_linen(module: nn.Module) -> Model:
     def streams(key):
         return None if key is None else dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
 
-    @jax.jit  # or each operation of the network would be compiled, and run, by itself
+    @jax.jit  # or each operation of the network would be compiled and run by itself
     def init(key, inputs):
         variables = dict(module.init(key, inputs, **keywords(train=False)))
         params = variables.pop("params", {})
         if "batch_stats" in variables and switches:
             raise ValueError(
-                f"{type(module).__name__} has batch statistics, but its __call__ is told of training by "
-                f"{min(switches)!r}; the keyword that jmeta gives is `train`, so that they would never be taken."
+                f"{type(module).__name__} has batch statistics, but its __call__ is switched to training by "
+                f"{min(switches)!r}, which jmeta never passes, so they would never be updated; name the keyword train."
             )
         return params, variables | stated
 
@@ -78,34 +81,36 @@ def from_linen(module: nn.Module) -> Model:
 
 
 def _first_layer(module):
-    """The layer that the keywords of a module reach: an `nn.Sequential` hands them to its first."""
+    """The layer that a module's keywords reach: an `nn.Sequential` passes them to its first."""
     while type(module).__call__ is nn.Sequential.__call__ and module.layers:
         module = module.layers[0]
     return module
 
 
 def _is_by_flax(called):
-    """Whether a `__call__` is written in Flax, whose masks are of other shapes, dtypes and meanings.
+    """Whether a `__call__` is Flax's own, whose masks have other shapes, dtypes and meanings.
 
-    That of `nn.jit(Network)` is where the network's is.
+    That of `nn.jit(Network)` counts as the network's.
     """
     return (getattr(called, "__module__", None) or "").startswith("flax.")
 
 
 def from_nnx(constructor: Callable) -> Model:
-    """A `Model` of an NNX module.
+    """A `Model` from an NNX module.
 
     Args:
-        constructor: `(nnx.Rngs) -> nnx.Module`. `nnx.Param`s become the
-            parameters; other variables the state, but for random streams, each of
-            which the `key` of a call seeds in its own way; without a key it draws the
-            same each time. The module is put in training or evaluation mode
-            (`nnx.Module.train`, `.eval`) by `train`. If its `__call__`
-            has a keyword `mask`, it gets that of padding, [K], 1 for a real example: one of
-            attention must have another name. Flax's own modules get none.
+        constructor: `(nnx.Rngs) -> nnx.Module`. `nnx.Param`s become the parameters and
+            all other variables the state, except random streams: each call's `key`
+            seeds every stream differently, and without a key they repeat. `train` puts
+            the module in training or evaluation mode. A keyword `mask` of its
+            `__call__` receives the padding mask [K], so an attention mask needs another
+            name; Flax's own modules receive none.
+
+    Returns:
+        A `Model`.
 
     Raises:
-        ValueError: for what is no such function, a module say.
+        ValueError: if `constructor` is not such a function, but a module, for example.
 
     Example:
         >>> from flax import nnx
@@ -118,12 +123,12 @@ def from_nnx(constructor: Callable) -> Model:
 
     if isinstance(constructor, nnx.Module | nn.Module) or not callable(constructor):
         raise ValueError(
-            f"constructor is of type {type(constructor).__name__}; it must be a function from nnx.Rngs to a module, as "
-            "lambda rngs: nnx.Linear(4, 3, rngs=rngs)."
+            f"constructor is of type {type(constructor).__name__}; it must be a function from nnx.Rngs to a module, "
+            "such as lambda rngs: nnx.Linear(4, 3, rngs=rngs)."
         )
 
     def parts(module) -> Any:
-        """Definition, parameters, random streams, and the rest."""
+        """The definition, parameters, random streams, and the rest."""
         return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
     @functools.cache
@@ -156,13 +161,13 @@ def from_nnx(constructor: Callable) -> Model:
 
 
 def _seeded(streams: PyTree, key: Array) -> PyTree:
-    """Random streams of which each has a key of its own, and has drawn none from it."""
+    """Random streams, each with a key of its own from which nothing is drawn yet."""
     leaves, structure = jax.tree.flatten(streams)
     return jax.tree.unflatten(structure, [_begun(leaf, jax.random.fold_in(key, i)) for i, leaf in enumerate(leaves)])
 
 
 def _begun(leaf, key):
-    """What a random stream holds: a key, or one for each of stacked layers, or the count of keys drawn from it."""
+    """A fresh leaf of a random stream: a key, one for each of stacked layers, or the count of keys drawn so far."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.split(key, leaf.shape) if leaf.shape else key
     return jax.numpy.zeros(leaf.shape, leaf.dtype)

@@ -19,19 +19,19 @@ def conv4(
         outputs: width of the linear output layer; None makes an encoder.
         width: filters of each block.
         norm: normalisation policy, see `models.layers.Normalise`.
-        strided: halve by a stride of 2 and average the last feature map, as
-            MAML does on Omniglot, instead of by 2 x 2 max-pooling.
-        context: how many parameters modulate the third block, for `cavia`, as in
+        strided: halve by a stride of 2 instead of 2 x 2 max-pooling, and average the
+            last feature map, as MAML does on Omniglot.
+        context: number of parameters that modulate the third block, for `cavia`, as in
             its paper.
 
     Returns:
-        A `Model` from images [K, H, W, C] of any size to [K, outputs], or to
-        features [K, D]: 64 for 28 x 28 images and 64 filters. Max-pooling stops
-        at maps one pixel high or wide.
+        A `Model` from images [K, H, W, C] of any size to [K, outputs], or to features
+        [K, D]: D is 64 for 28 x 28 images and 64 filters. Max-pooling stops at maps one
+        pixel high or wide.
 
     Raises:
-        ValueError: for an unknown `norm`, a width below 1 or a context below 0; from `init` and `apply`,
-            for inputs that are not images.
+        ValueError: for an unknown `norm`, a width below 1 or a context below 0; from
+            `init` and `apply`, for inputs that are not images.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -65,9 +65,9 @@ class Conv4(nn.Module):
             is_modulated = self.context > 0 and block == 2
             pool = is_pooled and not is_modulated
             x = conv_norm(x, self.width, stride=stride, norm=self.norm, train=train, mask=mask, pool=pool)
-            if is_modulated:  # which may turn the order of pixels round, so that the block is pooled after it
+            if is_modulated:  # may reverse the order of pixels, so pooling comes after it
                 x = Modulate(self.context)(x)
                 x = max_pool(x) if is_pooled else x
-            x = nn.relu(x)  # monotone, so that it may follow the pooling
+            x = nn.relu(x)  # monotone, so it may follow the pooling
         x = x.mean((1, 2)) if self.strided else lax.collapse(x, 1)
         return x if self.outputs is None else Dense(self.outputs, name="head")(x)

@@ -12,11 +12,19 @@ from jmeta.types import Array, Model
 
 
 def bidirectional_lstm() -> Model:
-    """Adds to each feature vector [K, D] what an LSTM from either side says of it.
+    """Adds the outputs of an LSTM in each direction to the feature vectors [K, D].
+
+    Vinyals et al., 2016, "Matching Networks for One Shot Learning", appendix A.2.
 
     Returns:
-        A `Model` from [K, D] to [K, D]; rows that the mask takes out stay as they
-        are, and change nothing for others.
+        A `Model` from [K, D] to [K, D]; masked rows stay as they are, and do not
+        affect the others.
+
+    Example:
+        >>> model = bidirectional_lstm()
+        >>> params, state = model.init(jax.random.key(0), jnp.zeros((3, 4)))
+        >>> model.apply(params, state, jnp.zeros((3, 4)))[0].shape
+        (3, 4)
     """
     return from_linen(BidirectionalLSTM())
 
@@ -24,14 +32,23 @@ def bidirectional_lstm() -> Model:
 def attention_lstm(*, steps: int = 5) -> Model:
     """Reads a support set with an LSTM for each query, in several steps of attention.
 
+    Vinyals et al., 2016, "Matching Networks for One Shot Learning", appendix A.1.
+
     Args:
-        steps: of reading; the default is ours.
+        steps: number of reading steps; the default is ours.
 
     Returns:
         A `Model` from `(queries [Q, D], support [K, D], mask [K])` to [Q, D].
 
     Raises:
         ValueError: for fewer than 1 step.
+
+    Example:
+        >>> model = attention_lstm(steps=2)
+        >>> inputs = jnp.zeros((2, 4)), jnp.zeros((3, 4)), jnp.ones(3)
+        >>> params, state = model.init(jax.random.key(0), inputs)
+        >>> model.apply(params, state, inputs)[0].shape
+        (2, 4)
     """
     check_counts(least=1, steps=steps)
     return from_linen(AttentionLSTM(steps))
@@ -44,7 +61,7 @@ class BidirectionalLSTM(nn.Module):
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         """Features [K, D] in the context of each other."""
         mask = jnp.ones(len(x), x.dtype) if mask is None else mask
-        order = real_first(mask)  # padding last, where a length can leave it out
+        order = real_first(mask)  # padding last, where a sequence length excludes it
         both = nn.Bidirectional(
             nn.RNN(_lstm_cell(x.shape[-1])), nn.RNN(_lstm_cell(x.shape[-1])), merge_fn=lambda one, other: one + other
         )
@@ -74,5 +91,5 @@ class AttentionLSTM(nn.Module):
 
 
 def _lstm_cell(features: int) -> nn.LSTMCell:
-    """Flax's LSTM cell, with parameters in double precision where JAX is."""
+    """Flax's LSTM cell, with parameters in double precision if JAX uses it."""
     return nn.LSTMCell(features, param_dtype=jnp.result_type(float))

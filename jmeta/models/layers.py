@@ -1,4 +1,4 @@
-"""Flax layers: convolution and products by `jmeta.functional`, the five normalisation policies, modulation."""
+"""Flax layers: `jmeta.functional`'s convolution and products, the five normalisation policies, and modulation."""
 
 import functools
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from jmeta.functional.moments import conv_moments, moments
 from jmeta.functional.pooling import max_pool
 from jmeta.types import Array
 
-BY_CHANNEL = ("batch", "running")  # policies that subtract each channel's mean, so that a bias before them does nothing
+BY_CHANNEL = ("batch", "running")  # these subtract each channel's mean, so a bias before them has no effect
 NORMS = (*BY_CHANNEL, "group", "layer", "none")
-GROUPS, LEAST_IN_GROUP = 32, 8
-MOMENTUM = 0.9  # share of the old running statistics that each update keeps; PyTorch's default, there called 0.1
+GROUPS, LEAST_IN_GROUP = 32, 8  # Wu & He, 2018, for 32; that a group has at least 8 channels is ours
+MOMENTUM = 0.9  # share of the old running statistics that an update keeps; PyTorch's default, which it calls 0.1
 EPSILON = 1e-5  # added to the variance; PyTorch's default
 
 
@@ -30,7 +30,7 @@ def check_norm(norm: str) -> None:
 
 
 def check_widths(**widths: Any) -> None:
-    """Raises a `ValueError` that names a width, or widths, below 1; None stands for no layer."""
+    """Raises a `ValueError` that names the argument if a width is below 1; None stands for no layer."""
     for name, given in widths.items():
         if not all(is_count(width, least=1) for width in jax.tree.leaves(given)):
             raise ValueError(f"{name} is {given}; a layer's width must be a whole number, at least 1.")
@@ -49,7 +49,7 @@ class Conv(nn.Module):
         features: output channels.
         size: side of the kernel, odd.
         stride: pixels between outputs.
-        use_bias: False before a normalisation by channel, which would take the bias away.
+        use_bias: False before a normalisation by channel, which would remove the bias.
     """
 
     features: int
@@ -67,18 +67,18 @@ class Conv(nn.Module):
         return y
 
     def moments_of(self, x: Array) -> Callable:
-        """`(y, mask) -> (mean, variance)` of `y`, which this layer, called before, has made of `x`."""
+        """`(y, mask) -> (mean, variance)` of the output `y` of this layer for `x`; call the layer first."""
         if self.use_bias:
             return moments
         return functools.partial(conv_moments, x, self.get_variable("params", "kernel"), stride=self.stride)
 
 
 class Dense(nn.Module):
-    """Fully connected layer by `jmeta.functional.linear`, with parameters in double precision where JAX is.
+    """Fully connected layer by `jmeta.functional.linear`, with parameters in double precision if JAX uses it.
 
     Attributes:
         features: output width.
-        use_bias: False before a normalisation by channel, which would take the bias away.
+        use_bias: False before a normalisation by channel, which would remove the bias.
     """
 
     features: int
@@ -96,13 +96,15 @@ class Normalise(nn.Module):
     """Normalisation by a named policy, then a learned scale and bias per channel.
 
     Attributes:
-        policy: `"batch"`, the statistics of the current set, in training and in
-            test (transductive, as MAML); `"running"`, those of the set in
-            training and running ones in test; `"group"` (Wu & He, 2018; up to 32
-            groups, of at least 8 channels if there are so many); `"layer"`; `"none"`, no layer at all.
-        pool: also take the maximum over 2 x 2 pixels. By channel the pooling is done
-            first: the same values, of a quarter of the pixels. Where a scale is exactly
-            zero, and pooling after it has no derivative, this has the one from above.
+        policy: `"batch"`, the statistics of the current set, both in training and at
+            test time (transductive, as in MAML); `"running"`, those of the current set
+            in training and running ones at test time; `"group"` (Wu & He, 2018; up to
+            32 groups, of at least 8 channels if there are so many); `"layer"`;
+            `"none"`, no layer at all.
+        pool: also take the maximum over 2 x 2 pixels. With the by-channel policies
+            pooling comes first: the same values from a quarter of the pixels. Where a
+            scale is exactly zero, pooling afterwards would have no derivative; here it
+            is the limit from positive scales.
     """
 
     policy: str
@@ -114,10 +116,10 @@ class Normalise(nn.Module):
     ) -> Array:
         """Normalises `x` [K, ..., C]; `mask` [K] keeps padding out of the statistics.
 
-        The policies by channel take these from `moments_of`, `(x, mask) -> (mean, variance)`.
+        The by-channel policies take the statistics from `moments_of`, `(x, mask) -> (mean, variance)`.
 
         Returns:
-            An array of the shape of `x`; with `pool`, of [K, H, W, C], one of [K, H // 2, W // 2, C].
+            An array of the shape of `x`; with `pool`, [K, H // 2, W // 2, C] from [K, H, W, C].
         """
         if self.policy in BY_CHANNEL:
             return self._by_channel(x, train, functools.partial(moments_of, mask=mask))
@@ -136,7 +138,7 @@ class Normalise(nn.Module):
         mean, variance = self._statistics(x, train, moments_of)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        if self.pool:  # where the scale is negative, the largest of what follows is the smallest here
+        if self.pool:  # where the scale is negative, the largest output comes from the smallest input
             sign = _per_channel(jnp.where(scale < 0, -1, 1).astype(x.dtype), x)
             x = sign * max_pool(sign * x)
         factor = scale * lax.rsqrt(variance + EPSILON)
@@ -158,7 +160,7 @@ class Normalise(nn.Module):
 
 
 def _groups(channels: int) -> int:
-    """How many there are: where maps have a pixel or none, a group of one channel would leave nothing but the bias."""
+    """The number of groups; with one channel each, only the bias would be left where a map has at most one pixel."""
     sizes = (groups for groups in range(1, GROUPS + 1) if channels % groups == 0)
     return max(groups for groups in sizes if groups == 1 or channels // groups >= LEAST_IN_GROUP)
 
@@ -174,7 +176,7 @@ def conv_norm(
     mask: Array | None,
     pool: bool = False,
 ) -> Array:
-    """Convolution and normalisation, children of the module in whose call it stands.
+    """Convolution and normalisation, as children of the calling module.
 
     Args:
         x: images [K, H, W, C].
@@ -194,11 +196,11 @@ def conv_norm(
 class Modulate(nn.Module):
     """Scales and shifts channels by a linear function of a context (FiLM; Perez et al., 2018).
 
-    The context is a parameter `context` [size], for a learner that adapts it. At
-    zero, and at first, it leaves the channels as they are.
+    The context is a parameter `context` [size], for a learner that adapts it. At zero,
+    where it starts, it leaves the channels as they are.
 
     Attributes:
-        size: numbers in the context.
+        size: the size of the context.
     """
 
     size: int

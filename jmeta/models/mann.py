@@ -12,18 +12,18 @@ from jmeta.functional.varying import vary_over, varying
 from jmeta.models.layers import check_widths, Dense
 from jmeta.types import Array, Model, PyTree
 
-# With it a head multiplies cosines by about 9 at first: a slot that is the key, among 127 at right angles
-# to it, then has nearly all of the weight, where bare cosines give it a fiftieth.
+# Heads then multiply cosines by about 9 at first. A slot equal to the key, among 127 orthogonal to it, has nearly all
+# of the weight, where bare cosines give it a fiftieth.
 SHARPNESS = 8.0
 
 
 class Carry(NamedTuple):
-    """What the network holds between two tokens.
+    """What the network carries from one token to the next.
 
     Attributes:
         controller: the LSTM's cell and hidden state.
         memory: its memory.
-        read: [H, M] what the heads last read.
+        read: [H, M] what the heads read last.
     """
 
     controller: PyTree
@@ -36,34 +36,39 @@ def mann(
 ) -> Model:
     """An LSTM that writes to and reads from a memory by least recently used access.
 
-    Santoro et al., 2016, "Meta-Learning with Memory-Augmented Neural Networks",
-    and its sizes. As in the neural Turing machine (Graves et al., 2014) the
-    controller sees what was last read, and learns how sharply each head reads:
-    the paper's softmax of bare cosines is nearly uniform over 128 slots. A label
-    comes one token after its example: so a head writes the key of the token
-    before, by which that example will be found, and adds what it makes of this
-    one; in the paper it writes the key of this one. How much goes where a head last
-    read is decided for each token, where the paper learns one number, and as many
-    slots are wiped as there are heads, where the paper wipes one. Target and features
-    of a token are embedded apart, or a few numbers would be lost among hundreds.
-    Memory starts at zero.
+    Santoro et al., 2016, "Meta-Learning with Memory-Augmented Neural Networks", whose
+    sizes are the defaults. As in the neural Turing machine (Graves et al., 2014) the
+    controller sees what was last read, and learns how sharply each head reads: the
+    paper's softmax of bare cosines is nearly uniform over 128 slots. Since a label
+    arrives one token after its example, a head writes the previous token's key, by
+    which that example will be looked up, plus content from this token; the paper writes
+    this token's key. The share written to the slots last read is computed per token
+    (one learned number in the paper), and as many slots are wiped as there are heads
+    (one in the paper). A token's target and features are embedded separately, so that a
+    few numbers are not lost among hundreds. Memory starts at zero.
 
     Args:
         outputs: width of the linear output layer, and of the target in a token.
         controller: width of the LSTM.
-        slots: in memory.
-        width: numbers in a slot.
-        heads: that read and write.
-        decay: of the usage of slots, per token.
+        slots: number of memory slots.
+        width: size of a slot.
+        heads: number of heads that read and write.
+        decay: factor on the slots' usage, per token.
 
     Returns:
-        A recurrent `Model` from tokens [L, outputs + D] to [L, outputs]: its state is what
-        it holds, a `Carry` (None is an empty one), and `apply` gives that after the last token. Masked
-        tokens leave it as it is.
+        A recurrent `Model` from tokens [L, outputs + D] to [L, outputs]. Its state is a
+        `Carry`, or None for an empty one; `apply` returns that after the last token.
+        Masked tokens leave it as it is.
 
     Raises:
         ValueError: for a width below 1, fewer slots than heads, or a decay that is
             not between 0 and 1.
+
+    Example:
+        >>> model, tokens = mann(3, controller=8, slots=8, width=4, heads=2), jnp.zeros((4, 8))
+        >>> params, carry = model.init(jax.random.key(0), tokens)
+        >>> model.apply(params, carry, tokens)[0].shape
+        (4, 3)
     """
     check_widths(outputs=outputs, controller=controller, width=width)
     check_counts(least=1, slots=slots, heads=heads)
@@ -73,7 +78,7 @@ def mann(
         raise ValueError(f"decay is {decay}; it must be between 0 and 1.")
     module = MANN(outputs, controller, decay)
 
-    @jax.jit  # or each operation of the network would be compiled, and run, by itself
+    @jax.jit  # or each operation of the network would be compiled and run by itself
     def init(key, tokens):
         carry = vary_over(empty(), varying((key, tokens)))
         return module.init(key, carry, tokens, jnp.ones(len(tokens)))["params"], None
@@ -100,7 +105,7 @@ class MANN(nn.Module):
 
     @nn.compact
     def __call__(self, carry: Carry, x: Array, mask: Array) -> tuple[Carry, Array]:
-        """What it holds after the tokens [L, D], and their outputs."""
+        """The carry after the tokens [L, D], and their outputs."""
         over_tokens = nn.scan(Access, variable_broadcast="params", split_rngs={"params": False})
         carry, seen = over_tokens(self.outputs, self.controller, self.decay)(carry, (x, mask))
         return carry, Dense(self.outputs, name="head")(seen)
@@ -115,7 +120,7 @@ class Access(nn.Module):
 
     @nn.compact
     def __call__(self, carry: Carry, token: tuple[Array, Array]) -> tuple[Carry, Array]:
-        """What is held afterwards, and the controller's output beside what was read."""
+        """The carry afterwards, and the controller's output beside what was read."""
         x, real = token
         embedded = Dense(self.controller, name="target")(x[: self.outputs])
         embedded += Dense(self.controller, name="features")(x[self.outputs :])

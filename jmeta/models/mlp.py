@@ -20,7 +20,7 @@ def mlp(*, hidden: Sequence[int] = (40, 40), outputs: int | None = 1, norm: str 
         outputs: width of the linear output layer; None makes an encoder, whose
             features are the last hidden layer.
         norm: normalisation policy, see `models.layers.Normalise`.
-        context: how many parameters are appended to each input, for `cavia`.
+        context: number of parameters appended to each input, for `cavia`.
 
     Returns:
         A `Model` from inputs [K, ...], flattened, to [K, outputs].

@@ -1,4 +1,4 @@
-"""Attention to a prompt, by the tokens of it and by queries that do not see each other."""
+"""Attention to a prompt, by its own tokens and by queries that do not see each other."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, rea
     """Attention of the tokens of a prompt among themselves, and of each query to the prompt and itself.
 
     Args:
-        query: [K + Q, heads, D], those of the prompt first.
+        query: [K + Q, heads, D], with the prompt's first.
         key: [K + Q, heads, D].
         value: [K + Q, heads, D].
-        seen: [K, K], which tokens of the prompt a token of it (row) may see.
-        real: [K], which of them are seen at all; every token sees itself.
-        options: of `nn.dot_product_attention`.
+        seen: [K, K], which tokens of the prompt each token of the prompt (row) may see.
+        real: [K], which tokens of the prompt are seen at all; every token sees itself.
+        options: keywords for `nn.dot_product_attention`.
 
     Returns:
-        [K + Q, heads, D]. No number of a query reaches another.
+        [K + Q, heads, D]. Nothing passes from one query to another.
     """
     length = len(real)
     prompt_keys, prompt_values = key[:length], value[:length]

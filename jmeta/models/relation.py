@@ -9,9 +9,10 @@ from jmeta.types import Array, Model
 
 
 def relation_encoder(*, width: int = 64, norm: str = "batch") -> Model:
-    """Four blocks of convolution, the first two of them halving, to feature maps.
+    """Four convolutional blocks to feature maps, the first two of which halve the image.
 
-    The paper's, with "SAME" padding, so that images of 28 x 28 give maps of 7 x 7.
+    Sung et al., 2018, "Learning to Compare: Relation Network for Few-Shot Learning",
+    but with "SAME" padding, so that images of 28 x 28 give maps of 7 x 7.
 
     Args:
         width: filters of each block.
@@ -23,6 +24,13 @@ def relation_encoder(*, width: int = 64, norm: str = "batch") -> Model:
     Raises:
         ValueError: for an unknown `norm` or a width below 1; from `init` and
             `apply`, for inputs that are not images.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model, images = relation_encoder(width=4), jnp.zeros((2, 28, 28, 1))
+        >>> params, state = model.init(jax.random.key(0), images)
+        >>> model.apply(params, state, images)[0].shape
+        (2, 7, 7, 4)
     """
     check_norm(norm)
     check_widths(width=width)
@@ -30,19 +38,29 @@ def relation_encoder(*, width: int = 64, norm: str = "batch") -> Model:
 
 
 def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") -> Model:
-    """How much two examples, their features joined, have to do with each other.
+    """Scores how related two examples are, from their joined features.
+
+    Sung et al., 2018, "Learning to Compare: Relation Network for Few-Shot Learning".
 
     Args:
-        width: filters of the two convolutional blocks that feature maps pass first.
+        width: filters of the two convolutional blocks that feature maps pass through
+            first.
         hidden: units of the fully connected layer before the last.
         norm: normalisation policy, see `models.layers.Normalise`.
 
     Returns:
         A `Model` from pairs [P, H, W, C] or [P, D] to scores [P, 1], without the
-        sigmoid of the paper: `learners.relation` takes it.
+        paper's sigmoid, which `learners.relation` applies.
 
     Raises:
         ValueError: for an unknown `norm` or a width below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model, pairs = relation_module(), jnp.zeros((3, 10))
+        >>> params, state = model.init(jax.random.key(0), pairs)
+        >>> model.apply(params, state, pairs)[0].shape
+        (3, 1)
     """
     check_norm(norm)
     check_widths(width=width, hidden=hidden)
@@ -50,7 +68,7 @@ def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") ->
 
 
 class Block(nn.Module):
-    """Convolution, normalisation, pooling if there is to be one, ReLU."""
+    """Convolution, normalisation, optional pooling, ReLU."""
 
     width: int
     norm: str
@@ -58,7 +76,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
-        """Maps of [K, H, W, C]."""
+        """Feature maps of inputs [K, H, W, C]."""
         return nn.relu(conv_norm(x, self.width, norm=self.norm, train=train, mask=mask, pool=self.pool))
 
 
@@ -70,7 +88,7 @@ class RelationEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Maps of images [K, H, W, C]."""
+        """Feature maps of images [K, H, W, C]."""
         check_images(x)
         for block in range(4):
             x = Block(self.width, self.norm, pool=block < 2)(x, train=train, mask=mask)

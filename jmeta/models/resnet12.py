@@ -16,8 +16,8 @@ leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
 def resnet12(*, outputs: int | None = None, widths: Sequence[int] = (64, 160, 320, 640), norm: str = "batch") -> Model:
     """Four residual blocks of three convolutions each (MetaOptNet; Lee et al., 2019).
 
-    We depart from the paper in that the last feature map is averaged over its
-    pixels, where the paper's is flattened, and in that there is no DropBlock.
+    We depart from the paper in two ways: the last feature map is averaged over its
+    pixels, not flattened, and there is no DropBlock.
 
     Args:
         outputs: width of the linear output layer; None makes an encoder.
@@ -65,5 +65,5 @@ class ResNet12(nn.Module):
         y = leaky_relu(layer(x))
         y = leaky_relu(layer(y))
         y = layer(y) + layer(x, size=1)
-        # Leaky ReLU is monotone, so that it may follow the pooling.
+        # Leaky ReLU is monotone, so it may follow the pooling.
         return leaky_relu(max_pool(y) if min(y.shape[1:3]) >= 2 else y)

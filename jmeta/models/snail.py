@@ -1,4 +1,4 @@
-"""SNAIL: causal convolutions and causal attention by turns (Mishra et al., 2018)."""
+"""SNAIL: causal convolutions interleaved with causal attention (Mishra et al., 2018)."""
 
 import math
 from collections.abc import Sequence
@@ -12,29 +12,29 @@ from jmeta.models.layers import check_widths, Dense
 from jmeta.models.prompt_attention import prompt_attention
 from jmeta.types import Array, Model
 
-# (keys, values) of each attention, as in the paper.
+# Widths of keys and values of each attention layer, as in the paper.
 ATTENTION = ((64, 32), (256, 128), (512, 256))
 
 
 def snail(
     outputs: int, *, filters: int = 128, attention: Sequence[tuple[int, int]] = ATTENTION, length: int = 26
 ) -> Model:
-    """Attention, and between two of them a stack of dilated convolutions, all causal and densely connected.
+    """Attention layers with stacks of dilated convolutions between them, all causal and densely connected.
 
-    Every query stands right after the prompt, which is read once for all of them.
+    Each query comes right after the prompt, which is read once for all of them.
 
-    Mishra et al., 2018, "A Simple Neural Attentive Meta-Learner". The paper takes
-    the number of convolutions from the length of its sequences; here it is
-    `length` whatever the sequences are, so that one network reads any number of
-    shots: what is further back, attention alone sees. Dilations are 1, 2, 4, ...,
-    with which a stack sees every token of its span, where the paper has 2, 4, 8, ....
+    Mishra et al., 2018, "A Simple Neural Attentive Meta-Learner". The paper derives the
+    number of convolutions from the length of its sequences; here it follows from
+    `length`, whatever the sequences are, so that one network reads any number of shots:
+    what is further back only attention sees. Dilations are 1, 2, 4, ..., so that a
+    stack sees every token in its span; the paper's are 2, 4, 8, ....
 
     Args:
         outputs: width of the linear output layer.
-        filters: of each convolution, over two tokens.
-        attention: widths of keys and of values, of each attention.
-        length: tokens that a stack of convolutions spans, at least; 26 are those
-            of 5 ways and 5 shots and a query.
+        filters: filters of each convolution, over two tokens.
+        attention: widths of keys and values of each attention layer.
+        length: the least number of tokens that a stack of convolutions spans; 26 is a
+            5-way 5-shot support set and one query.
 
     Returns:
         A `Model` from `(queries [Q, D], prompt [K, D], mask [K])` to [Q, outputs]. A
@@ -42,6 +42,14 @@ def snail(
 
     Raises:
         ValueError: for a width below 1, no attention, or a length below 2.
+
+    Example:
+        >>> import jax
+        >>> model = snail(5, filters=4, attention=[(4, 4)], length=6)
+        >>> inputs = jnp.zeros((2, 6)), jnp.zeros((3, 6)), jnp.ones(3)
+        >>> params, state = model.init(jax.random.key(0), inputs)
+        >>> model.apply(params, state, inputs)[0].shape
+        (2, 5)
     """
     attention = tuple((keys, values) for keys, values in attention)
     check_widths(outputs=outputs, filters=filters, attention=attention)
@@ -64,7 +72,7 @@ class SNAIL(nn.Module):
         """Outputs of queries [Q, D]."""
         queries, prompt, mask = inputs
         real = jnp.concatenate([mask > 0, jnp.ones(len(queries), bool)])
-        # What comes before the first token is zero, so padding must be in every layer.
+        # Tokens before the first are zero, so padding must be zero in every layer.
         x = _only(real, jnp.concatenate([prompt, queries]))
         for block, (keys, values) in enumerate(self.attention):
             for level in range(self.depth if block else 0):
@@ -73,9 +81,9 @@ class SNAIL(nn.Module):
         return Dense(self.outputs, name="head")(x[len(prompt) :])
 
     def _convolve(self, x, start, dilation):
-        """The gated causal convolution: a dense layer on each token and the one `dilation` before its place.
+        """The gated causal convolution: a dense layer on each token and the one `dilation` before it.
 
-        Tokens from `start` on are queries, whose place is `start`.
+        Tokens from `start` on are queries, whose position is `start`.
         """
         shifted = jnp.concatenate([jnp.zeros((dilation, x.shape[1]), x.dtype), x[:start]])
         before_queries = jnp.broadcast_to(shifted[start], x[start:].shape)

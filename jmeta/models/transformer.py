@@ -13,26 +13,34 @@ from jmeta.types import Array, Model
 
 
 def transformer(outputs: int, *, width: int = 64, depth: int = 4, heads: int = 4) -> Model:
-    """Pre-norm attention and feed-forward layers, which answer each query from a prompt without positions.
+    """Pre-norm attention and feed-forward layers that answer each query from a prompt without positions.
 
-    Vaswani et al., 2017, "Attention Is All You Need"; layer normalisation comes
-    before each part, and feed-forward layers are four times as wide, as in GPT-2.
-    A token of the prompt sees the prompt, a query the prompt and itself; masked
-    tokens are seen by none but themselves.
+    Vaswani et al., 2017, "Attention Is All You Need"; layer normalisation comes before
+    each part, and feed-forward layers are four times as wide, as in GPT-2. A token of
+    the prompt sees the prompt, and a query sees the prompt and itself; masked tokens
+    are seen only by themselves.
 
     Args:
         outputs: width of the linear output layer.
-        width: of a token inside.
-        depth: layers.
-        heads: of attention in each; they share the width.
+        width: width of a token inside.
+        depth: number of layers.
+        heads: attention heads per layer, which share the width.
 
     Returns:
         A `Model` from `(queries [Q, D], prompt [K, D], mask [K])` to [Q, outputs].
-        The order of the prompt changes nothing.
+        The order of the prompt does not matter.
 
     Raises:
         ValueError: for a width below 1, fewer than 1 layer or head, or heads that
             do not divide the width.
+
+    Example:
+        >>> import jax
+        >>> model = transformer(5, width=8, depth=1)
+        >>> inputs = jnp.zeros((2, 6)), jnp.zeros((3, 6)), jnp.ones(3)
+        >>> params, state = model.init(jax.random.key(0), inputs)
+        >>> model.apply(params, state, inputs)[0].shape
+        (2, 5)
     """
     check_widths(outputs=outputs, width=width)
     check_counts(least=1, depth=depth, heads=heads)

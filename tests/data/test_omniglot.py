@@ -180,7 +180,7 @@ def archive_of(name):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_short, "is not a whole zip file"),
+        (cut_short, "is not a complete zip file"),
         (overwritten, "is damaged at a/b/character01/1.png"),
         (of_something_else, "holds no drawings"),
     ],
@@ -192,7 +192,7 @@ def test_an_archive_that_is_damaged_or_of_something_else_is_named(tmp_path, dama
     whole = archive_of("a/b/character01/1.png")
     for name in ARCHIVES.values():
         (tmp_path / name).write_bytes(damage(whole) if name == ARCHIVES["test"] else whole)
-    with pytest.raises(ValueError, match=f"{tmp_path}/{ARCHIVES['test']} {message}; it is to be had from"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/{ARCHIVES['test']} {message}; get it from"):
         data.omniglot("test", data_dir=tmp_path, archives=tmp_path)
 
 

@@ -129,7 +129,7 @@ def test_trained_on_some_classes_it_tells_others_apart(name):
 @pytest.mark.parametrize("name", BASELINES)
 def test_classes_that_training_does_not_know_are_refused(name):
     learner, task = BASELINES[name](IDENTITY, classes=3), episode(ways=6)
-    with pytest.raises(ValueError, match="the task has class 5, but classes is 3"):
+    with pytest.raises(ValueError, match="the task has class id 5, but classes is 3; classes must exceed every id"):
         learner.init(jax.random.key(0), task)
     with pytest.raises(ValueError, match="class_ids is None"):
         jax.jit(learner.init)(jax.random.key(0), task._replace(class_ids=None))

@@ -293,7 +293,7 @@ def test_a_linen_module_whose_batch_statistics_would_never_be_taken_is_refused()
             return nn.BatchNorm(use_running_average=not training)(x)
 
     with pytest.raises(
-        ValueError, match="Network has batch statistics, but its __call__ is told of training by 'training'"
+        ValueError, match="Network has batch statistics, but its __call__ is switched to training by 'training'"
     ):
         models.from_linen(Network()).init(KEY, jnp.ones((2, 3)))
 
