@@ -4,7 +4,7 @@ from jmeta import checkpoints, data, functional, learners, losses, models
 from jmeta.evaluation import evaluate, Report
 from jmeta.fitting import fit
 from jmeta.training import init_state, make_train_loop, make_train_step
-from jmeta.types import Examples, Learner, Model, Task, TrainState
+from jmeta.types import Examples, Learner, Model, Normalisation, Task, TrainState
 
 __version__ = "0.1.0"
 
@@ -12,6 +12,7 @@ __all__ = [
     "Examples",
     "Learner",
     "Model",
+    "Normalisation",
     "Report",
     "Task",
     "TrainState",

@@ -1,4 +1,4 @@
-"""Pure mathematics on arrays, from which the learners are built."""
+"""Pure mathematics on arrays, and the builders of learners made from it."""
 
 from jmeta.functional.attention import class_attention
 from jmeta.functional.classes import present_in
@@ -6,6 +6,7 @@ from jmeta.functional.conv import conv
 from jmeta.functional.encoders import Encoder, separate_encoders, shared_encoder
 from jmeta.functional.fast_weights import Descent, descent, fast_weight_learner, FastWeights, MetaParams
 from jmeta.functional.heads import Fitted, Head, head_learner, HeadParams, plain_head
+from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_loop import constant_gradient, descent_step, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import InnerRule
 from jmeta.functional.linear import linear
@@ -51,6 +52,7 @@ __all__ = [
     "fast_weight_learner",
     "gaussians",
     "head_learner",
+    "implicit_minimum",
     "in_layer",
     "inner_loop",
     "linear",
@@ -61,6 +63,7 @@ __all__ = [
     "plain_head",
     "present_in",
     "prompted",
+    "proximal_objective",
     "prototypes",
     "recurrent",
     "ridge_regression",

@@ -79,7 +79,9 @@ def mamlpp(
     which the inner loop does not move, and its own running statistics. Until
     `multi_step_until` the query loss after every step counts, the last one more and
     more; until `first_order_until` inner gradients are constants. The defaults are the
-    paper's for Omniglot: 10 and 50 epochs of 500 meta-steps.
+    paper's for Omniglot: 10 and 50 epochs of 500 meta-steps. Since it takes a loss after
+    every step, it repeats `functional.descent_step` by itself, and has none of
+    `inner_loop`'s options but the two below.
 
     We depart from the paper in three ways: loss weights fall with each meta-step, not
     each epoch; running statistics are those of the query set after each inner step,

@@ -15,6 +15,9 @@ from jmeta.types import Array, Model, Normalisation, PyTree
 SWITCHES = {"training", "is_training", "deterministic", "use_running_average"}
 
 
+POLICY = "normalisation"  # the entry of the state that names it
+
+
 def from_linen(module: nn.Module) -> Model:
     """A `Model` from a Linen module.
 
@@ -46,8 +49,7 @@ def from_linen(module: nn.Module) -> Model:
     is_own = _is_by_flax(called)
     accepted = {name for name in ("train", "mask") if accepts(called, name) and not is_own}
     switches = set() if is_own or "train" in accepted else SWITCHES & inspect.signature(called).parameters.keys()
-    policy = getattr(module, "norm", None)
-    stated = {"normalisation": Normalisation(policy)} if isinstance(policy, str) else {}
+    stated = _policy(module)
 
     def keywords(**given):
         return {name: value for name, value in given.items() if name in accepted}
@@ -67,7 +69,7 @@ def from_linen(module: nn.Module) -> Model:
         return params, variables | stated
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
-        collections = {name: value for name, value in state.items() if name != "normalisation"}
+        collections = {name: value for name, value in state.items() if name != POLICY}
         outputs, changed = module.apply(
             {"params": params, **collections},
             inputs,
@@ -104,7 +106,8 @@ def from_nnx(constructor: Callable) -> Model:
             seeds every stream differently, and without a key they repeat. `train` puts
             the module in training or evaluation mode. A keyword `mask` of its
             `__call__` receives the padding mask [K], so an attention mask needs another
-            name; Flax's own modules receive none.
+            name; Flax's own modules receive none. A string attribute `norm` names the
+            normalisation policy in reports.
 
     Returns:
         A `Model`.
@@ -143,21 +146,29 @@ def from_nnx(constructor: Callable) -> Model:
 
     def init(key, inputs):
         del inputs  # an NNX module knows its sizes
-        _, params, _, state = parts(constructor(nnx.Rngs(key)))
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+        module = constructor(nnx.Rngs(key))
+        _, params, _, state = parts(module)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(state) | _policy(module)
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
         definition, streams, wants_mask = skeleton()
         seeded = _seeded(streams, jax.random.key(0) if key is None else key)
-        module = nnx.merge(definition, nnx.State(params), seeded, nnx.State(state), copy=True)
+        variables = {name: value for name, value in state.items() if name != POLICY}
+        module = nnx.merge(definition, nnx.State(params), seeded, nnx.State(variables), copy=True)
         module.train() if train else module.eval()
         outputs = module(inputs, mask=mask) if wants_mask else module(inputs)
         if not train:
             return outputs, state
-        _, _, _, state = parts(module)
-        return outputs, nnx.to_pure_dict(state)
+        _, _, _, changed = parts(module)
+        return outputs, {**state, **nnx.to_pure_dict(changed)}
 
     return Model(init, apply)
+
+
+def _policy(module):
+    """The state's entry for the module's normalisation policy, if it names one."""
+    policy = getattr(module, "norm", None)
+    return {POLICY: Normalisation(policy)} if isinstance(policy, str) else {}
 
 
 def _seeded(streams: PyTree, key: Array) -> PyTree:

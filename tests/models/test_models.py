@@ -425,6 +425,20 @@ def test_an_nnx_module_is_a_pure_function():
     np.testing.assert_array_equal(tested, model.apply(params, after, inputs)[0])
 
 
+def test_an_nnx_module_states_its_normalisation_policy_too():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.norm, self.layer = "running", nnx.BatchNorm(2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.layer(x)
+
+    model = models.from_nnx(Network)
+    params, state = model.init(KEY, jnp.ones((3, 2)))
+    _, after = model.apply(params, state, jnp.ones((3, 2)), train=True)
+    assert normalisations(state) == normalisations(after) == ("running",)
+
+
 @pytest.mark.parametrize("model", [models.mlp(outputs=2), models.conv4(outputs=2, width=4, norm="running")])
 def test_no_examples_have_no_outputs(model):
     images = jnp.zeros((1, 16, 16, 1))
