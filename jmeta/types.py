@@ -67,7 +67,7 @@ class Model(NamedTuple):
             Some learners pass a tree of inputs, and say so. A model that mixes examples
             (batch statistics) may take one more keyword, `mask` [K], by name or through
             `**options`, and is then told which rows are padding; a wrapper must pass
-            `mask` on.
+            `mask` on. A `Normalisation` anywhere in the state names the policy in reports.
     """
 
     init: Callable
@@ -77,7 +77,8 @@ class Model(NamedTuple):
 class Learner(NamedTuple):
     """A few-shot learner: four pure functions, all written for one task.
 
-    Those of `jmeta.learners` compile `adapt` and `predict`, once per task shape.
+    Those of `jmeta.learners` compile `adapt` and `predict`, once per task shape. Close over a
+    learner in functions that you compile yourself: as an argument it would have to be static.
 
     Attributes:
         init: `(key, task) -> (params, state)`.
