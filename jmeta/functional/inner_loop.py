@@ -14,7 +14,7 @@ from jmeta.checks import check_counts
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
 from jmeta.functional.mixed import mixed_gradient, products_saveable
-from jmeta.functional.varying import vary_over, varying
+from jmeta.functional.varying import axes_of, vary_over
 from jmeta.trees import by_path
 from jmeta.types import Array, is_inexact, PyTree
 
@@ -132,7 +132,7 @@ def inner_loop(
     rule = as_rule(rule, "rule")
     _check_rule_params(rule, rule_params, params)
     scan = functools.partial(scan_steps, unroll=unroll)
-    axes = _varying(objective, params, data)
+    axes = axes_of(objective, params, first_step(data))
     params = vary_over(params, axes)
     if meta_gradient == "implicit":
         if jax.tree.leaves(rule_params):
@@ -196,6 +196,11 @@ def descent_step(gradient: Callable, rule: InnerOptimizer, rule_params: PyTree =
 def start_descent(rule: InnerOptimizer, rule_params: PyTree, params: PyTree, axes: frozenset[str]) -> PyTree:
     """The carry of `descent_step` before the first step: parameters and the rule's memory, varying over these axes."""
     return vary_over((params, as_rule(rule).start(rule_params, params)), axes)
+
+
+def first_step(data: PyTree) -> PyTree:
+    """What the first inner step sees."""
+    return jax.tree.map(lambda leaf: leaf[0], data)
 
 
 def scan_steps(step: Callable, carry: PyTree, data: PyTree, steps: int, *, unroll: int = 1) -> PyTree:
@@ -293,15 +298,6 @@ def _check_rule_params(rule, rule_params, params):
             f"rule_params has arrays at {sorted(given) or 'no path'}, but rule.init(params) has them at "
             f"{sorted(expected) or 'no path'}; pass those of rule.init(params), or what was learned from them."
         )
-
-
-def _varying(objective, params, data):
-    """The axes of a mesh over which the objective varies; JAX would otherwise sum its gradient over them."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return frozenset()
-    first = jax.tree.map(lambda leaf: leaf[0], data)
-    (value,) = jax.make_jaxpr(objective)(params, first).out_avals
-    return value.manual_axis_type.varying | varying(params)
 
 
 def _scan_in_segments(step, carry, data, steps):

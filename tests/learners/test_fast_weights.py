@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import jmeta
 from jmeta import data, learners, losses, models
@@ -506,6 +507,25 @@ def test_more_steps_at_test_than_in_training_lower_the_support_loss(x64, name):
         return loss_fn(outputs, task.support.targets, task.support.mask)
 
     assert support_loss(20) < support_loss(2)
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "boil"])
+def test_inside_shard_map_each_device_adapts_to_its_own_tasks(x64, name):
+    learner = getattr(learners, name)(mlp(), inner_steps=2, **SGD, **REGRESSION)
+    tasks = jax.vmap(TASK)(jax.random.split(jax.random.key(0), 2))
+    params, state = begin(learner, jax.tree.map(lambda leaf: leaf[0], tasks))
+
+    def mean_loss(params, tasks):
+        return jax.vmap(lambda task: learner.loss(params, state, task)[0])(tasks).mean()
+
+    mesh = jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Auto,))
+    divided = jax.shard_map(
+        jax.grad(lambda params, tasks: jax.lax.pmean(mean_loss(params, tasks), "tasks")),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("tasks")),
+        out_specs=PartitionSpec(),
+    )
+    close(jax.jit(divided)(params, tasks), jax.jit(jax.grad(mean_loss))(params, tasks))
 
 
 @pytest.mark.parametrize("name", NAMES)
