@@ -28,7 +28,9 @@ def anil(
 
     Raghu et al., 2020, "Rapid Learning or Feature Reuse? Towards Understanding the
     Effectiveness of MAML". Rate and number of steps are those of `maml`, for 5-way
-    Omniglot; the paper's experiments are on 20-way Omniglot and 5-way miniImageNet.
+    Omniglot; the paper's experiments are on 20-way Omniglot and 5-way miniImageNet. The
+    layers below the head run once, however many steps it takes, so more steps cost
+    little and help (docs/decisions/0012-anil.md).
 
     Args:
         model: any network; its output width is the number of ways.
