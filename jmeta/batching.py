@@ -178,8 +178,8 @@ def over_devices(
 
     Args:
         function: the function that a device runs.
-        devices: the devices, whose number divides that of the tasks in a batch [T,
-            ...]; with None, `function` itself is returned.
+        devices: the devices, whose number divides that of the tasks in a batch
+            [T, ...]; with None, `function` itself is returned.
         add: sums the results of the devices over the axis `TASKS`.
 
     Returns:

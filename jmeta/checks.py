@@ -144,7 +144,7 @@ def check_task(task: Task) -> None:
     widths = [jnp.shape(part.targets)[1] for part in (task.support, task.query)]
     if widths[0] != widths[1]:
         raise ValueError(
-            f"task.support has targets of {widths[0]} columns and task.query of {widths[1]}; the two must be the same."
+            f"task.support has targets of {widths[0]} columns and task.query of {widths[1]}; they must be the same."
         )
     if is_traced(task):
         return

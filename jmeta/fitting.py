@@ -36,9 +36,8 @@ from jmeta.training import (
 )
 from jmeta.types import Array, Learner, Task, TrainState
 
-# A dispatch has room for the metrics of `log_every` meta-steps, but of no more than this, or than the run has. A
-# constant and not `steps` alone, so that a resumed run with more steps does not compile again; 10,000 rows of metrics
-# are little memory.
+# A dispatch has room for the metrics of `log_every` meta-steps, limited to those of the run, but not to fewer than
+# this: so a resumed run with more steps need not compile again. 10,000 rows of metrics are little memory.
 LEAST_ROOM = 10_000
 
 
@@ -116,7 +115,8 @@ def fit(
             from one line of metrics to the next; or, under `nonfinite="raise"`, at the
             first task that is not finite, after the state before that step is saved, if
             any step was taken. The error names the step and the last good checkpoint,
-            one that a finite step has followed; metrics up to that step are written.
+            one that a finite step has followed; the metrics before that step are
+            written.
 
     Example:
         >>> from jmeta import data, learners, models

@@ -6,7 +6,7 @@ Shape letters, used in every docstring of the library:
     N  ways: classes in a task
     K  support examples: ways x shots
     Q  query examples
-    D features, or dimensions of a regression target
+    D  features, or dimensions of a regression target
 
 Some files need more: B images of height H and width W with C channels, L tokens, P pairs of examples.
 """

@@ -31,7 +31,9 @@ def test_an_array_without_a_number_is_restored_as_it_was(tmp_path):
 def test_a_state_that_is_no_later_than_the_newest_is_not_saved(tmp_path, step):
     state = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
     checkpoints.save(tmp_path, state._replace(step=2))
-    with pytest.raises(ValueError, match=f"{tmp_path} already has a checkpoint of step 2; .* later step than that, not {step}"):
+    with pytest.raises(
+        ValueError, match=f"{tmp_path} already has a checkpoint of step 2; .* later step than that, not {step}"
+    ):
         checkpoints.save(tmp_path, state._replace(step=step))
     assert checkpoints.saved_steps(tmp_path) == [2]
 

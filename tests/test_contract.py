@@ -515,7 +515,9 @@ def test_a_model_that_asks_for_the_mask_is_told_it_and_another_is_not():
 @pytest.mark.parametrize("learner", [learners.maml, learners.protonet, learners.mamlpp, learners.relation])
 def test_what_is_no_model_is_refused(learner):
     for model, kind in ((nn.Dense(3), "Dense"), (models.mlp, "function"), (None, "NoneType")):
-        with pytest.raises(ValueError, match=f"model is of type {kind}; it must be a jmeta.Model, such as models.conv4"):
+        with pytest.raises(
+            ValueError, match=f"model is of type {kind}; it must be a jmeta.Model, such as models.conv4"
+        ):
             learner(model).init(jax.random.key(0), data.glyphs()(jax.random.key(1)))
 
 

@@ -349,7 +349,9 @@ def test_metrics_of_something_else_are_left_alone(tmp_path):
 
 def test_a_run_of_fewer_steps_than_the_folder_has_taken_is_refused(tmp_path):
     fitted(tmp_path, steps=20)
-    with pytest.raises(ValueError, match=rf"steps is 10, but the run in {tmp_path} has already taken 20; it must be at least 20"):
+    with pytest.raises(
+        ValueError, match=rf"steps is 10, but the run in {tmp_path} has already taken 20; it must be at least 20"
+    ):
         fitted(tmp_path, steps=10)
 
 

@@ -47,9 +47,9 @@ def omniglot(
             else ~/tensorflow_datasets.
         archives: a folder with the four official archives, to prepare from instead of
             downloading; not read if there is already a copy.
-        rotations: degrees by which characters are rotated; each rotation is a class of
-            its own. None for 0, 90, 180, 270 on the splits of Vinyals et al. (as Snell
-            et al., 2017: 4112/688/1692 classes), and 0 on Lake's.
+        rotations: degrees by which characters are rotated; each rotation of a character
+            is a class of its own. None for 0, 90, 180, 270 on the splits of Vinyals et
+            al. (as Snell et al., 2017: 4112/688/1692 classes), and 0 on Lake's.
 
     Returns:
         A `ClassTable`; names are (alphabet, character from 1, degrees).

@@ -36,7 +36,7 @@ from jmeta.types import Array
 # Measured on two x86 cores (docs/decisions/0003-convolution.md). Where there are few channels, or few pixels in all, a
 # matrix of columns costs less than `lax.conv`. For the kernel gradient, columns win where channels or the pixels of a
 # map are few; otherwise shifts of rows and columns do, with many pixels in blocks of images that stay in the cache.
-# Between 1 and 32 channels nothing was measured.
+# The bound on channels was not measured between 1 and 32.
 FEW_CHANNELS = 8
 FEW_ROWS = 100
 SMALL_MAP = 16

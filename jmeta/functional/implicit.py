@@ -35,11 +35,11 @@ def implicit_minimum(
 
     At the minimum f of L(f) + lambda / 2 |f - start|^2 the gradient is zero. A
     cotangent v of f therefore becomes (H + lambda)^-1 v lambda for the start, with H
-    the Hessian of L, and - d<grad L, u> for everything else L depends on, with u = (H +
-    lambda)^-1 v. Conjugate gradient finds u by Hessian-vector products, starting from v
-    / lambda, which is the answer where H is zero. Memory does not depend on how the
-    minimum was found. The result can be differentiated in reverse mode, any number of
-    times; forward mode is an error.
+    the Hessian of L, and - d<grad L, u> for everything else L depends on, with
+    u = (H + lambda)^-1 v. Conjugate gradient finds u by Hessian-vector products,
+    starting from v / lambda, which is the answer where H is zero. Memory does not
+    depend on how the minimum was found. The result can be differentiated in reverse
+    mode, any number of times; forward mode is an error.
 
     Where L is not convex, H + lambda may be far from positive definite and u
     arbitrarily large, so damping is added to lambda in all of this, but not in the

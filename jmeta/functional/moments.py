@@ -36,7 +36,7 @@ def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
 
 
 def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, stride: int = 1) -> tuple[Array, Array]:
-    """`moments(y, mask)` of `y = conv(x, w, stride=stride)`, on the CPU only from `x` and `w` where terms are few.
+    """`moments(y, mask)` of `y = conv(x, w, stride=stride)`, on the CPU from `x` and `w` alone where terms are few.
 
     A convolution is linear in the numbers under its window. With their mean m and covariance S, its mean is m w
     and its variance w^T S w; there are only as many numbers as the window has, where `y` has one per channel for

@@ -50,9 +50,9 @@ class Gaussians(NamedTuple):
 def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
     """Class means, and class covariances shrunk towards that of all examples.
 
-    The covariance of a class with n examples is w S_class + (1 - w) S_all + I with w =
-    n / (n + 1), so that it can be inverted for any number of examples (Bateni et al.,
-    2020, equation 2, with beta = 1). Means and inverses are at least in single
+    The covariance of a class with n examples is w S_class + (1 - w) S_all + I with
+    w = n / (n + 1), so that it can be inverted for any number of examples (Bateni et
+    al., 2020, equation 2, with beta = 1). Means and inverses are at least in single
     precision, whatever that of the features is.
 
     Args:

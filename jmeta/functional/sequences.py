@@ -76,8 +76,8 @@ def recurrent(network: Callable) -> Head:
 
     Args:
         network: `(outputs) -> Model`, recurrent: its `state` is what it carries between
-            tokens, None before the first. It maps tokens [L, outputs + D] to [L,
-            outputs] and takes a `mask` [L]; masked tokens leave the state as it is.
+            tokens, None before the first. It maps tokens [L, outputs + D] to
+            [L, outputs] and takes a `mask` [L]; masked tokens leave the state as it is.
 
     Returns:
         A `Head` that is fitted to a `Past`; given a key, the support set is in a

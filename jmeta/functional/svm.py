@@ -38,8 +38,8 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
 
     Example:
         >>> x, y = jnp.array([[1.0], [-1.0]]), jnp.eye(2)
-        >>> crammer_singer(x, y, jnp.ones(2), cost=10.0, steps=100)
-        Array([[ 0.500, -0.500]], dtype=float32)
+        >>> print(crammer_singer(x, y, jnp.ones(2), cost=10.0, steps=100).round(3))
+        [[ 0.5 -0.5]]
     """
     (features, targets, mask), dtype = to_solve(features, targets, mask)
     real = (mask > 0).astype(mask.dtype)[:, None]

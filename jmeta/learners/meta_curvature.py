@@ -27,10 +27,11 @@ def meta_curvature(
 ) -> Learner:
     """MAML that learns a preconditioner for the inner gradient, with a matrix for each axis of a tensor.
 
-    Park & Oliva, 2019, "Meta-Curvature", in the form the paper calls MC2. A kernel [H,
-    W, C, F] has a matrix [H W, H W] over its window, [C, C] over inputs and [F, F] over
-    outputs; a dense kernel has one for each of its two axes, and a vector one factor
-    for each element. All start at the identity. Rate and number of steps are ours.
+    Park & Oliva, 2019, "Meta-Curvature", in the form the paper calls MC2. A kernel
+    [H, W, C, F] has a matrix [H W, H W] over its window, [C, C] over inputs and [F, F]
+    over outputs; a dense kernel has one for each of its two axes, and a vector one
+    factor for each element. All start at the identity. Rate and number of steps are
+    ours.
 
     Args:
         model: any network; its output width is the number of ways.

@@ -196,8 +196,8 @@ def conv_norm(
 class Modulate(nn.Module):
     """Scales and shifts channels by a linear function of a context (FiLM; Perez et al., 2018).
 
-    The context is a parameter `context` [size], for a learner that adapts it. At zero,
-    where it starts, it leaves the channels as they are.
+    The context is a parameter `context` [size], for a learner that adapts it. It starts
+    at zero, where it initially leaves the channels as they are.
 
     Attributes:
         size: the size of the context.

@@ -250,7 +250,9 @@ def test_an_inner_adam_with_gradients_of_zero_has_a_finite_meta_gradient():
 
 
 def test_an_optimizer_that_asks_for_the_loss_is_no_rule():
-    with pytest.raises(ValueError, match=r"rule needs more than gradients, .* inner step provides: .* argument: 'value'"):
+    with pytest.raises(
+        ValueError, match=r"rule needs more than gradients, .* inner step provides: .* argument: 'value'"
+    ):
         inner_loop(lambda w, _: w**2, 1.0, rule=optax.polyak_sgd(0.1), steps=1)
 
 
