@@ -44,7 +44,7 @@ def test_other_ways_than_it_was_initialised_with_are_an_error(name):
     params, state = jax.eval_shape(learner.init, jax.random.key(1), task)
     wider = task.support._replace(targets=jnp.ones((len(task.support.targets), 3)))
     for use, given in ((learner.adapt, wider), (learner.loss, Task(wider, wider))):
-        with pytest.raises(ValueError, match="targets of width 3 and features of width 1, and the head was init"):
+        with pytest.raises(ValueError, match="targets of width 3 and features of width 1, but the head was init"):
             jax.eval_shape(use, params, state, given)
 
 
