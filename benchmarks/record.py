@@ -28,16 +28,17 @@ def provenance() -> dict[str, Any]:
 
 def commit() -> str | None:
     """Of the clone that this runs in, "-dirty" behind it where code is not as committed; None without Git."""
-    if shutil.which("git") is None or not (found := _git("rev-parse", "--short=12", "HEAD")):
-        return None
-    code = ("../jmeta", "*.py")
-    return f"{found}-dirty" if _git("status", "--porcelain", "--", *code) else found
+    found, changed = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "--", "../jmeta", "*.py")
+    return None if found is None or changed is None else f"{found}-dirty" if changed else found
 
 
 def _git(*arguments):
-    """What the command prints, in this folder; nothing if it fails."""
+    """What the command prints, in this folder; None if it fails."""
+    if shutil.which("git") is None:
+        return None
     command, here = ["git", *arguments], Path(__file__).parent
-    return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+    found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def machine() -> dict[str, Any]:

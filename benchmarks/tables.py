@@ -8,7 +8,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +164,12 @@ def targets() -> str:
         seconds = jmeta["of_rounds"][key]
         met = [second <= target for second in seconds]
         rows.append(["omniglot", against, f"<= {target} s", in_rounds(seconds, "{:.1f}") + " s", met_in(met)])
-    for exact in _order_rows("conv4-64"):
-        if exact["mode"] == "mixed" and exact["chunk"] == "default":
-            rows += _second_order_targets(exact)
+    exact = [row for row in _order_rows("conv4-64") if (row["mode"], row["chunk"]) == ("mixed", "default")]
+    rows += itertools.chain.from_iterable(map(second_order_targets, exact))
     return _table(header, rows)
 
 
-def _second_order_targets(exact):
+def second_order_targets(exact: dict[str, Any]) -> Iterator[list[str]]:
     """What an exact meta-gradient may cost beside first order's: its arithmetic in time, and a tenth more memory."""
     steps = exact["inner_steps"]
     meant = [("time", "milliseconds", exact["flops_ratio"], "its arithmetic, ")]

@@ -283,7 +283,7 @@ def test_outputs_have_a_row_per_query_and_a_column_per_class(subject):
     assert jax.tree.structure(state) == jax.tree.structure(subject.state)
 
 
-def test_vmapped_over_tasks_a_learner_is_what_it_is_of_each(subject):
+def test_vmap_over_tasks_gives_each_tasks_loss_and_outputs(subject):
     def loss_and_outputs(task):
         return subject.loss(subject.params, task)[0], subject.predictions(subject.params, task.support, task.query)
 

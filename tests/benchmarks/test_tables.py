@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.tables import compared, in_rounds, met_in, over_seeds, over_the_best
+from benchmarks.tables import compared, in_rounds, met_in, over_seeds, over_the_best, peer_table, second_order_targets
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,25 @@ def test_rounds_are_told_by_their_median_and_range():
 @pytest.mark.parametrize(("met", "cell"), [([True, True], "yes"), ([True, False], "in 1 of 2"), ([False], "no")])
 def test_a_target_is_met_if_it_is_in_every_round(met, cell):
     assert met_in(met) == cell
+
+
+@pytest.mark.parametrize(("steps", "met"), [(1, ["yes", "yes"]), (5, ["yes", "no", "yes"])])
+def test_second_order_is_to_cost_its_arithmetic_and_at_five_steps_no_more_than_that_of_the_aim(steps, met):
+    row = {"inner_steps": steps, "milliseconds_ratio": 1.5, "flops_ratio": 1.5, "temporary_bytes_ratio": 1.1}
+    assert [cells[-1] for cells in second_order_targets(row)] == met
+
+
+def test_a_table_has_a_row_for_each_peer():
+    row = {
+        "peer": "one",
+        "tasks_per_second": 20.0,
+        "quartiles": [19.0, 21.0],
+        "of_rounds": {"jmeta_over_it": [2.0, 3.0, 2.5]},
+        "of_product_rate": 0.5,
+        "first_step_seconds": 7.0,
+        "first_step_seconds_from_cache": 2.0,
+        "peak_memory_mebibytes": 1000.0,
+    }
+    table = peer_table([{"workload": "some", "rows": [row]}])
+    cells = "| some | `one` | 20 | 19 to 21 | 2.50 (2.00 to 3.00) | 50.0% | 7.0 s | 2.0 s | 1,000 MiB |"
+    assert table.splitlines()[-1] == cells

@@ -56,8 +56,8 @@ def test_its_derivatives_are_those_of_the_optimum(x64):
     hessian, by_features, by_regularisation = derivatives(weights, features, 0.5)
     inverse = np.linalg.inv(hessian.reshape(15, 15))
     found = jax.jit(jax.jacrev(lambda x, r: fit(x, targets, regularisation=r), argnums=(0, 1)))(features, 0.5)
-    np.testing.assert_allclose(found[0].reshape(15, -1), -inverse @ by_features.reshape(15, -1), atol=1e-9)
-    np.testing.assert_allclose(found[1].ravel(), -inverse @ by_regularisation, atol=1e-9)
+    np.testing.assert_allclose(found[0].reshape(15, -1), -inverse @ by_features.reshape(15, -1), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found[1].ravel(), -inverse @ by_regularisation, rtol=1e-9, atol=1e-9)
 
 
 def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):

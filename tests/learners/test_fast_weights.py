@@ -369,10 +369,11 @@ def test_a_checkpointed_mamlpp_stores_less(task):
 
 def test_the_weights_of_the_losses_sum_to_one_and_end_at_the_last_step(x64):
     weights = jnp.stack([step_weights(jnp.int32(step), 5, 100) for step in range(101)])
-    np.testing.assert_allclose(weights.sum(1), 1)
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
     assert (jnp.diff(weights[:, -1]) >= 0).all()
-    np.testing.assert_allclose(weights[0], 0.2)
-    np.testing.assert_allclose(weights[99, 0], 0.03 / 5)  # what no weight falls below, as in the authors' code
+    np.testing.assert_allclose(weights[0], 0.2, rtol=1e-12)
+    # What no weight falls below, as in the authors' code.
+    np.testing.assert_allclose(weights[99, 0], 0.03 / 5, rtol=1e-12)
     np.testing.assert_array_equal(weights[-1], [0, 0, 0, 0, 1])
 
 

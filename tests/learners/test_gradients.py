@@ -1,5 +1,6 @@
 """Every gradient-based learner's meta-gradient against finite differences of its loss, in float64."""
 
+import inspect
 from typing import Any, NamedTuple
 
 import chex
@@ -100,6 +101,15 @@ def on_both_networks(names, long):
     on_mlp = [pytest.param(name, SHAPES[0], id=f"{name}, mlp") for name in names]
     marks = {name: [pytest.mark.long] if name in long else [] for name in names}
     return on_mlp + [pytest.param(name, SHAPES[1], id=f"{name}, conv4", marks=marks[name]) for name in names]
+
+
+def test_every_learner_that_chooses_how_exact_steps_are_differentiated_is_among_them():
+    choosing = {
+        name
+        for name in learners.__all__
+        if {"options", "differentiation"} & inspect.signature(getattr(learners, name)).parameters.keys()
+    }
+    assert choosing == {name.split(",")[0] for name in EXACT}
 
 
 @pytest.mark.parametrize(("name", "shape"), on_both_networks(EXACT, long=set(EXACT) - {"maml"}))
