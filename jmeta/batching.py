@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jmeta.types import Array, is_inexact, PyTree, Task
 
-# Bytes that the largest array of the tasks vmapped together may take. On a CPU, arrays beyond the cache make it slower
-# than one task at a time (docs/decisions/0004-chunks.md); elsewhere this bounds the memory.
+# Bytes that the largest array of the tasks vmapped together may take. On a CPU, a chunk whose arrays leave the cache is
+# slower than one task at a time (docs/decisions/0004-chunks.md); elsewhere this bounds the memory.
 CHUNK_BYTES = {"cpu": 2**21}
 ACCELERATOR_CHUNK_BYTES = 2**30
 
@@ -206,8 +206,7 @@ def over_devices(
 def _traced(function, shared, batch, number):
     """The function, traced for the part of a batch that one of `number` devices has.
 
-    Traced here, on arrays without a device, it shares what JAX has already traced; inside `shard_map` it would
-    not.
+    Traced here, on arrays without a device, it reuses what JAX has traced; inside `shard_map` it would not.
     """
     whole, batch = jax.eval_shape(lambda *arguments: arguments, shared, batch)
     whole = jax.tree.map(lambda leaf: _nowhere(leaf.shape, leaf), whole)

@@ -54,10 +54,10 @@ def check_learner(learner: Any) -> None:
 
 
 def check_functions(kind: str, /, **functions: Any) -> None:
-    """Raises a `ValueError` that names the argument if it is no function; `kind` completes 'it must be a function'."""
+    """Raises a `ValueError` naming the argument if it is not a function; `kind` completes 'it must be a function'."""
     for name, function in functions.items():
         if not callable(function):
-            is_short = isinstance(function, str | float | int | None)  # unlike that of an array or a task
+            is_short = isinstance(function, str | float | int | None)  # an array or a task is not
             given = repr(function) if is_short else f"of type {type(function).__name__}"
             raise ValueError(f"{name} is {given}; it must be a function {kind}.")
 
@@ -96,7 +96,7 @@ def check_is_task(task: Any) -> None:
 
 
 def check_examples(name: str, examples: Examples) -> None:
-    """Raises a `ValueError` unless these are `Examples` with two-dimensional targets and one length."""
+    """Raises a `ValueError` unless these are `Examples` of one length whose targets have two axes or more."""
     if not all(hasattr(examples, field) for field in Examples._fields):
         raise ValueError(
             f"{name} is of type {type(examples).__name__}; it must be jmeta.Examples, with inputs, targets and a mask."
@@ -228,7 +228,7 @@ def as_key(key: Any) -> Array:
     """The key as a typed one, as made by `jax.random.key`, which a checkpoint restores; raw keys are wrapped.
 
     Under `vmap`, keys of kind `"rbg"` and `"unsafe_rbg"` draw other numbers than alone, so tasks would depend on
-    how many are vmapped at once. They are replaced by a key of the default kind, made from their first half.
+    how many are vmapped at once. Each is replaced by a key of the default kind made from its first half.
 
     Raises:
         ValueError: for anything else.

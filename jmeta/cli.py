@@ -162,7 +162,7 @@ def train(command: Train) -> None:
         build_sampler(configuration.data, configuration.protocol, split, configuration.data_dir)
         for split in ("train", "val")
     )
-    task = tasks(jax.random.key(0))  # a real one, for a transfer baseline checks its classes
+    task = tasks(jax.random.key(0))  # a real one, because a transfer baseline checks its classes
     jax.eval_shape(lambda key: learner.init(key, task), jax.random.key(0))
     with sole_writer(folder):  # only now, so that a mistake leaves no folder behind
         if command.resume is None:

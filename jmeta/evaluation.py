@@ -36,8 +36,8 @@ from jmeta.losses import tells_accuracy
 from jmeta.networks import takes_mask
 from jmeta.types import Array, Learner, normalisations, PyTree, Task, TrainState
 
-# Up to this relative change of its outputs a prediction counts as the same, for `Report.transductive`; ours, far above
-# the rounding of float32.
+# A prediction counts as unchanged if its outputs change by at most this share, for `Report.transductive`. Our choice,
+# far above the rounding of float32.
 ROUNDING = 1e-4
 
 
@@ -59,7 +59,7 @@ class Report:
         transductive: whether the prediction for one query changed when the others did.
         nonfinite: number of episodes whose loss is not finite, for example because
             adaptation diverged. The mean loss is then not finite either, and accuracy
-            counts a NaN among the outputs as wrong.
+            counts a query with a NaN among its outputs as wrong.
         per_episode: `"accuracy"` and `"ways"` (not for regression) and `"loss"`, arrays [episodes].
     """
 
@@ -130,8 +130,8 @@ def evaluate(
 
     Raises:
         ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, or devices
-            that cannot share episodes; if the learner, the state, the sampler or the
-            key is not one; if the outputs are not as wide as the targets, or the state
+            that cannot share episodes; if `learner`, `state`, `sample` or `key` is not of
+            its kind; if the outputs are not as wide as the targets, or the state
             is of another learner and this one cannot use it; for an episode of classes
             that has no support example, queries of a class without one, or real numbers
             as targets.
@@ -189,7 +189,7 @@ def check_episodes(
     _chunk(learner, arguments, math.ceil(episodes / device_count(devices)), None, devices)
 
 
-@functools.lru_cache(maxsize=16)  # the size is ours
+@functools.lru_cache(maxsize=16)  # the size is our choice
 def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None, kind_of_key: Hashable) -> Callable:
     """The compiled evaluation of a chunk of episodes, cached so that a second call does not compile again."""
 
@@ -209,7 +209,7 @@ def _chunk(
     return _chunk_of_shapes(learner, structure, shapes, episodes, most, devices)
 
 
-@functools.lru_cache(maxsize=64)  # small entries, so more of them; the size is ours
+@functools.lru_cache(maxsize=64)  # entries are small, so more of them; our choice
 def _chunk_of_shapes(learner, structure, shapes, episodes, most, devices):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.tree.unflatten(structure, shapes)
@@ -272,7 +272,7 @@ def _check_found(found: dict[str, np.ndarray]) -> None:
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
-    """Whether the first finite prediction [N] of [E, N] changed by more than rounding, or another became non-finite."""
+    """Whether the first finite prediction [N] of [E, N] changed beyond rounding, or any began or ceased to be finite."""
     finite, others_finite = (np.isfinite(values).all(-1) for values in (outputs, others))
     if (finite != others_finite).any():
         return True

@@ -36,8 +36,8 @@ from jmeta.training import (
 )
 from jmeta.types import Array, Learner, Task, TrainState
 
-# A dispatch has room for the metrics of `log_every` meta-steps, limited to those of the run, but not to fewer than
-# this: so a resumed run with more steps need not compile again. 10,000 rows of metrics are little memory.
+# A dispatch has room for the metrics of `log_every` meta-steps, or of the whole run if that is shorter. A run counts as
+# at least this long, so that resuming it for more steps need not compile again; 10,000 rows are little memory.
 LEAST_ROOM = 10_000
 
 
@@ -214,7 +214,7 @@ def check_taken(folder: Path, taken: int, steps: int) -> None:
 class _Kept:
     """The checkpoints of a run, if it has a folder.
 
-    Entries that only an earlier configuration has are kept: the run that goes on still needs them to be rebuilt.
+    Entries that only an earlier configuration has are kept: rebuilding the run still needs them.
     """
 
     def __init__(self, out, config, steps):
@@ -253,7 +253,7 @@ def _config(given: dict[str, Any], **own: Any) -> dict[str, Any]:
 
 
 # Cached, so that another run of the same functions, such as a resumed one, does not compile again. One for each
-# sampler, so that a loop that is dropped frees what its sampler holds. The size is ours.
+# sampler, so that a loop that is dropped frees what its sampler holds. The size is our choice.
 @functools.lru_cache(maxsize=16)
 def _compiled_loop(
     learner, optimizer, most, batch_size, tasks_per_chunk, nonfinite, max_task_norm, devices, sampler_structure
@@ -405,7 +405,9 @@ def _stop_signals() -> Iterator[threading.Event]:
         yield stopping
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler is not None}  # None is not Python's
+    before = {
+        number: handler for number, handler in before.items() if handler is not None
+    }  # None: not installed from Python
 
     def stop(number, _):
         stopping.set()

@@ -283,8 +283,8 @@ def check_classes(targets: Array) -> None:
     if targets.shape[1] == 1:
         raise ValueError(
             f"targets have shape {targets.shape}: a single class, from which nothing can be learned; they must be "
-            "one-hot, [K, N] with N at least 2. For regression, give a learner that takes one "
-            "loss_fn=losses.squared_error."
+            "one-hot, [K, N] with N at least 2. For regression, pass loss_fn=losses.squared_error to "
+            "a learner that has this argument."
         )
 
 

@@ -12,7 +12,7 @@ from jmeta.types import Array, as_float, Model, PyTree
 
 
 def model_of_width(name: str, make: Callable[[int], Model], outputs: int) -> Model:
-    """The `Model` that `make` returns for so many outputs.
+    """The `Model` that `make` returns for `outputs` outputs.
 
     Raises:
         ValueError: if `make` is not such a function (but a `Model`, for example); it names the argument.

@@ -66,7 +66,7 @@ def init_state(
             would compile a second time for the state it returns.
 
     Raises:
-        ValueError: if the learner, the task or the optimizer is not one, or the devices
+        ValueError: if `learner`, `task` or `optimizer` is not of its kind, or the devices
             cannot share tasks; if targets are labels rather than one-hot, or of another
             width in the query set than in the support set; if the model's output width
             is not the number of ways; if a class has queries but no support example; or
@@ -126,7 +126,7 @@ def make_train_step(
             not finite, and leaves stopping to the caller: `fit` stops, a loop of
             `make_train_loop` goes on with the next tasks.
         max_task_norm: a task's meta-gradient longer than this is scaled down to it
-            before the mean; `math.inf` for no bound. The default should never matter
+            before the mean; `math.inf` for no bound. The default is meant not to matter
             where losses are means over examples and targets are of order one; where
             losses are larger, set it.
         devices: devices to divide the tasks over, such as `jax.local_devices()`;

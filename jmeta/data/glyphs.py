@@ -84,7 +84,7 @@ def _examples(images):
 def _character(numbers):
     """A class from uniform numbers: control points [STROKES, 3, 2] in the unit square, and which strokes it has."""
     ends, middles, fresh, joined, count = _parts(numbers, CHARACTER)
-    # Ends keep a margin, into which the middles may reach; both are ours.
+    # Ends keep a margin, into which the middles may reach; both margins are our choice.
     ends, fresh = (0.15 + 0.7 * part.reshape(-1, 2) for part in (ends, fresh))
     middles = 0.05 + 0.9 * middles.reshape(-1, 2)
     starts = jnp.where(joined[:, None] < 0.5, ends[:-1], fresh)

@@ -19,7 +19,7 @@ import numpy as np
 from jmeta.data.table import class_table, ClassTable
 
 SIZE = 28
-CHUNK = 4096  # images reduced at once, to bound the memory; ours
+CHUNK = 4096  # images reduced at once, which bounds the memory; our choice
 PARTS = {"background": "train", "evaluation": "test"}  # Lake's names and TFDS's
 VINYALS_SPLITS = ("train", "val", "test")
 COPIES = ("omniglot", "omniglot_drawings")  # data sets that can be read: TFDS's and ours
@@ -55,8 +55,8 @@ def omniglot(
         A `ClassTable`; names are (alphabet, character from 1, degrees).
 
     Raises:
-        ValueError: for an unknown split; for rotations that are none, not multiples of
-            90, or not all different; for a damaged copy or archive.
+        ValueError: for an unknown split; for rotations that are empty, repeated or not
+            multiples of 90; for a damaged copy or archive.
         FileNotFoundError: if the data is missing and cannot be obtained; the error
             names what is missing, where it was looked for, and how to get it.
         ModuleNotFoundError: without the extra `tfds`.

@@ -1,4 +1,4 @@
-"""Pure mathematics on arrays, and the builders of learners made from it."""
+"""Pure mathematics on arrays, and the builders that make learners from it."""
 
 from jmeta.functional.attention import class_attention
 from jmeta.functional.classes import present_in

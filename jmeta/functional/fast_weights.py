@@ -18,8 +18,8 @@ from jmeta.functional.varying import axes_of, vary_over
 from jmeta.networks import apply_model, init_model, split_key
 from jmeta.types import Array, Examples, Learner, Model, Objective, PyTree, take_rows
 
-# Up to so many steps of a network with up to so many parameters run without a loop: XLA's CPU would copy what each step
-# stores into the loop's stacks (docs/decisions/0005-differentiation.md).
+# At most this many steps of a network with at most this many parameters run without a loop: XLA's CPU would copy what
+# each step stores into the loop's stacks (docs/decisions/0005-differentiation.md).
 MOST_UNROLLED_STEPS, MOST_UNROLLED_PARAMETERS = 5, 2**15
 
 
@@ -145,7 +145,7 @@ def descent(
         rows = None if inner_batch is None else minibatches(examples.mask, steps, inner_batch, order_key)
         keys = None if step_key is None else jax.random.split(step_key, steps)
         if moves is not None and steps:
-            # What lies below the parameters that move is the same in every step, and is differentiated once.
+            # What depends on neither these nor the step's minibatch and key is computed, and differentiated, once.
             step = first_step((rows, keys))
             moving = vary_over(moving, axes_of(loss_on, moving, step))  # as the inner loop will have it
             loss_on = compute_invariants(loss_on, moving, step)
@@ -182,7 +182,7 @@ def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: in
         inner: the model and its inner loop.
         objective: the loss of the outer loop.
         inner_steps: number of steps in `loss`, that is in meta-training.
-        test_steps: number of steps in `adapt`; None for as many.
+        test_steps: number of steps in `adapt`; None for `inner_steps`.
 
     Returns:
         A `Learner` whose `init` raises a `ValueError` if the model's output width is

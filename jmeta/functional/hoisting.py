@@ -1,4 +1,4 @@
-"""What a function closes over: turned into arguments, or worked out before the function is called."""
+"""What a function closes over: made into arguments, or used to compute ahead."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,8 @@ def compute_invariants(function: Callable, *examples: PyTree) -> Callable:
     """The function, with everything that does not depend on its arguments computed here, once for all calls.
 
     Arrays that depend on nothing at all, such as zeros, stay inside: they are cheaper to make than
-    to keep. So do operations with an effect, such as printing.
+    to keep. So do operations with an effect, such as printing. A call of a jitted or checkpointed
+    function, or a scan, is one operation, and stays inside if any of it depends on the arguments.
 
     Args:
         function: any traceable function.
@@ -53,8 +54,8 @@ def compute_invariants(function: Callable, *examples: PyTree) -> Callable:
 
     Example:
         >>> features = jnp.arange(3.0)
-        >>> loss = compute_invariants(lambda w: w * jnp.exp(features).sum(), 1.0)  # takes the exponentials
-        >>> print(loss(2.0))  # multiplies
+        >>> loss = compute_invariants(lambda w: w * jnp.exp(features).sum(), 1.0)  # computes the exponentials
+        >>> print(loss(2.0))  # only multiplies
         22.21
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
@@ -71,8 +72,8 @@ def compute_invariants(function: Callable, *examples: PyTree) -> Callable:
                 known.update(equation.outvars)
             else:
                 inside.append(equation)
-    used = _variables([*jaxpr.outvars, *(operand for equation in inside for operand in equation.invars)])
-    made = [variable for equation in before for variable in equation.outvars if variable in used & known]
+    used = known & _variables([*jaxpr.outvars, *(operand for equation in inside for operand in equation.invars)])
+    made = [variable for equation in before for variable in equation.outvars if variable in used]
     values = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(invars=[], outvars=made, eqns=before), closed.consts))()
     rest = ClosedJaxpr(jaxpr.replace(constvars=[*jaxpr.constvars, *made], eqns=inside), [*closed.consts, *values])
 

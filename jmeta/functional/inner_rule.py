@@ -98,8 +98,8 @@ def check_at_zero(optimizer: InnerOptimizer, params: PyTree) -> None:
 def _slopes_at_zero(rule: InnerRule, params: PyTree) -> PyTree:
     """The gradient of the summed updated parameters, where biases and all but one element of each gradient are zero."""
     # One element of each gradient is not zero: a rule that divides by the norm of a whole gradient has no derivative
-    # where all of it is zero, and is not refused for that. If all gradients are single numbers, that element is the
-    # whole: then they are zero, or zeros would not be tried at all.
+    # where all of it is zero, and is not refused for that. If every gradient is a single number, that number is zero
+    # instead, or zero would not be tried at all.
     has_more = any(jnp.size(leaf) > 1 for leaf in jax.tree.leaves(params))
 
     def zeros_but_one(leaf):

@@ -11,7 +11,7 @@ from jmeta.functional.precision import exact_product, to_solve
 from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
-# Lengths tried for a Newton step; the first that does not lead uphill is taken, as zero never does. Ours.
+# Lengths tried for a Newton step; the first not to lead uphill is taken, and zero never does. Our choice.
 LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0)
 
 
@@ -70,7 +70,7 @@ def _newton(objective, start, data, *, steps, cg_steps):
         slope, product = jax.linearize(lambda params: gradient(params, data), params)
         direction, _ = cg(product, slope, maxiter=cg_steps)
         tried = jax.vmap(lambda length: objective(params - length * direction, data))(jnp.asarray(LENGTHS, slope.dtype))
-        # A difference that may be rounding is not uphill; that it is at most 10 eps is ours.
+        # A rise within rounding does not count as uphill; the bound, 10 eps, is our choice.
         is_lower = tried <= tried[-1] * (1 + 10 * jnp.finfo(tried.dtype).eps)
         return params - jnp.asarray(LENGTHS, slope.dtype)[is_lower.argmax()] * direction, None
 

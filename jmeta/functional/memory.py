@@ -59,7 +59,7 @@ def access(
 ) -> tuple[Array, Memory]:
     """Writes, then reads by the keys.
 
-    Each head writes partly where it read last, and otherwise to the least used slots,
+    Each head writes one share where it read last, and the rest to the least used slots,
     as many as there are heads; these are wiped first (the paper wipes one). In the
     paper the content written is the key.
 

@@ -63,8 +63,7 @@ def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, str
     x, w = alike(x, w)
     kernel = w.reshape(-1, w.shape[3])
     terms, channels = kernel.shape
-    # Half precision would lose most of the variance; accelerators may round the convolution, which would go unseen
-    # here.
+    # Half precision would lose most of the variance, and accelerators may round the convolution, unseen by this.
     is_exact = x.dtype.itemsize >= 4 and jax.default_backend() == "cpu"
     if terms > FEW_TERMS or terms >= channels or not is_exact:
         return moments(y, mask)
@@ -83,5 +82,5 @@ def _weights(x, mask):
     if mask is None:
         return jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
     dtype = jnp.result_type(x, mask)
-    counted = mask.astype(at_least_single(dtype))  # that of the examples too: a third in single precision is no third
+    counted = mask.astype(at_least_single(dtype))  # as precise as the examples too: float32 rounds a third
     return (counted / or_one(counted.sum())).astype(dtype)

@@ -109,7 +109,7 @@ def alike(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def batch_single(primitive: Primitive) -> None:
-    """Declares that under vmap a single operand has more tasks.
+    """Declares the rule for vmap of a primitive with one operand, which then has more tasks.
 
     Args:
         primitive: from `task_primitive`.
@@ -118,7 +118,7 @@ def batch_single(primitive: Primitive) -> None:
 
 
 def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b_out: int) -> None:
-    """Declares the rule for vmap: two batched operands have more tasks; a single one has the batch folded into an axis.
+    """Declares the rule for vmap: if both operands are batched, there are more tasks; if one is, the batch joins an axis.
 
     Args:
         primitive: from `task_primitive`.

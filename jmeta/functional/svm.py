@@ -11,7 +11,7 @@ from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
 RELAXATION = 1.7  # between the 1.5 and 1.8 of Boyd et al., 2011, section 3.4.3
-LEAST_APART = 1e-3  # least trace of the centred Gram matrix, as a share of the uncentred one's; ours
+LEAST_APART = 1e-3  # least trace of the centred Gram matrix, as a share of the uncentred one's; our choice
 
 
 def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float, steps: int) -> Array:

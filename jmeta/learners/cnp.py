@@ -148,7 +148,10 @@ def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[i
 
 
 def _aggregator(summary, decoder, *, groups, numbers, answer):
-    """A head with means of summaries over `groups(support)` [K, G]; `numbers` outputs per target, through `answer`."""
+    """A head that averages summaries over `groups(support)` [K, G], and decodes `numbers` outputs per target.
+
+    `answer` turns these into the prediction.
+    """
     check_model(summary=summary)
 
     def outputs_of(fitted):

@@ -80,8 +80,8 @@ def mamlpp(
     `multi_step_until` the query loss after every step counts, the last one more and
     more; until `first_order_until` inner gradients are constants. The defaults are the
     paper's for Omniglot: 10 and 50 epochs of 500 meta-steps. Since it takes a loss after
-    every step, it repeats `functional.descent_step` by itself, and has none of
-    `inner_loop`'s options but the two below.
+    every step, it runs `functional.descent_step` in a loop of its own, and has only two of
+    `inner_loop`'s options.
 
     We depart from the paper in three ways: loss weights fall with each meta-step, not
     each epoch; running statistics are those of the query set after each inner step,

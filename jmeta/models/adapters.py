@@ -13,9 +13,7 @@ from jmeta.types import Array, Model, Normalisation, PyTree
 
 # Keywords other than `train` by which networks are switched to training.
 SWITCHES = {"training", "is_training", "deterministic", "use_running_average"}
-
-
-POLICY = "normalisation"  # the entry of the state that names it
+POLICY = "normalisation policy"  # the entry of the state that names it, which no variable can be called
 
 
 def from_linen(module: nn.Module) -> Model:
@@ -92,7 +90,7 @@ def _first_layer(module):
 def _is_by_flax(called):
     """Whether a `__call__` is Flax's own, whose masks have other shapes, dtypes and meanings.
 
-    That of `nn.jit(Network)` counts as the network's.
+    The `__call__` of `nn.jit(Network)` counts as the network's own.
     """
     return (getattr(called, "__module__", None) or "").startswith("flax.")
 
@@ -105,8 +103,8 @@ def from_nnx(constructor: Callable) -> Model:
             all other variables the state, except random streams: each call's `key`
             seeds every stream differently, and without a key they repeat. `train` puts
             the module in training or evaluation mode. A keyword `mask` of its
-            `__call__` receives the padding mask [K], so an attention mask needs another
-            name; Flax's own modules receive none. A string attribute `norm` names the
+            `__call__` receives the padding mask [K], 1 for a real example, so an attention
+            mask needs another name; Flax's own modules receive none. A string attribute `norm` names the
             normalisation policy in reports.
 
     Returns:

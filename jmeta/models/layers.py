@@ -18,7 +18,7 @@ from jmeta.types import Array
 
 BY_CHANNEL = ("batch", "running")  # these subtract each channel's mean, so a bias before them has no effect
 NORMS = (*BY_CHANNEL, "group", "layer", "none")
-GROUPS, LEAST_IN_GROUP = 32, 8  # Wu & He, 2018, for 32; that a group has at least 8 channels is ours
+GROUPS, LEAST_IN_GROUP = 32, 8  # 32 is that of Wu & He, 2018; at least 8 channels per group is our choice
 MOMENTUM = 0.9  # share of the old running statistics that an update keeps; PyTorch's default, which it calls 0.1
 EPSILON = 1e-5  # added to the variance; PyTorch's default
 

@@ -9,7 +9,7 @@ from jmeta.types import Array, Model
 
 
 def relation_encoder(*, width: int = 64, norm: str = "batch") -> Model:
-    """Four convolutional blocks to feature maps, the first two of which halve the image.
+    """Encodes images to feature maps by four convolutional blocks, of which the first two halve the image.
 
     Sung et al., 2018, "Learning to Compare: Relation Network for Few-Shot Learning",
     but with "SAME" padding, so that images of 28 x 28 give maps of 7 x 7.

@@ -94,7 +94,7 @@ def test_a_dense_layer_is_flaxs_in_names_initial_values_and_outputs(x64, use_bia
 def test_every_norm_policy_is_named_in_the_state_and_normalises(norm):
     inputs = 10 + 3 * jax.random.normal(KEY, (32, 6))
     params, state, apply = built(models.mlp(hidden=(16,), outputs=None, norm=norm), inputs)
-    assert state["normalisation"] == Normalisation(norm)
+    assert state["normalisation policy"] == Normalisation(norm)
     features, _ = apply(params, state, inputs, train=True)
     assert (float(features.std()) < 1) == (norm != "none")
     assert float(features.std(0).max()) > 0.1  # what is left tells the inputs apart
@@ -428,10 +428,10 @@ def test_an_nnx_module_is_a_pure_function():
 def test_an_nnx_module_states_its_normalisation_policy_too():
     class Network(nnx.Module):
         def __init__(self, rngs):
-            self.norm, self.layer = "running", nnx.BatchNorm(2, rngs=rngs)
+            self.norm, self.normalisation = "running", nnx.BatchNorm(2, rngs=rngs)
 
         def __call__(self, x):
-            return self.layer(x)
+            return self.normalisation(x)
 
     model = models.from_nnx(Network)
     params, state = model.init(KEY, jnp.ones((3, 2)))
