@@ -272,7 +272,7 @@ def _check_found(found: dict[str, np.ndarray]) -> None:
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
-    """Whether the first finite prediction [N] of [E, N] changed beyond rounding, or any began or ceased to be finite."""
+    """Whether the first finite prediction [N] of [E, N] changed beyond rounding, or one turned finite or ceased to be."""
     finite, others_finite = (np.isfinite(values).all(-1) for values in (outputs, others))
     if (finite != others_finite).any():
         return True

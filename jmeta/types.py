@@ -175,7 +175,7 @@ def as_float(inputs: Array) -> Array:
 
 
 def at_least_single(dtype: DTypeLike) -> DTypeLike:
-    """The dtype to accumulate in, at least float32: a count stops at 256 in bfloat16, whose square float16 cannot hold."""
+    """The dtype to accumulate in, at least float32: in bfloat16 a count stops at 256, and in float16 sums overflow."""
     return jnp.promote_types(dtype, jnp.float32)
 
 

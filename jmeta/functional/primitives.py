@@ -118,7 +118,7 @@ def batch_single(primitive: Primitive) -> None:
 
 
 def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b_out: int) -> None:
-    """Declares the rule for vmap: if both operands are batched, there are more tasks; if one is, the batch joins an axis.
+    """Declares the rule for vmap: two batched operands have more tasks; of a single one, the batch joins an axis.
 
     Args:
         primitive: from `task_primitive`.
