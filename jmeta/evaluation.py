@@ -272,7 +272,7 @@ def _check_found(found: dict[str, np.ndarray]) -> None:
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
-    """Whether the first finite prediction [N] of [E, N] changed beyond rounding, or one turned finite or ceased to be."""
+    """Whether the first finite prediction [N] of [E, N] changed by more than rounding, or which ones are finite did."""
     finite, others_finite = (np.isfinite(values).all(-1) for values in (outputs, others))
     if (finite != others_finite).any():
         return True
