@@ -31,10 +31,10 @@ test-all: $(VENV)/.installed lint
 ratios: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/benchmarks/test_ratios.py
 
-# Runs the notebooks from top to bottom, one after another since one of them measures times, each cell within 3 minutes;
+# Runs the notebooks from top to bottom, one after another since one of them measures times;
 # `OVERWRITE=--overwrite` keeps what they print and draw.
 notebooks: $(VENV)/.installed
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=180 $(OVERWRITE) notebooks
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 $(OVERWRITE) notebooks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
