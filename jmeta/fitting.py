@@ -405,9 +405,8 @@ def _stop_signals() -> Iterator[threading.Event]:
         yield stopping
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {
-        number: handler for number, handler in before.items() if handler is not None
-    }  # None: not installed from Python
+    # A handler that was not installed from Python is None.
+    before = {number: handler for number, handler in before.items() if handler is not None}
 
     def stop(number, _):
         stopping.set()

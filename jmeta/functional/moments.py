@@ -82,5 +82,5 @@ def _weights(x, mask):
     if mask is None:
         return jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
     dtype = jnp.result_type(x, mask)
-    counted = mask.astype(at_least_single(dtype))  # as precise as the examples too: float32 rounds a third
+    counted = mask.astype(at_least_single(dtype))  # a third rounded to float32 is not one in float64
     return (counted / or_one(counted.sum())).astype(dtype)
