@@ -29,7 +29,7 @@ def test_cross_entropy_and_accuracy_are_means_over_real_examples(x64):
 
 
 def test_a_cross_entropy_of_one_class_is_refused():
-    with pytest.raises(ValueError, match="For regression, pass loss_fn=losses.squared_error"):
+    with pytest.raises(ValueError, match=r"For regression, pass loss_fn=losses\.squared_error"):
         losses.cross_entropy(jnp.zeros((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
 
 
