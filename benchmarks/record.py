@@ -29,7 +29,9 @@ def provenance() -> dict[str, Any]:
 def commit() -> str | None:
     """Of the clone that this runs in, "-dirty" behind it where code is not as committed; None without Git."""
     found, changed = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "--", "../jmeta", "*.py")
-    return None if found is None or changed is None else f"{found}-dirty" if changed else found
+    if found is None or changed is None:
+        return None
+    return f"{found}-dirty" if changed else found
 
 
 def _git(*arguments):

@@ -36,7 +36,7 @@ from jmeta.checks import (
 from jmeta.losses import tells_accuracy
 from jmeta.networks import accepts
 from jmeta.trees import by_path, first_difference
-from jmeta.types import Array, at_least_single, is_inexact, Learner, PyTree, Task, TrainState
+from jmeta.types import Array, at_least_single, is_inexact, Learner, or_one, PyTree, Task, TrainState
 
 # What a train step does with tasks whose loss or meta-gradient is not finite.
 Nonfinite = Literal["skip", "raise"]
@@ -195,7 +195,7 @@ def make_train_step(
         batch, is_counted = filled_up((tasks, keys[1:]), device_count(devices))
         with telling_of_another_state(learner, train_state, lambda _: jax.tree.map(lambda leaf: leaf[0], tasks)):
             sums = total((params, state), (*batch, is_counted))
-        finite, some = sums.finite, jnp.maximum(sums.finite, 1)
+        finite, some = sums.finite, or_one(sums.finite)
         new_state = jax.tree.map(
             lambda leaf, like: (leaf / some).astype(like.dtype) if is_inexact(leaf) else leaf, sums.state, state
         )

@@ -10,11 +10,11 @@ from jmeta.checks import check_counts, check_examples
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.compiled import compiled_adapt
 from jmeta.functional.hoisting import compute_invariants
-from jmeta.functional.inner_loop import checked_options, first_step, inner_loop, MetaGradientOptions
+from jmeta.functional.inner_loop import axes_of, checked_options, first_step, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
 from jmeta.functional.orders import real_first
 from jmeta.functional.partition import check_parts, join, part
-from jmeta.functional.varying import axes_of, vary_over
+from jmeta.functional.varying import vary_over
 from jmeta.networks import apply_model, init_model, split_key
 from jmeta.types import Array, Examples, Learner, Model, Objective, PyTree, take_rows
 
@@ -146,9 +146,8 @@ def descent(
         keys = None if step_key is None else jax.random.split(step_key, steps)
         if moves is not None and steps:
             # What depends on neither these nor the step's minibatch and key is computed, and differentiated, once.
-            step = first_step((rows, keys))
-            moving = vary_over(moving, axes_of(loss_on, moving, step))  # as the inner loop will have it
-            loss_on = compute_invariants(loss_on, moving, step)
+            moving = vary_over(moving, axes_of(loss_on, moving, (rows, keys)))  # as the inner loop will have it
+            loss_on = compute_invariants(loss_on, moving, first_step((rows, keys)))
         fast = inner_loop(
             loss_on,
             moving,

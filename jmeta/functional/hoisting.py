@@ -28,12 +28,10 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
         >>> print(explicit(free, 2.0))
         6.0
     """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
-    structure = jax.tree.structure(shape)
+    closed, structure = _traced(function, examples)
 
     def explicit(free, *arguments):
-        outputs = jaxpr_as_fun(closed.replace(consts=free))(*jax.tree.leaves(arguments))
-        return jax.tree.unflatten(structure, outputs)
+        return _evaluated(closed.replace(consts=free), structure, arguments)
 
     return explicit, [jnp.asarray(value) for value in closed.consts]  # NumPy doubles may become single precision
 
@@ -58,7 +56,7 @@ def compute_invariants(function: Callable, *examples: PyTree) -> Callable:
         >>> print(loss(2.0))  # only multiplies
         22.21
     """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
+    closed, structure = _traced(function, examples)
     jaxpr = closed.jaxpr
     varying, known, before, inside = set(jaxpr.invars), set(jaxpr.constvars), [], []
     for equation in jaxpr.eqns:
@@ -66,22 +64,27 @@ def compute_invariants(function: Callable, *examples: PyTree) -> Callable:
         if equation.effects or operands & varying:
             varying.update(equation.outvars)
             inside.append(equation)
-        else:
+        elif operands & known:
+            known.update(equation.outvars)
             before.append(equation)
-            if operands & known:
-                known.update(equation.outvars)
-            else:
-                inside.append(equation)
+        else:  # depends on nothing: made wherever it is needed
+            before.append(equation)
+            inside.append(equation)
     used = known & _variables([*jaxpr.outvars, *(operand for equation in inside for operand in equation.invars)])
     made = [variable for equation in before for variable in equation.outvars if variable in used]
     values = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(invars=[], outvars=made, eqns=before), closed.consts))()
     rest = ClosedJaxpr(jaxpr.replace(constvars=[*jaxpr.constvars, *made], eqns=inside), [*closed.consts, *values])
+    return lambda *arguments: _evaluated(rest, structure, arguments)
 
-    def remaining(*arguments):
-        outputs = jaxpr_as_fun(rest)(*jax.tree.leaves(arguments))
-        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
-    return remaining
+def _traced(function, examples):
+    """The function's jaxpr, and the structure of what it returns."""
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
+    return closed, jax.tree.structure(shape)
+
+
+def _evaluated(closed, structure, arguments):
+    return jax.tree.unflatten(structure, jaxpr_as_fun(closed)(*jax.tree.leaves(arguments)))
 
 
 def _variables(operands):

@@ -14,7 +14,7 @@ from jmeta.checks import check_counts
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
 from jmeta.functional.inner_rule import as_rule, check_at_zero, InnerOptimizer
 from jmeta.functional.mixed import mixed_gradient, products_saveable
-from jmeta.functional.varying import axes_of, vary_over
+from jmeta.functional.varying import vary_over, varying
 from jmeta.trees import by_path
 from jmeta.types import Array, is_inexact, PyTree
 
@@ -132,7 +132,7 @@ def inner_loop(
     rule = as_rule(rule, "rule")
     _check_rule_params(rule, rule_params, params)
     scan = functools.partial(scan_steps, unroll=unroll)
-    axes = axes_of(objective, params, first_step(data))
+    axes = axes_of(objective, params, data)
     params = vary_over(params, axes)
     if meta_gradient == "implicit":
         if jax.tree.leaves(rule_params):
@@ -196,6 +196,14 @@ def descent_step(gradient: Callable, rule: InnerOptimizer, rule_params: PyTree =
 def start_descent(rule: InnerOptimizer, rule_params: PyTree, params: PyTree, axes: frozenset[str]) -> PyTree:
     """The carry of `descent_step` before the first step: parameters and the rule's memory, varying over these axes."""
     return vary_over((params, as_rule(rule).start(rule_params, params)), axes)
+
+
+def axes_of(objective: Callable, params: PyTree, data: PyTree) -> frozenset[str]:
+    """The axes of a mesh over which an objective varies; JAX would otherwise sum its gradient over them."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return frozenset()
+    (value,) = jax.make_jaxpr(objective)(params, first_step(data)).out_avals
+    return value.manual_axis_type.varying | varying(params)
 
 
 def first_step(data: PyTree) -> PyTree:

@@ -5,8 +5,6 @@ that varies: right for a meta-gradient, wrong for the inner gradient of a task, 
 belongs to one device.
 """
 
-from collections.abc import Callable
-
 import jax
 from jax import lax
 
@@ -16,14 +14,6 @@ from jmeta.types import PyTree
 def varying(tree: PyTree) -> frozenset[str]:
     """The axes over which any array of the tree varies; none outside `shard_map`."""
     return frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
-
-
-def axes_of(objective: Callable, params: PyTree, data: PyTree) -> frozenset[str]:
-    """The axes over which an objective varies at these arguments; JAX would otherwise sum its gradient over them."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return frozenset()
-    (value,) = jax.make_jaxpr(objective)(params, data).out_avals
-    return value.manual_axis_type.varying | varying(params)
 
 
 def vary_over(tree: PyTree, axes: frozenset[str]) -> PyTree:

@@ -67,7 +67,7 @@ def from_linen(module: nn.Module) -> Model:
         return params, variables | stated
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
-        collections = {name: value for name, value in state.items() if name != POLICY}
+        collections = _without_policy(state)
         outputs, changed = module.apply(
             {"params": params, **collections},
             inputs,
@@ -151,8 +151,8 @@ def from_nnx(constructor: Callable) -> Model:
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
         definition, streams, wants_mask = skeleton()
         seeded = _seeded(streams, jax.random.key(0) if key is None else key)
-        variables = {name: value for name, value in state.items() if name != POLICY}
-        module = nnx.merge(definition, nnx.State(params), seeded, nnx.State(variables), copy=True)
+        variables = nnx.State(_without_policy(state))
+        module = nnx.merge(definition, nnx.State(params), seeded, variables, copy=True)
         module.train() if train else module.eval()
         outputs = module(inputs, mask=mask) if wants_mask else module(inputs)
         if not train:
@@ -167,6 +167,11 @@ def _policy(module):
     """The state's entry for the module's normalisation policy, if it names one."""
     policy = getattr(module, "norm", None)
     return {POLICY: Normalisation(policy)} if isinstance(policy, str) else {}
+
+
+def _without_policy(state):
+    """The state's variables alone."""
+    return {name: value for name, value in state.items() if name != POLICY}
 
 
 def _seeded(streams: PyTree, key: Array) -> PyTree:
