@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/ from the results in benchmarks/results.
+"""Writes the tables of the documents from the results in benchmarks/results.
 
 python -m benchmarks.tables
 """
@@ -227,6 +227,17 @@ def order_table(rows: Iterable[dict[str, Any]]) -> str:
     return _table(header, body)
 
 
+def order_in_short() -> str:
+    """What an exact meta-step of Conv4 costs beside first order, and with `checkpoint=True`."""
+    rows: dict[int, list[Any]] = {}
+    for row in _order_rows("conv4-64"):
+        if row["mode"] in ("mixed", "mixed, checkpoint"):
+            ratios = [f"{row[f'{name}_ratio']:.2f} x" for name in ("milliseconds", "temporary_bytes")]
+            rows.setdefault(row["inner_steps"], [row["inner_steps"]]).extend(ratios)
+    header = ["inner steps", "time", "memory", "time, `checkpoint=True`", "memory, `checkpoint=True`"]
+    return _table(header, list(rows.values()))
+
+
 def _order_rows(network):
     return [row for result in _results(f"order/cpu-{network}.json") for row in result["rows"]]
 
@@ -349,6 +360,7 @@ DOCUMENTS = tuple(
     for path in (
         "README.md",
         "benchmarks/README.md",
+        "docs/results.md",
         "docs/decisions/0004-chunks.md",
         "docs/decisions/0005-differentiation.md",
         "docs/decisions/0014-devices.md",
@@ -363,6 +375,7 @@ TABLES = {
     "linear_regression": linear_regression,
     "omniglot": omniglot,
     "order": order,
+    "order_in_short": order_in_short,
     "peers": peers,
     "peers_in_short": peers_in_short,
     "sinusoid": sinusoid,
