@@ -100,7 +100,8 @@ def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
     """The sampler as a pytree, so that a compiled function takes its table as an argument and not a constant."""
     if isinstance(sample, jax.tree_util.Partial):
         return sample
-    return jax.tree_util.Partial(sample if _has_hash(sample) else _Itself(sample))
+    # A bound method can be hashed and compared, by the identity of its object.
+    return jax.tree_util.Partial(sample if _has_hash(sample) else sample.__call__)  # type: ignore[operator]
 
 
 def _has_hash(value):
@@ -110,22 +111,6 @@ def _has_hash(value):
     except TypeError:
         return False
     return True
-
-
-class _Itself:
-    """Wraps a callable that cannot be compared in one that equals only itself."""
-
-    def __init__(self, function):
-        self.function = function
-
-    def __call__(self, *arguments):
-        return self.function(*arguments)
-
-    def __eq__(self, other):
-        return isinstance(other, _Itself) and self.function is other.function
-
-    def __hash__(self):
-        return id(self.function)
 
 
 def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] | None:

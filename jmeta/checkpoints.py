@@ -113,7 +113,7 @@ def check_config(directory: str | os.PathLike, config: dict[str, Any]) -> dict[s
     """
     saved = restore_config(directory)
     for name, value in json.loads(json.dumps(config)).items():  # as it is read back: tuples become lists
-        if name not in saved or saved[name] != value:
+        if saved.get(name) != value:  # an option left out, None, may be newer than the checkpoint
             found = f"its {name} is {saved[name]!r}" if name in saved else f"it has no {name}"
             raise ValueError(f"the checkpoints in {directory} are of another run: {found}, not {value!r}.")
     return saved
@@ -135,8 +135,9 @@ def saved_steps(directory: str | os.PathLike) -> list[int]:
 def _check_numbered(directory):
     """Raises a `ValueError` for a numbered folder without a checkpoint: Orbax would take it for one and delete it."""
     for path in directory.glob("[0-9]*"):
-        # A killed run may have left parts of one that was being deleted.
-        if path.is_dir() and path.name.isdigit() and {part.name for part in path.iterdir()} - PARTS:
+        # A killed run may have left only some parts of one that was being deleted; another Orbax may write more.
+        parts = {part.name for part in path.iterdir()} if path.is_dir() and path.name.isdigit() else set()
+        if parts and not parts & PARTS:
             raise ValueError(f"{directory} has a folder {path.name} that is not a checkpoint; choose another folder.")
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args, Literal
@@ -25,6 +26,7 @@ from jmeta.configuration import (
     build_sampler,
     check_protocol,
     Configuration,
+    identity,
     key_of,
     LEARNERS,
     Protocol,
@@ -152,7 +154,7 @@ Command = (
 
 def train(command: Train) -> None:
     """`jmeta train`."""
-    folder, run = _begun(command) if command.resume is None else _resumed(command.resume, command.steps)
+    folder, run = _begun(command) if command.resume is None else _resumed(command.resume, command)
     configuration = run.configuration
     check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
     max_task_norm = math.inf if configuration.max_task_norm is None else configuration.max_task_norm
@@ -164,7 +166,8 @@ def train(command: Train) -> None:
     )
     task = tasks(jax.random.key(0))  # a real one, because a transfer baseline checks its classes
     jax.eval_shape(lambda key: learner.init(key, task), jax.random.key(0))
-    with sole_writer(folder):  # only now, so that a mistake leaves no folder behind
+    with sole_writer(folder), warnings.catch_warnings():  # only now, so that a mistake leaves no folder behind
+        warnings.filterwarnings("ignore", "SIG(INT|TERM) ended the run")  # as is told below
         if command.resume is None:
             _check_empty(folder)  # another run may have started there since
         write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
@@ -178,7 +181,7 @@ def train(command: Train) -> None:
             batch_size=configuration.batch_size,
             episodes=run.episodes,
             out=folder,
-            config=dataclasses.asdict(configuration),
+            config=identity(configuration),
             log_every=run.log_every,
             save_every=run.save_every,
             nonfinite=configuration.nonfinite,  # type: ignore[arg-type]  # checked there
@@ -201,9 +204,17 @@ def _begun(command: Train) -> tuple[Path, Run]:
         configuration = dataclasses.replace(configuration, max_task_norm=None)
     check_protocol(configuration.data, ways=configuration.protocol.ways, data_dir=configuration.data_dir)
     sizes = task_sizes(configuration.data, configuration.protocol)  # recorded in full, in case a default changes
-    configuration = dataclasses.replace(configuration, protocol=Protocol(**sizes))
+    data_dir = _from_anywhere(configuration.data_dir)
+    configuration = dataclasses.replace(configuration, protocol=Protocol(**sizes), data_dir=data_dir)
     steps = 2000 if command.steps is None else command.steps
     return command.out, Run(configuration, steps, command.save_every, command.log_every, command.episodes)
+
+
+def _from_anywhere(data_dir: str | None) -> str | None:
+    """The folder as a resumed run finds it, wherever that is started; TFDS also takes addresses such as gs://."""
+    if data_dir is None or "://" in data_dir:
+        return data_dir
+    return str(Path(data_dir).expanduser().absolute())
 
 
 def _check_empty(folder: Path) -> None:
@@ -217,20 +228,23 @@ def _check_empty(folder: Path) -> None:
 def _check_resumed(arguments: list[str]) -> None:
     """Raises a `ValueError` for options of `jmeta train` that a resumed run would ignore."""
     given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
-    if "--resume" in given and (others := given - {"--resume", "--steps", "--help"}):
+    if "--resume" in given and (others := given - {"--resume", "--steps", "--data-dir", "--help"}):
         raise ValueError(
-            f"--resume continues a run with its own configuration; only --steps may be given with it, not "
-            f"{', '.join(sorted(others))}."
+            f"--resume continues a run with its own configuration; only --steps and --data-dir may be given with it, "
+            f"not {', '.join(sorted(others))}."
         )
 
 
-def _resumed(folder: Path, steps: int | None) -> tuple[Path, Run]:
-    """The run in the folder, with more steps if some are given."""
+def _resumed(folder: Path, command: Train) -> tuple[Path, Run]:
+    """The run in the folder, with the steps and the folder of its data that are given."""
     run = read_run(folder)
-    if steps is None:
+    if data_dir := _from_anywhere(command.configuration.data_dir):
+        check_protocol(run.configuration.data, ways=None, data_dir=data_dir)
+        run = dataclasses.replace(run, configuration=dataclasses.replace(run.configuration, data_dir=data_dir))
+    if command.steps is None:
         return folder, run
-    check_taken(folder, checkpoints.latest_step(folder / "checkpoints") or 0, steps)
-    return folder, dataclasses.replace(run, steps=steps)
+    check_taken(folder, checkpoints.latest_step(folder / "checkpoints") or 0, command.steps)
+    return folder, dataclasses.replace(run, steps=command.steps)
 
 
 def evaluate_run(command: Evaluate) -> None:

@@ -256,6 +256,13 @@ def stand_in(configuration: Configuration) -> Callable[[Array], Task]:
     return lambda key: sample(key)._replace(class_ids=jnp.arange(sizes["ways"], dtype=jnp.int32))
 
 
+def identity(configuration: Configuration) -> dict[str, Any]:
+    """What a checkpoint must share with a run that continues it: all but where the data lie, which may move."""
+    values = dataclasses.asdict(configuration)
+    del values["data_dir"]
+    return values
+
+
 def key_of(seed: int) -> Array:
     """The key for a seed; raises a `ValueError` if the seed is too large."""
     try:

@@ -178,6 +178,7 @@ def check_episodes(
     sample: Callable[[Array], Task],
     *,
     episodes: int,
+    tasks_per_chunk: int | None,
     devices: tuple[jax.Device, ...] | None,
 ) -> None:
     """Raises a `ValueError` unless the learner's outputs fit the episodes; the arguments are those of `evaluate`.
@@ -186,7 +187,7 @@ def check_episodes(
     cache.
     """
     arguments = as_argument(sample), state.params, state.state
-    _chunk(learner, arguments, math.ceil(episodes / device_count(devices)), None, devices)
+    _chunk(learner, arguments, math.ceil(episodes / device_count(devices)), tasks_per_chunk, devices)
 
 
 @functools.lru_cache(maxsize=16)  # the size is our choice
@@ -240,7 +241,11 @@ def _episode(learner, is_blanked, sample, params, state, key):
 
 def _classifies(learner, params, state, task):
     """Whether the learner classifies the task: its classes are numbered, or the learner reports an accuracy."""
-    return task.class_ids is not None or tells_accuracy(learner, params, state, task)
+    if task.class_ids is not None:
+        return True
+    # Any numbers will do: the loss, of which a transfer baseline's needs them, is only traced.
+    numbered = task._replace(class_ids=jnp.arange(task.query.targets.shape[1]))
+    return tells_accuracy(learner, params, state, numbered)
 
 
 def _protocol(task):

@@ -20,7 +20,17 @@ from tqdm import tqdm
 
 from jmeta import checkpoints
 from jmeta.batching import as_argument, as_devices, on_each_device
-from jmeta.checks import as_key, check_counts, check_learner, check_samplers, check_task, drawn, is_count, warn
+from jmeta.checks import (
+    as_key,
+    check_counts,
+    check_functions,
+    check_learner,
+    check_samplers,
+    check_task,
+    drawn,
+    is_count,
+    warn,
+)
 from jmeta.evaluation import check_episodes, evaluate, Report
 from jmeta.files import sole_writer
 from jmeta.metrics import MetricsLog
@@ -39,6 +49,8 @@ from jmeta.types import Array, Learner, Task, TrainState
 # A dispatch has room for the metrics of `log_every` meta-steps, or of the whole run if that is shorter. A run counts as
 # at least this long, so that resuming it for more steps need not compile again; 10,000 rows are little memory.
 LEAST_ROOM = 10_000
+# Meta-steps in a row without a finite task that end a run, if a dispatch is shorter; our choice.
+LEAST_PATIENCE = 10
 
 
 def fit(
@@ -54,6 +66,7 @@ def fit(
     out: str | os.PathLike | None = None,
     config: dict[str, Any] | None = None,
     log_every: int = 10,
+    on_log: Callable[[int, dict[str, float]], None] | None = None,
     save_every: int = 500,
     tasks_per_chunk: int | None = None,
     nonfinite: Nonfinite = "skip",
@@ -64,10 +77,10 @@ def fit(
 
     A run is resumed by calling `fit` again with the same arguments. Killed at any
     moment and resumed, it ends with the parameters of an uninterrupted run. SIGINT and
-    SIGTERM end it after the current dispatch, with a checkpoint. If a validation fails
-    (out of memory, for example), the checkpoint is saved and the error raised; resuming
-    does not repeat that validation. A warning is given the first time non-finite tasks
-    are left out.
+    SIGTERM end it after the current dispatch, with a checkpoint and a warning. If a
+    validation fails (out of memory, for example), the checkpoint is saved and the error
+    raised; resuming does not repeat that validation. A warning is given the first time
+    non-finite tasks are left out. The progress bar shows only on a terminal.
 
     Args:
         learner: the learner to be trained.
@@ -91,9 +104,11 @@ def fit(
             not given here are kept. Nothing else detects changed hyperparameters of a
             learner or optimizer.
         log_every: meta-steps in a dispatch, and between lines of metrics.
+        on_log: `(step, metrics)`, called for each line of metrics with what
+            `metrics.jsonl` has, validation included: for a plot, or another tracker.
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
-        tasks_per_chunk: as for `make_train_step`.
+        tasks_per_chunk: as for `make_train_step`; at most as many in validation, too.
         nonfinite: as for `make_train_step`.
         max_task_norm: as for `make_train_step`.
         devices: as for `make_train_step`; validation is divided over all of them, a
@@ -112,7 +127,7 @@ def fit(
             `out`, finished or under way, a run there that has already taken more steps,
             or `validation` with another number of ways than the learner has outputs.
         FloatingPointError: when a parameter is no longer finite, or no task was finite
-            from one line of metrics to the next; or, under `nonfinite="raise"`, at the
+            from one line of metrics to the next and for at least 10 meta-steps; or, under `nonfinite="raise"`, at the
             first task that is not finite, after the state before that step is saved, if
             any step was taken. The error names the step and the last good checkpoint,
             one that a finite step has followed; the metrics before that step are
@@ -127,10 +142,14 @@ def fit(
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
+    if tasks_per_chunk is not None:
+        check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
     check_learner(learner)
     check_samplers(sample=sample)
     if validation is not None:
         check_samplers(validation=validation)
+    if on_log is not None:
+        check_functions("of a meta-step and its metrics", on_log=on_log)
     key = as_key(key)
     config = _config(config or {}, key=jax.random.key_data(key).tolist(), batch_size=int(batch_size))
     devices = as_devices(devices)
@@ -142,7 +161,7 @@ def fit(
     if validation is not None:
         check_task(drawn(validation, validation_key))
         validation = on_each_device(as_argument(validation), devices)
-        check_episodes(learner, state, validation, episodes=episodes, devices=devices)
+        check_episodes(learner, state, validation, episodes=episodes, tasks_per_chunk=tasks_per_chunk, devices=devices)
     with contextlib.ExitStack() as held:
         if out is not None:
             held.enter_context(sole_writer(out))
@@ -155,13 +174,13 @@ def fit(
 
         done = last_finite = int(state.step)  # the last step that had a finite task
         stopping = held.enter_context(_stop_signals())
-        reporter = held.enter_context(_Reporter(out, steps, done, batch_size))
-        while done < steps and not stopping.is_set():
+        reporter = held.enter_context(_Reporter(out, on_log, steps, done, batch_size))
+        while done < steps and not stopping:
             # Up to the next line of metrics, wherever the run was stopped before.
             before, begun = state, done
             state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
             last_finite = _last_finite(metrics, done, before=last_finite)
-            good = _good_steps(metrics, is_finite, nonfinite)
+            good = _good_steps(metrics, is_finite, nonfinite, fruitless=begun + len(metrics["loss"]) - last_finite)
             if good < len(metrics["loss"]):
                 if nonfinite == "raise":
                     state, good = _last_good(dispatch, before, good)
@@ -180,17 +199,28 @@ def fit(
             is_due = done % save_every == 0 or done == steps
             report = None
             with contextlib.ExitStack() as at_last:
-                if is_due:  # saved even if its validation or metrics fail
+                # Saved even if its validation or metrics fail. A dispatch without a finite task changed no parameter:
+                # its checkpoint would take the place of one that may be needed.
+                if is_due and last_finite > begun:
                     at_last.callback(kept.save, state)
                 try:
                     if validation is not None and is_due:
                         report = evaluate(
-                            learner, state, validation, key=validation_key, episodes=episodes, devices=devices
+                            learner,
+                            state,
+                            validation,
+                            key=validation_key,
+                            episodes=episodes,
+                            tasks_per_chunk=tasks_per_chunk,
+                            devices=devices,
                         )
                 finally:
                     reporter.write(done, metrics, report, seconds)
             reporter.warn(done, metrics)
         kept.save(state)
+    if done < steps:
+        goes_on = "" if out is None else f"; fit with the same arguments goes on from {out}"
+        warn(f"{stopping[0].name} ended the run at meta-step {done} of {steps}{goes_on}.")
     return state
 
 
@@ -303,13 +333,17 @@ def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> i
     return done + int(found[-1]) + 1 if len(found) else before
 
 
-def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonfinite) -> int:
-    """How many meta-steps of a dispatch went well; the last counts only if it left finite parameters."""
+def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonfinite, *, fruitless: int) -> int:
+    """How many meta-steps of a dispatch went well; the last counts only if it left finite parameters.
+
+    `fruitless` is how many steps, those of earlier dispatches included, have passed since one with a finite task.
+    """
     if nonfinite == "raise":
         bad = metrics["nonfinite_tasks"] > 0
     else:
-        # One step without a finite task may be bad luck; a whole dispatch is not.
-        bad = np.full(len(metrics["loss"]), np.isnan(metrics["loss"]).all())
+        # A few steps without a finite task may be bad luck; a whole dispatch is not, unless it is short.
+        is_hopeless = fruitless >= max(LEAST_PATIENCE, len(metrics["loss"]))
+        bad = np.full(len(metrics["loss"]), is_hopeless)
     bad[-1] |= not is_finite
     return int(bad.argmax()) if bad.any() else len(bad)
 
@@ -345,9 +379,10 @@ def _diverged(what: str, step: int, last_finite: int, folder: Path | None) -> st
 
 
 class _Reporter:
-    """Reports a run's progress: a bar on a terminal, and metrics in the run's folder."""
+    """Reports a run's progress: a bar on a terminal, metrics in the run's folder, and to a function."""
 
-    def __init__(self, out, steps, done, batch_size):
+    def __init__(self, out, on_log, steps, done, batch_size):
+        self._on_log = on_log
         self._log = None if out is None else MetricsLog(out, step=done)
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
         self._batch_size = batch_size
@@ -369,6 +404,8 @@ class _Reporter:
                 self._bar.write(f"step {done}: validation {report}")
         if self._log is not None:
             self._log.write(done, values)
+        if self._on_log is not None:
+            self._on_log(done, values)
         rate = {"tasks/s": f"{number * self._batch_size / seconds:.3g}"}
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | rate)
         self._bar.update(number)
@@ -379,8 +416,8 @@ class _Reporter:
         if skipped and not self._has_warned:
             self._has_warned = True
             warn(
-                f"{skipped} of {number} tasks up to meta-step {done} were left out because their loss, state or "
-                "meta-gradient is not finite; later ones are only counted in the metrics."
+                f"{skipped} of the last {number} tasks before meta-step {done} was over were left out because their "
+                "loss, state or meta-gradient is not finite; later ones are only counted in the metrics."
             )
 
     def __enter__(self):
@@ -398,18 +435,19 @@ def _mean(numbers):
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set while the block runs; a second signal acts as usual."""
-    stopping = threading.Event()
+def _stop_signals() -> Iterator[list[signal.Signals]]:
+    """The signals SIGINT and SIGTERM that have come while the block runs; a second one of a kind acts as usual."""
+    stopping: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A handler that was not installed from Python is None.
-    before = {number: handler for number, handler in before.items() if handler is not None}
+    # A handler that was not installed from Python is None; a signal that is ignored, as for a job in the background,
+    # is to stay so.
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 
     def stop(number, _):
-        stopping.set()
+        stopping.append(signal.Signals(number))
         signal.signal(number, before[number])
 
     for number in before:

@@ -269,7 +269,8 @@ def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:
         >>> print(f"{mean:.2f} ± {ci95:.2f}")
         2.00 ± 1.13
     """
-    return values.mean(), Z95 * values.std(ddof=1) / values.size**0.5
+    with np.errstate(invalid="ignore"):  # with an infinite value the interval is NaN
+        return values.mean(), Z95 * values.std(ddof=1) / values.size**0.5
 
 
 def class_counts(examples: Examples) -> Array:

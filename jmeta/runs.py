@@ -9,7 +9,7 @@ import jax
 import optax
 
 from jmeta import checkpoints
-from jmeta.configuration import build_learner, Configuration, key_of, Protocol, stand_in
+from jmeta.configuration import build_learner, Configuration, identity, key_of, Protocol, stand_in
 from jmeta.training import init_state
 from jmeta.types import Learner, TrainState
 
@@ -62,7 +62,7 @@ def load(folder: str | os.PathLike) -> tuple[Learner, TrainState]:
     """
     folder = Path(folder)
     configuration = read_run(folder).configuration
-    checkpoints.check_config(folder / "checkpoints", dataclasses.asdict(configuration))
+    checkpoints.check_config(folder / "checkpoints", identity(configuration))
     learner = build_learner(configuration)
     key = key_of(configuration.seed)
     like = init_state(learner, optax.adam(configuration.learning_rate), key, jax.jit(stand_in(configuration))(key))

@@ -48,6 +48,16 @@ def test_a_folder_of_the_users_with_a_number_for_its_name_is_not_deleted(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
     (tmp_path / "1" / "mine.txt").unlink()
     checkpoints.save(tmp_path, state._replace(step=5))  # an empty folder is what a kill leaves of a deleted checkpoint
+    (tmp_path / "5" / "of another version of Orbax").touch()
+    checkpoints.save(tmp_path, state._replace(step=6))
+
+
+def test_an_option_that_is_newer_than_a_checkpoint_and_left_out_is_no_difference(tmp_path):
+    state = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    checkpoints.save(tmp_path, state, config={"rate": 0.1})
+    checkpoints.check_config(tmp_path, {"rate": 0.1, "newer": None})
+    with pytest.raises(ValueError, match="of another run: it has no newer, not 3"):
+        checkpoints.check_config(tmp_path, {"rate": 0.1, "newer": 3})
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):

@@ -166,6 +166,27 @@ def test_a_baseline_is_trained_and_evaluated(tmp_path, monkeypatch):
     assert runs.load(folder)[1].step == 2
 
 
+def test_a_run_goes_on_from_another_folder_and_after_its_data_moved(tmp_path, monkeypatch):
+    read = []
+
+    def sampler(sizes, split, data_dir):
+        read.append(data_dir)
+        return data.glyphs(**sizes)
+
+    monkeypatch.setitem(SOURCES, "moved", Source("glyphs read from a folder", sampler, files=True))
+    monkeypatch.chdir(tmp_path)
+    options = "--learner protonet --model mlp --ways 2 --shots 1 --queries 1 --batch-size 1 --episodes 2"
+    assert cli.main(["train", "--data", "moved", "--data-dir", "here", *options.split(), "--steps=1", "--out=run"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cli.main(["train", "--resume", "../run", "--steps", "2"]) == 0
+    assert cli.main(["train", "--resume", "../run", "--steps", "3", "--data-dir", "there"]) == 0
+    assert cli.main(["evaluate", "../run", "--episodes", "2"]) == 0
+    there = tmp_path / "elsewhere" / "there"
+    assert list(dict.fromkeys(read)) == [str(tmp_path / "here"), str(there)]
+    assert read[-1] == str(there)
+
+
 def test_what_fit_saved_is_not_taken_for_a_run_of_the_command(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match=r"what fit saved there is read by jmeta\.checkpoints\.restore"):
@@ -223,16 +244,16 @@ MISTAKES = {
     "train --learner protonet --inner-rate 0.1 --out {new}": "inner_rate was given, but protonet has no such option",
     "train": "train needs --out",
     "train --out {run}": "already holds a run; continue it with: jmeta train --resume {run}",
-    "train --resume {run} --ways 6": "only --steps may be given with it, not --ways",
-    "train --resume {run} --seed=0": "only --steps may be given with it, not --seed",
+    "train --resume {run} --ways 6": "only --steps and --data-dir may be given with it, not --ways",
+    "train --resume {run} --seed=0": "only --steps and --data-dir may be given with it, not --seed",
     "train --resume {run} --steps 3": "steps is 3, but the run in {run} has already taken 400; it must be at least 400",
     "train --data sinusoid --ways 5 --out {new}": "--ways 5 was given, but sinusoid has no classes",
     "train --data-dir {new} --out {new}": "--data-dir {new} was given, but glyphs reads no files",
     "evaluate {run} --data-dir {new}": "--data-dir {new} was given, but sinusoid reads no files",
+    "train --resume {run} --data-dir {new}": "--data-dir {new} was given, but sinusoid reads no files",
     "train --seed 99999999999999999999 --out {new}": "it must be a whole number of 64 bits",
     "evaluate {run} --seed 99999999999999999999": "it must be a whole number of 64 bits",
     "evaluate {run} --ways 3": "--ways 3 was given, but sinusoid has no classes",
-    "evaluate {run} --ways 5": "--ways 5 was given, but sinusoid has no classes",
     "evaluate {run} --out {run}": "is not a regular file; it must be one, or not exist yet",
     "evaluate {run} --out /dev/null": "--out /dev/null is not a regular file; it must be one, or not exist yet",
     "demo --out {new}/demo.png": "its folder does not exist",

@@ -133,6 +133,18 @@ def test_episodes_that_diverge_are_counted_and_their_queries_wrong():
     assert json.loads(report.to_json(allow_nan=False))["loss"] is None
 
 
+@pytest.mark.parametrize("factory", [learners.baseline, learners.baseline_pp])
+def test_a_baseline_is_evaluated_alike_on_tasks_whose_classes_are_not_numbered(factory):
+    sample = data.episodes(TABLE, ways=3, shots=2, queries=4)
+    learner = factory(IDENTITY, classes=6, fine_tuning_steps=1)
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    numbered, unnumbered = (
+        jmeta.evaluate(learner, state, tasks, key=jax.random.key(2), episodes=4)
+        for tasks in (sample, lambda key: sample(key)._replace(class_ids=None))
+    )
+    assert numbered == unnumbered
+
+
 def test_queries_of_a_class_without_support_are_an_error():
     sample = data.episodes(TABLE, ways=3, shots=1, queries=3)
     learner = learners.protonet(IDENTITY)

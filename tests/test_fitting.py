@@ -100,7 +100,7 @@ def sometimes_bad(key):
 
 
 def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
-    with pytest.warns(UserWarning, match=r"\d+ of 20 tasks up to meta-step \d+ were left out") as warned:
+    with pytest.warns(UserWarning, match=r"\d of the last 20 tasks before meta-step \d+ was over") as warned:
         state = jmeta.fit(
             LEARNER, OPTIMIZER, sometimes_bad, key=jax.random.key(0), steps=60, batch_size=2, out=tmp_path
         )
@@ -110,6 +110,24 @@ def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
     assert len(warned) == 1  # of the first, to who called
     assert warned[0].filename == __file__
     assert all(np.isfinite(line["loss"]) for line in read_metrics(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:.* were left out")
+@pytest.mark.parametrize("log_every", [1, 10])
+def test_a_run_ends_after_ten_steps_without_a_finite_task_however_often_it_logs(tmp_path, log_every):
+    seen, options = [], {"batch_size": 1, "log_every": log_every, "save_every": log_every, "out": tmp_path}
+    with pytest.raises(FloatingPointError, match=r"1 of 1 tasks are not finite at meta-step 1; no checkpoint"):
+        jmeta.fit(
+            LEARNER,
+            OPTIMIZER,
+            poisoned,
+            key=jax.random.key(0),
+            steps=20,
+            on_log=lambda step, _: seen.append(step),
+            **options,
+        )
+    assert seen == list(range(1, 10)) * (log_every == 1)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") is None  # none would be of a new state
 
 
 @pytest.mark.parametrize("devices", [None, jax.devices()])
@@ -182,11 +200,28 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
     thread = threading.Thread(target=interrupt)
     thread.start()
     before = signal.getsignal(number)
-    state = fitted(tmp_path, steps=10**7, save_every=10**6, validation=None)
+    told = rf"{signal.Signals(number).name} ended the run at meta-step \d+ of 10000000; .* goes on from {tmp_path}"
+    with pytest.warns(UserWarning, match=told):
+        state = fitted(tmp_path, steps=10**7, save_every=10**6, validation=None)
     thread.join()
     assert 0 < state.step < 10**7
     assert checkpoints.latest_step(tmp_path / "checkpoints") == state.step
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        state = fitted(steps=20, on_log=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert state.step == 20
+
+
+def test_each_line_of_metrics_is_given_to_a_function_too(tmp_path):
+    lines = []
+    fitted(tmp_path, steps=30, on_log=lambda step, values: lines.append({"step": step, **values}))
+    assert lines == read_metrics(tmp_path)
 
 
 def test_a_metric_that_is_never_a_number_is_written_as_such_and_warns_of_nothing(tmp_path):
@@ -282,7 +317,7 @@ def test_a_sampler_whose_wrapper_gives_it_arguments_is_one():
     assert jmeta.fit(LEARNER, OPTIMIZER, sample, key=jax.random.key(0), steps=1, batch_size=1).step == 1
 
 
-@pytest.mark.filterwarnings("ignore:.* tasks up to meta-step 10 were left out")
+@pytest.mark.filterwarnings("ignore:.* were left out")
 @pytest.mark.parametrize("save_every", [1, 10])
 def test_a_checkpoint_that_no_finite_step_has_followed_is_not_called_good(tmp_path, save_every):
     options = {"key": jax.random.key(0), "batch_size": 2, "log_every": save_every, "save_every": save_every}
@@ -309,12 +344,13 @@ def test_a_validation_of_other_ways_is_refused_before_anything_is_trained(tmp_pa
 
 
 def test_a_run_whose_validation_fails_keeps_what_it_has_trained(tmp_path, monkeypatch):
-    def fails(*args, **kwargs):
+    def fails(*args, tasks_per_chunk, **kwargs):
+        assert tasks_per_chunk == 1
         raise MemoryError
 
     monkeypatch.setattr(fitting, "evaluate", fails)
     with pytest.raises(MemoryError):
-        fitted(tmp_path, steps=40)
+        fitted(tmp_path, steps=40, tasks_per_chunk=1)
     assert checkpoints.latest_step(tmp_path / "checkpoints") == read_metrics(tmp_path)[-1]["step"] == 20
 
 
@@ -458,6 +494,7 @@ def test_fit_is_quiet_when_not_on_a_terminal(capsys):
         ({"steps": -1}, "steps is -1"),
         ({"save_every": 15}, "save_every is 15; it must be a multiple of log_every, 10"),
         ({"log_every": 0}, "log_every is 0"),
+        ({"on_log": 3}, "on_log is 3; it must be a function of a meta-step and its metrics"),
         ({"tasks_per_chunk": 0}, "tasks_per_chunk is 0"),
         ({"batch_size": 2.0}, "batch_size is 2.0; it must be a whole number"),
         ({"episodes": 1}, "episodes is 1"),

@@ -142,6 +142,12 @@ def test_the_interval_is_scipys_normal_interval(x64):
     np.testing.assert_allclose((mean - ci95, mean + ci95), (low, high), rtol=1e-10, atol=1e-14)
 
 
+def test_an_infinite_value_has_an_infinite_mean_and_no_interval():
+    mean, ci95 = losses.mean_and_interval(np.array([1.0, np.inf, 2.0]))  # a warning of NumPy would be an error here
+    assert np.isinf(mean)
+    assert np.isnan(ci95)
+
+
 def test_numpys_outputs_of_double_precision_are_judged_in_that_of_jax():
     """A warning of JAX would be an error here."""
     outputs, targets, mask = np.arange(6.0).reshape(2, 3), np.eye(3)[[2, 0]], np.ones(2)

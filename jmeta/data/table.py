@@ -2,7 +2,8 @@
 
 import functools
 import numbers
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -33,6 +34,29 @@ class ClassTable:
     def __len__(self) -> int:
         """The number of classes."""
         return len(self.names)
+
+    def take(self, classes: Iterable[int]) -> "ClassTable":
+        """A table of some of the classes, for example to hold the others out.
+
+        Args:
+            classes: their numbers, 0 to C - 1, in the order of the new table.
+
+        Raises:
+            ValueError: if there is none, or a number is out of range or comes twice.
+
+        Example:
+            >>> table = class_table(np.zeros((6, 4), np.float32), ["cat", "dog", "cat", "cow", "dog", "cow"])
+            >>> table.take(range(2)).names, table.take([2]).names
+            (('cat', 'cow'), ('dog',))
+        """
+        chosen = [operator.index(number) for number in classes]
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(len(self))):
+            raise ValueError(
+                f"classes is {chosen}; it must be one or more different numbers from 0 to {len(self) - 1}."
+            )
+        starts, counts = np.asarray(self.starts)[chosen], np.asarray(self.counts)[chosen]
+        rows = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])
+        return _grouped(self.inputs[rows], counts, [self.names[number] for number in chosen])
 
     def __repr__(self) -> str:
         each = f"{self.inputs.dtype}{list(self.inputs.shape[1:])}"
@@ -79,12 +103,14 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
             f"inputs has a NaN or infinity in example {bad}, as {inputs.dtype}; every number must be finite."
         )
     names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return ClassTable(
-        jax.device_put(inputs[np.argsort(index, kind="stable")]),  # already a copy, of which asarray would make another
-        jnp.asarray(np.cumsum(counts) - counts, jnp.int32),
-        jnp.asarray(counts, jnp.int32),
-        tuple(names.tolist()),
-    )
+    grouped = inputs[np.argsort(index, kind="stable")]
+    return _grouped(jax.device_put(grouped), counts, names.tolist())  # of a copy, asarray would make another
+
+
+def _grouped(inputs, counts, names):
+    """The table of examples that are grouped by class."""
+    starts = np.cumsum(counts) - counts
+    return ClassTable(inputs, jnp.asarray(starts, jnp.int32), jnp.asarray(counts, jnp.int32), tuple(names))
 
 
 def _of_one_kind(labels):

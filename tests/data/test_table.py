@@ -1,5 +1,6 @@
 """Tables from plain arrays."""
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +60,20 @@ def test_labels_that_numpy_would_make_alike_are_classes_of_their_own(labels):
 def test_numbers_of_any_order_of_bytes_and_any_length_are_taken(dtype):
     table = data.class_table(np.array([[1], [2], [3]], dtype), [1, 0, 1])
     np.testing.assert_array_equal(table.inputs, [[2], [1], [3]])
+
+
+def test_some_classes_make_a_table_like_that_of_their_examples_alone():
+    inputs, labels = np.arange(14.0).reshape(7, 2), np.array(list("abcabca"))
+    taken = data.class_table(inputs, labels).take(number for number in (0, 2))
+    kept = labels != "b"
+    chex.assert_trees_all_equal(taken, data.class_table(inputs[kept], labels[kept]))
+    assert data.class_table(inputs, labels).take([2, 0]).names == ("c", "a")
+
+
+@pytest.mark.parametrize("classes", [[], [0, 0], [3], [-1]])
+def test_classes_that_a_table_has_not_or_are_none_are_refused(classes):
+    with pytest.raises(ValueError, match=r"classes is \[.*\]; it must be one or more different numbers from 0 to 2"):
+        data.class_table(np.zeros((6, 2)), list("abcabc")).take(classes)
 
 
 def test_inputs_that_are_no_numbers_are_refused():
