@@ -6,6 +6,7 @@ a half-written one is never taken for a checkpoint.
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +19,23 @@ from jmeta.trees import by_path, first_difference
 from jmeta.types import TrainState
 
 KEEP = 2  # the last checkpoint, and one to go back to
-PARTS = {"_CHECKPOINT_METADATA", "commit_success.txt", "config", "state"}  # in a checkpoint's folder
+PARTS = {"_CHECKPOINT_METADATA", "commit_success.txt", "config", "metrics", "state"}  # in a checkpoint's folder
 
 
-def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, Any] | None = None) -> None:
-    """Saves a training state under its step; the two newest are kept.
+def save(
+    directory: str | os.PathLike,
+    state: TrainState,
+    *,
+    config: dict[str, Any] | None = None,
+    score: float | None = None,
+) -> None:
+    """Saves a training state under its step; the two newest are kept, and the one with the highest score.
 
     Args:
         directory: the folder of this run's checkpoints, created if missing.
         state: parameters, state, optimizer state, PRNG key and step.
         config: a JSON-serialisable dict from which the learner can be rebuilt.
+        score: how good the state is, by which `best_step` finds it; None if that is not known.
 
     Raises:
         ValueError: if there is already a checkpoint of this step or a later one, which
@@ -44,22 +52,29 @@ def save(directory: str | os.PathLike, state: TrainState, *, config: dict[str, A
                 f"{directory} already has a checkpoint of step {newest}; a new one must be of a later step than that, "
                 f"not {state.step}."
             )
-        manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
+        # Without any metrics Orbax would log a warning.
+        manager.save(
+            int(state.step),
+            args=ocp.args.Composite(**items),
+            metrics={"score": None if score is None else float(score)},
+            force=True,
+        )
         manager.wait_until_finished()
 
 
-def restore(directory: str | os.PathLike, like: TrainState) -> TrainState:
-    """The newest checkpoint, bit for bit.
+def restore(directory: str | os.PathLike, like: TrainState, *, step: int | None = None) -> TrainState:
+    """A checkpoint, bit for bit.
 
     Args:
         directory: the folder of the run's checkpoints.
         like: a state of the same learner and optimizer, as returned by `init_state`.
+        step: which one, such as `best_step(directory)`; None for the newest.
 
     Returns:
         The saved state.
 
     Raises:
-        FileNotFoundError: if there is no complete checkpoint.
+        FileNotFoundError: if there is no complete checkpoint, or none of this step.
         ValueError: if the checkpoint is of another learner, model or optimizer, or cannot be read.
 
     Example:
@@ -74,8 +89,12 @@ def restore(directory: str | os.PathLike, like: TrainState) -> TrainState:
     import orbax.checkpoint as ocp
 
     with _manager(directory) as manager:
-        step = _newest(manager, directory)
-        saved = _read(manager, directory, step, state=ocp.args.StandardRestore())
+        newest, steps = _newest(manager, directory), manager.all_steps()
+        if step is not None and step not in steps:
+            raise FileNotFoundError(
+                f"there is no checkpoint of step {step} in {directory}; there are {', '.join(map(str, sorted(steps)))}."
+            )
+        saved = _read(manager, directory, newest if step is None else step, state=ocp.args.StandardRestore())
     _check_alike(directory, saved, _flat(like))
     leaves = [_as(leaf, saved[name]) if name in saved else leaf for name, leaf in by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -124,6 +143,16 @@ def latest_step(directory: str | os.PathLike) -> int | None:
     return max(saved_steps(directory), default=None)
 
 
+def best_step(directory: str | os.PathLike) -> int | None:
+    """The step of the checkpoint with the highest score, the newest of equals; None if none has a score."""
+    if not Path(directory).is_dir():
+        return None
+    with _manager(directory) as manager:
+        scores = {step: _score(manager.metrics(step) or {}) for step in manager.all_steps()}
+    best = max(scores, key=lambda step: (scores[step], step), default=None)
+    return None if best is None or scores[best] == -math.inf else best
+
+
 def saved_steps(directory: str | os.PathLike) -> list[int]:
     """The steps of all complete checkpoints."""
     if not Path(directory).is_dir():
@@ -152,12 +181,24 @@ def _newest(manager, directory):
 @contextlib.contextmanager
 def _manager(directory: str | os.PathLike, *, create: bool = False) -> Iterator[Any]:
     import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
     if not create and not Path(directory).is_dir():
         raise FileNotFoundError(f"there is no checkpoint in {directory}: the folder does not exist.")
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=create, enable_async_checkpointing=False)
+    best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        best_fn=_score,  # without it no score would be written
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEEP), best]),
+        create=create,
+        enable_async_checkpointing=False,
+    )
     with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:
         yield manager
+
+
+def _score(metrics):
+    score = metrics.get("score")
+    return -math.inf if score is None else score
 
 
 def _read(manager, directory, step, **item):

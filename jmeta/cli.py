@@ -81,6 +81,8 @@ class Evaluate:
     """A source other than the one the run was trained on."""
     data_dir: str | None = None
     """The folder of TensorFlow Datasets' data sets."""
+    best: bool = False
+    """The checkpoint that was best in validation, not the newest."""
     episodes: int = 600
     """Test episodes."""
     seed: int = 0
@@ -258,7 +260,7 @@ def evaluate_run(command: Evaluate) -> None:
     if command.out is not None:
         _check_file(command.out)
     sample = build_sampler(name, protocol, "test", command.data_dir or configuration.data_dir)
-    learner, state = load(command.run)
+    learner, state = load(command.run, step=_best_step(command.run) if command.best else None)
     if command.test_steps is not None:
         learner = build_learner(dataclasses.replace(configuration, test_steps=command.test_steps))
     trained, tested = (_input_shape(of) for of in (stand_in(configuration), sample))
@@ -272,6 +274,13 @@ def evaluate_run(command: Evaluate) -> None:
             write_whole(command.out, report.to_json(indent=1) + "\n")
     finally:
         print(report)
+
+
+def _best_step(folder: Path) -> int:
+    step = checkpoints.best_step(folder / "checkpoints")
+    if step is None:
+        raise ValueError(f"--best was given, but no checkpoint in {folder} was validated.")
+    return step
 
 
 def _check_file(out: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 import os
 import signal
 import threading
@@ -94,7 +95,9 @@ def fit(
         steps: meta-steps in the whole run.
         batch_size: tasks per meta-step.
         validation: `(key) -> Task`. The same tasks are evaluated each time; their loss
-            is that of a `Report`, whatever the learner's own is.
+            is that of a `Report`, whatever the learner's own is. The checkpoint with
+            the highest accuracy, or lowest loss of regression, is kept beside the two
+            newest: `checkpoints.best_step` finds it.
         episodes: number of validation tasks.
         out: the run's folder, for `checkpoints/`, `metrics.jsonl` and `tensorboard/`;
             None saves nothing.
@@ -198,11 +201,7 @@ def fit(
             done += good
             is_due = done % save_every == 0 or done == steps
             report = None
-            with contextlib.ExitStack() as at_last:
-                # Saved even if its validation or metrics fail. A dispatch without a finite task changed no parameter:
-                # its checkpoint would take the place of one that may be needed.
-                if is_due and last_finite > begun:
-                    at_last.callback(kept.save, state)
+            try:
                 try:
                     if validation is not None and is_due:
                         report = evaluate(
@@ -216,6 +215,11 @@ def fit(
                         )
                 finally:
                     reporter.write(done, metrics, report, seconds)
+            finally:
+                # Saved even if its validation or metrics fail. A dispatch without a finite task changed no parameter:
+                # its checkpoint would take the place of one that may be needed.
+                if is_due and last_finite > begun:
+                    kept.save(state, report)
             reporter.warn(done, metrics)
         kept.save(state)
     if done < steps:
@@ -261,11 +265,19 @@ class _Kept:
             return start
         return checkpoints.restore(self.folder, start)
 
-    def save(self, state: TrainState) -> None:
-        """Saves a state, unless it already is."""
+    def save(self, state: TrainState, report: Report | None = None) -> None:
+        """Saves a state, unless it already is, with the score that its validation gave it."""
         if self.folder is not None and state.step != self._step:
-            checkpoints.save(self.folder, state, config=self._config)
+            checkpoints.save(self.folder, state, config=self._config, score=_score(report))
             self._step = int(state.step)
+
+
+def _score(report: Report | None) -> float | None:
+    """The accuracy, or for regression the negative error; None for one that is not finite, or no report."""
+    if report is None:
+        return None
+    score = -report.loss if report.accuracy is None else report.accuracy
+    return score if math.isfinite(score) else None
 
 
 def _config(given: dict[str, Any], **own: Any) -> dict[str, Any]:

@@ -47,17 +47,19 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{path} is not what `jmeta train` writes: {error}") from error
 
 
-def load(folder: str | os.PathLike) -> tuple[Learner, TrainState]:
-    """The learner and the newest state of a run.
+def load(folder: str | os.PathLike, *, step: int | None = None) -> tuple[Learner, TrainState]:
+    """The learner and a saved state of a run.
 
     Args:
         folder: the folder that `jmeta train` was given as `--out`.
+        step: of which checkpoint, such as `checkpoints.best_step("runs/x/checkpoints")`;
+            None for the newest.
 
     Returns:
         The learner, rebuilt from the run's configuration, and its training state.
 
     Raises:
-        FileNotFoundError: if there is no run or no checkpoint in it.
+        FileNotFoundError: if there is no run or no such checkpoint in it.
         ValueError: if `run.json` is damaged, or the checkpoint belongs to another learner.
     """
     folder = Path(folder)
@@ -66,4 +68,4 @@ def load(folder: str | os.PathLike) -> tuple[Learner, TrainState]:
     learner = build_learner(configuration)
     key = key_of(configuration.seed)
     like = init_state(learner, optax.adam(configuration.learning_rate), key, jax.jit(stand_in(configuration))(key))
-    return learner, checkpoints.restore(folder / "checkpoints", like)
+    return learner, checkpoints.restore(folder / "checkpoints", like, step=step)

@@ -52,6 +52,25 @@ def test_a_folder_of_the_users_with_a_number_for_its_name_is_not_deleted(tmp_pat
     checkpoints.save(tmp_path, state._replace(step=6))
 
 
+def test_the_best_checkpoint_outlives_newer_ones_and_can_be_restored(tmp_path):
+    start = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    for step, score in ((1, 0.3), (2, 0.9), (3, None), (4, 0.5), (5, 0.2)):
+        checkpoints.save(tmp_path, start._replace(step=step), score=score)
+    assert checkpoints.best_step(tmp_path) == 2
+    assert sorted(checkpoints.saved_steps(tmp_path)) == [2, 4, 5]
+    assert checkpoints.restore(tmp_path, start, step=2).step == 2
+    assert checkpoints.restore(tmp_path, start).step == 5
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint of step 3 in {tmp_path}; there are 2, 4, 5"):
+        checkpoints.restore(tmp_path, start, step=3)
+
+
+def test_without_scores_no_checkpoint_is_the_best(tmp_path):
+    assert checkpoints.best_step(tmp_path / "none") is None
+    start = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
+    checkpoints.save(tmp_path, start)
+    assert checkpoints.best_step(tmp_path) is None
+
+
 def test_an_option_that_is_newer_than_a_checkpoint_and_left_out_is_no_difference(tmp_path):
     state = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
     checkpoints.save(tmp_path, state, config={"rate": 0.1})

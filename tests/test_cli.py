@@ -301,8 +301,15 @@ def test_a_checkpoint_of_another_network_is_refused(run_folder):
         checkpoints.restore(run_folder / "checkpoints", wider)
 
 
-def test_the_two_newest_checkpoints_are_kept(run_folder):
-    assert sorted(path.name for path in (run_folder / "checkpoints").iterdir()) == ["380", "400"]
+def test_the_two_newest_checkpoints_are_kept_and_the_best(run_folder, capsys):
+    folder = run_folder / "checkpoints"
+    losses = {line["step"]: line["validation_loss"] for line in read_metrics(run_folder) if "validation_loss" in line}
+    best = min(losses, key=losses.get)
+    assert checkpoints.best_step(folder) == best
+    assert {int(path.name) for path in folder.iterdir()} == {380, 400, best}
+    assert runs.load(run_folder, step=best)[1].step == best
+    assert cli.main(["evaluate", str(run_folder), "--best", "--episodes", "20"]) == 0
+    assert capsys.readouterr().out.startswith("mean squared error ")
 
 
 def test_a_run_is_evaluated_after_other_inner_steps(run_folder, tmp_path):
