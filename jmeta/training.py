@@ -277,7 +277,7 @@ class _Sums(NamedTuple):
     """What is summed over tasks.
 
     Attributes:
-        gradient: [P] the meta-gradients as vectors, times the tasks' weights.
+        gradient: [parameters] the meta-gradients as vectors, times the tasks' weights.
         state: the learner's states after the tasks.
         metrics: the learner's own, and the loss.
         finite: the number of finite tasks.
