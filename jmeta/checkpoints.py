@@ -41,6 +41,15 @@ def save(
         ValueError: if there is already a checkpoint of this step or a later one, which
             would be taken for the newest; or a folder named by a number that holds
             anything else, which would be taken for an old checkpoint and deleted.
+
+    Example:
+        >>> import tempfile
+        >>> state = TrainState({}, (), (), jax.random.key(0), 0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for step, score in enumerate([0.7, 0.9, 0.8, 0.6], start=1):
+        ...         save(folder, state._replace(step=step), score=score)
+        ...     print(sorted(saved_steps(folder)), best_step(folder))
+        [2, 3, 4] 2
     """
     import orbax.checkpoint as ocp  # a fifth of a second that `import jmeta` does not need
 

@@ -37,6 +37,14 @@ def shared_encoder(model: Model) -> Encoder:
 
     Returns:
         An `Encoder` with the network's parameters and state.
+
+    Example:
+        >>> from jmeta import data, models
+        >>> encoder, task = shared_encoder(models.mlp(outputs=None)), data.glyphs()(jax.random.key(0))
+        >>> params, state = encoder.init(jax.random.key(1), task)
+        >>> features, queries, _ = encoder.both(params, state, task)
+        >>> features.shape, queries.shape
+        ((5, 40), (75, 40))
     """
 
     def init(key, task):
@@ -63,6 +71,14 @@ def separate_encoders(query_model: Model, support_model: Model) -> Encoder:
 
     Returns:
         An `Encoder` whose parameters and state are pairs, the query network's first.
+
+    Example:
+        >>> from jmeta import data, models
+        >>> encoder = separate_encoders(models.conv4(width=40), models.mlp(outputs=160))
+        >>> task = data.glyphs()(jax.random.key(0))
+        >>> params, state = encoder.init(jax.random.key(1), task)
+        >>> encoder.support(params, state, task.support.inputs).shape
+        (5, 160)
     """
 
     def init(key, task):

@@ -65,6 +65,18 @@ def plain_head(init: Callable, fit: Callable, score: Callable) -> Head:
 
     Returns:
         A `Head`.
+
+    Example:
+        >>> from jmeta import functional
+        >>> head = plain_head(
+        ...     init=lambda key, features: (),
+        ...     fit=lambda params, support: functional.prototypes(*support),
+        ...     score=lambda params, points, features: features @ points.T,
+        ... )
+        >>> support = Examples(jnp.eye(2), jnp.eye(2), jnp.ones(2))
+        >>> print(head.score((), head.fit((), support), jnp.eye(2)))
+        [[1. 0.]
+         [0. 1.]]
     """
     return Head(
         lambda key, support: init(key, support.inputs),

@@ -12,7 +12,21 @@ from jmeta.types import Array, at_least_single, PyTree
 
 
 def proximal_objective(objective: Callable, start: PyTree, weight: Array | float) -> Callable:
-    """The objective plus `weight / 2 |params - start|^2`, which keeps the minimum near the start."""
+    """The objective plus `weight / 2 |params - start|^2`, which keeps the minimum near the start.
+
+    Args:
+        objective: `(params, data) -> scalar`.
+        start: parameters.
+        weight: 0 or more.
+
+    Returns:
+        `(params, data) -> scalar`.
+
+    Example:
+        >>> regularised = proximal_objective(lambda w, _: w**2, 1.0, weight=2.0)
+        >>> print(regularised(3.0, None))
+        13.0
+    """
 
     def regularised(params, data):
         squares = jax.tree.map(lambda one, other: jnp.square(one - other).sum(), params, start)
@@ -59,6 +73,19 @@ def implicit_minimum(
 
     Returns:
         The parameters that `minimise` found.
+
+    Example:
+        >>> def minimum(start):  # of (w - 3)^2 / 2 + (w - start)^2 / 2
+        ...     return implicit_minimum(
+        ...         lambda w, _: (w - 3) ** 2 / 2,
+        ...         start,
+        ...         minimise=lambda objective, start, data: (start + 3) / 2,
+        ...         data=None,
+        ...         proximal=1.0,
+        ...         cg_steps=1,
+        ...     )
+        >>> print(jax.grad(minimum)(1.0))
+        0.5
     """
     stiffness = proximal + damping
     last = jax.tree.map(lambda leaf: leaf[-1], data)

@@ -62,6 +62,12 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
 
     Returns:
         The `Gaussians` of the classes; the mean of a class with no real example is 0.
+
+    Example:
+        >>> features, targets = jnp.array([[0.0], [2.0], [4.0]]), jnp.array([[1, 0], [1, 0], [0, 1]])
+        >>> print(gaussians(features, targets, jnp.ones(3)).points)
+        [[1.]
+         [4.]]
     """
     (features, targets, mask), _ = to_solve(features, targets, mask)
     points = prototypes(features, targets, mask)
