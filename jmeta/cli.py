@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, Literal
 
 import jax
-import optax
 import tyro
 
 from jmeta import checkpoints, data, demo
 from jmeta.configuration import (
     build_learner,
+    build_optimizer,
     build_sampler,
     check_protocol,
     Configuration,
@@ -161,7 +161,7 @@ def train(command: Train) -> None:
     check_schedule(run.steps, configuration.batch_size, run.log_every, run.save_every, run.episodes)
     max_task_norm = math.inf if configuration.max_task_norm is None else configuration.max_task_norm
     check_policy(configuration.nonfinite, max_task_norm)
-    learner, key = build_learner(configuration), key_of(configuration.seed)
+    learner, optimizer, key = build_learner(configuration), build_optimizer(configuration), key_of(configuration.seed)
     tasks, validation = (
         build_sampler(configuration.data, configuration.protocol, split, configuration.data_dir)
         for split in ("train", "val")
@@ -175,7 +175,7 @@ def train(command: Train) -> None:
         write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
         state = fit(
             learner,
-            optax.adam(configuration.learning_rate),
+            optimizer,
             tasks,
             validation=validation,
             key=key,

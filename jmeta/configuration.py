@@ -13,7 +13,7 @@ import optax
 import tyro
 
 from jmeta import data, learners, losses, models
-from jmeta.checks import check_positive
+from jmeta.checks import check_counts, check_positive
 from jmeta.functional import MetaGradientOptions
 from jmeta.training import MAX_TASK_NORM
 from jmeta.types import Array, Learner, Model, Task
@@ -136,6 +136,8 @@ class Configuration:
     """Tasks per meta-step."""
     learning_rate: float = 1e-3
     """Learning rate of the outer optimizer, Adam."""
+    decay_steps: int | None = None
+    """Meta-steps in which that rate falls to zero along a cosine; constant if left out."""
     nonfinite: str = "skip"
     """What to do with tasks whose loss or meta-gradient is not finite: skip or raise."""
     max_task_norm: float | None = MAX_TASK_NORM
@@ -187,6 +189,15 @@ def build_learner(configuration: Configuration) -> Learner:
     if source.regression:
         options["loss_fn"] = REGRESSION.get(configuration.learner, losses.squared_error)
     return factory(_build_model(configuration, source), **_accepted(factory, configuration.learner, options))
+
+
+def build_optimizer(configuration: Configuration) -> optax.GradientTransformation:
+    """The outer optimizer that a configuration describes; raises a `ValueError` for a decay of fewer than 1 step."""
+    rate, steps = configuration.learning_rate, configuration.decay_steps
+    if steps is None:
+        return optax.adam(rate)
+    check_counts(least=1, decay_steps=steps)
+    return optax.adam(optax.cosine_decay_schedule(rate, steps))
 
 
 def _build_model(configuration: Configuration, source: Source) -> Model:

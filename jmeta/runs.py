@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 import jax
-import optax
 
 from jmeta import checkpoints
-from jmeta.configuration import build_learner, Configuration, identity, key_of, Protocol, stand_in
+from jmeta.configuration import build_learner, build_optimizer, Configuration, identity, key_of, Protocol, stand_in
 from jmeta.training import init_state
 from jmeta.types import Learner, TrainState
 
@@ -67,5 +66,5 @@ def load(folder: str | os.PathLike, *, step: int | None = None) -> tuple[Learner
     checkpoints.check_config(folder / "checkpoints", identity(configuration))
     learner = build_learner(configuration)
     key = key_of(configuration.seed)
-    like = init_state(learner, optax.adam(configuration.learning_rate), key, jax.jit(stand_in(configuration))(key))
+    like = init_state(learner, build_optimizer(configuration), key, jax.jit(stand_in(configuration))(key))
     return learner, checkpoints.restore(folder / "checkpoints", like, step=step)

@@ -187,6 +187,14 @@ def test_a_run_goes_on_from_another_folder_and_after_its_data_moved(tmp_path, mo
     assert read[-1] == str(there)
 
 
+def test_a_run_whose_rate_has_decayed_moves_no_more(tmp_path):
+    train = [*SINUSOID, "--steps", "20", "--decay-steps", "20", "--out", tmp_path]
+    assert cli.main(list(map(str, train))) == 0
+    _, decayed = runs.load(tmp_path)
+    assert cli.main(["train", "--resume", str(tmp_path), "--steps", "40"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, runs.load(tmp_path)[1].params, decayed.params)
+
+
 def test_what_fit_saved_is_not_taken_for_a_run_of_the_command(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match=r"what fit saved there is read by jmeta\.checkpoints\.restore"):
@@ -237,6 +245,7 @@ MISTAKES = {
     "train --data sinusoid --model conv4 --out {new}": "inputs have shape (10, 1); a convolutional network needs",
     "train --model conv4 --width 0 --out {new}": "width is 0; a layer's width",
     "train --learning-rate nan --out {new}": "learning_rate is nan; it must be a finite number",
+    "train --decay-steps 0 --out {new}": "decay_steps is 0; it must be a whole number, at least 1",
     "train --learning-rate 0 --out {new}": "learning_rate is 0.0; it must be above 0",
     "train --max-task-norm -1 --out {new}": "max_task_norm is -1.0; it must be above 0, or infinite for no bound",
     "train --out {run}/run.json": "run.json",
