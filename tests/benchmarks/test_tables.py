@@ -1,8 +1,18 @@
-"""What the tables make of several rounds, and of results that are not all numbers."""
+"""What the tables make of several rounds, and of results that are not all numbers; and that the documents have them."""
 
 import pytest
 
-from benchmarks.tables import compared, in_rounds, met_in, over_seeds, over_the_best, peer_table, second_order_targets
+from benchmarks.tables import (
+    compared,
+    DOCUMENTS,
+    in_rounds,
+    met_in,
+    over_seeds,
+    over_the_best,
+    peer_table,
+    second_order_targets,
+    with_tables,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +70,8 @@ def test_a_table_has_a_row_for_each_peer():
     table = peer_table([{"workload": "some", "rows": [row]}])
     cells = "| some | `one` | 20 | 19 to 21 | 2.50 (2.00 to 3.00) | 50.0% | 7.0 s | 2.0 s | 1,000 MiB |"
     assert table.splitlines()[-1] == cells
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_tables_are_those_of_the_committed_results(document):
+    assert with_tables(document.read_text()) == document.read_text()
