@@ -5,9 +5,9 @@
 
 Before anything is timed, every peer's meta-gradient in float64, on two tasks and of up to two inner steps, must be
 jmeta's to 1e-6; of an evaluation, its loss.
-Each peer then works in a process of its own, so that what one does to memory and threads does not slow another; they
-take turns. Processes differ, as in where their memory lies, so that all of this is done anew in every round. They run
-where JAX does, on the CPU or on a GPU that PyTorch sees too.
+Each peer works in a process of its own, so that what one does to memory and threads does not slow another; they take
+turns. Processes differ, as in where their memory lies, so that all of this is done anew in every round. They run where
+JAX does, on the CPU or on a GPU that PyTorch sees too. A peer that fails is left out, and the result says why.
 Peers that are not installed (`pip install '.[bench]'`) are left out, unless they are named. A result goes to
 benchmarks/results/peers/PLATFORM-WORKLOAD.json, a table and a figure of all to PLATFORM.md and PLATFORM.png beside it.
 """
@@ -22,7 +22,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -201,17 +201,17 @@ class Round(NamedTuple):
     """What was measured of processes that began together."""
 
     first: dict[str, dict[str, float]]  # of each peer, its first calls
-    seconds: dict[str, list[float]]  # of a call of each peer and of the machine's own product
-    failed: dict[str, str]  # peers that could not begin, and why
+    seconds: dict[str, list[float]]  # of a call of each peer, infinite if it failed, and of the machine's own product
+    failed: dict[str, str]  # peers that could not begin or go on, and why
 
 
 def measure(workload: Workload, peers: list[str], rounds: int, repeats: int) -> dict[str, Any]:
     """A row for each peer, and the rate of the machine's own matrix product, all timed in turns."""
-    errors = checked(tuple(peers), of_check(workload))
+    errors, unchecked = checked(tuple(peers), of_check(workload))
     tasks = tasks_of(workload)
     weights = peers_jmeta.initial_weights(workload, tasks)
     found: list[Round] = []
-    failed: dict[str, str] = {}
+    failed = dict(unchecked)
     for _ in range(rounds):
         found.append(one_round(workload, [peer for peer in peers if peer not in failed], weights, tasks, repeats))
         failed |= found[-1].failed
@@ -234,24 +234,32 @@ def measure(workload: Workload, peers: list[str], rounds: int, repeats: int) -> 
 def one_round(workload: Workload, peers: list[str], weights: Weights, tasks: Tasks, repeats: int) -> Round:
     """First calls of all peers, each in a fresh process, and then their times, in turns.
 
-    A peer that cannot begin, for want of memory say, is left out, here and in the rounds that follow.
+    A peer that cannot begin or go on, for want of memory say, is left out, here and in the rounds that follow.
     """
     least, side = measures()
-    first, failed = {}, {}
+    first: dict[str, dict[str, float]] = {}
+    failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(process_of_its_own()) for name in (*peers, "product")}
         for peer in peers:
-            try:
+            with left_out_if_it_fails(peer, processes[peer], failed):
                 first[peer] = first_calls(processes[peer], peer, workload, weights, tasks)
-            except (RuntimeError, MemoryError, OSError) as error:
-                # Those of XLA and PyTorch, and of a process that ended.
-                if peer == "jmeta":
-                    raise
-                failed[peer] = f"{type(error).__name__}: {error}"
-                processes.pop(peer).shutdown()  # and with it what it holds
         processes["product"].submit(begin_product, side).result()
-        timers = {name: functools.partial(timed_there, process) for name, process in processes.items()}
+        timers = {name: functools.partial(timed_there, one, name, failed) for name, one in processes.items()}
         return Round(first, timed_in_turns(timers, repeats=repeats, least_seconds=least), failed)
+
+
+@contextlib.contextmanager
+def left_out_if_it_fails(peer: str, process: ProcessPoolExecutor, failed: dict[str, str]) -> Iterator[None]:
+    """Ends the process of a peer that fails and tells why, so that the others go on; jmeta and the product may not."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        # Those of XLA and PyTorch, and of a process that ended.
+        if peer in ("jmeta", "product"):
+            raise
+        failed[peer] = f"{type(error).__name__}: {error}"
+        process.shutdown()  # and with it what it holds
 
 
 def summary(found: list[Round], peer: str, workload: Workload) -> dict[str, Any]:
@@ -283,21 +291,29 @@ def of_check(workload: Workload) -> Workload:
 
 
 @functools.cache
-def checked(peers: tuple[str, ...], workload: Workload) -> dict[str, float]:
-    """The errors of a check, made in a process of its own; workloads that differ in size alone share it."""
-    with process_of_its_own() as process:
-        process.submit(prepare, "jmeta").result()
-        return process.submit(check, peers, workload).result()
+def checked(peers: tuple[str, ...], workload: Workload) -> tuple[dict[str, float], dict[str, str]]:
+    """The errors of a check, and why a peer has none; workloads that differ in size alone share it."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    failed: dict[str, str] = {}
+    for peer in peers:
+        with process_of_its_own() as process, left_out_if_it_fails(peer, process, failed):
+            process.submit(prepare, peer).result()
+            found[peer] = process.submit(outcome, peer, workload).result()
+    return check(found, workload), failed
 
 
-def check(peers: Iterable[str], workload: Workload) -> dict[str, float]:
-    """How far what each peer makes of the tasks is from what jmeta makes, in float64, relative to its length."""
+def outcome(peer: str, workload: Workload) -> dict[str, np.ndarray]:
+    """What a peer makes of the tasks, in float64."""
     tasks = tasks_of(workload)
     if workload.work == "evaluation":  # of which jmeta draws its own, so that all are the same
         tasks = [tuple(np.repeat(leaf[:1], len(leaf), 0) for leaf in part) for part in tasks]
     weights = peers_jmeta.initial_weights(workload, tasks)
     with jax.enable_x64(True):
-        found = {peer: on_host(begin(peer, workload, weights, tasks, np.float64)()) for peer in peers}
+        return on_host(begin(peer, workload, weights, tasks, np.float64)())
+
+
+def check(found: Mapping[str, Mapping[str, np.ndarray]], workload: Workload) -> dict[str, float]:
+    """How far what each peer makes of the tasks is from what jmeta makes, relative to its length."""
     errors = {peer: distance(result, found["jmeta"]) for peer, result in found.items()}
     for peer, error in errors.items():
         if not error < TOLERANCE:
@@ -367,9 +383,12 @@ def begin_product(side: int) -> None:
     _begun.append(product(side))
 
 
-def timed_there(process: ProcessPoolExecutor, number: int) -> float:
-    """Seconds of a call of what has begun in this process, the mean over so many."""
-    return process.submit(_mean_seconds_of_what_has_begun, number).result()
+def timed_there(process: ProcessPoolExecutor, peer: str, failed: dict[str, str], number: int) -> float:
+    """Seconds of a call of what has begun in this process, the mean over so many; infinite once it has failed."""
+    with left_out_if_it_fails(peer, process, failed):
+        if peer not in failed:
+            return process.submit(_mean_seconds_of_what_has_begun, number).result()
+    return math.inf
 
 
 def _mean_seconds_of_what_has_begun(number):

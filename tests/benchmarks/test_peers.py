@@ -1,6 +1,9 @@
 """That peers have jmeta's meta-gradient, so that their times compare."""
 
+import functools
 import json
+import math
+import os
 
 import numpy as np
 import pytest
@@ -36,15 +39,16 @@ def test_installed_peers_have_jmetas_meta_gradient(name, second_order):
     workload = SMALL[name]._replace(second_order=second_order)
     installed = [peer for peer in peers.PEERS if peers.has(peer, workload)]
     assert len({"jmeta", "naive_vmap", "optax_loop"} & set(installed)) >= 2
-    errors = peers.check(installed, peers.of_check(workload))
+    workload = peers.of_check(workload)
+    errors = peers.check({peer: peers.outcome(peer, workload) for peer in installed}, workload)
     assert max(errors.values()) < 1e-9
 
 
-def test_a_peer_with_another_meta_gradient_is_refused(monkeypatch):
+def test_a_peer_with_another_meta_gradient_is_refused(monkeypatch, in_this_process):
     right = peers_jax.naive_vmap
     monkeypatch.setitem(peers_jax.PEERS, "naive_vmap", lambda w: right(w._replace(second_order=False)))
     with pytest.raises(ValueError, match="naive_vmap has another meta-gradient"):
-        peers.check(["jmeta", "naive_vmap"], SMALL["sinusoid"])
+        peers.checked(("jmeta", "naive_vmap"), SMALL["sinusoid"])
 
 
 def test_every_kind_of_workload_has_its_arithmetic_and_first_order_less_of_it():
@@ -84,6 +88,78 @@ def test_a_comparison_writes_a_row_for_each_peer_and_tells_which_could_not_begin
     told = capsys.readouterr().out
     assert "jmeta 1.00 times that" in told
     assert "optax_loop       failed: MemoryError: no more" in told
+
+
+def failing(peer, error):
+    """`begin`, but that this peer fails."""
+    begin = peers.begin
+
+    def begin_or_fail(name, *others):
+        if name == peer:
+            raise error
+        return begin(name, *others)
+
+    return begin_or_fail
+
+
+def test_a_peer_that_fails_in_the_check_has_no_row_and_costs_no_other_its_own(tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setitem(WORKLOADS, "sinusoid", SMALL["sinusoid"])
+    monkeypatch.setattr(peers, "begin", failing("optax_loop", RuntimeError("no kernel")))
+    peers.main(workloads=("sinusoid",), peers=("naive_vmap", "optax_loop"), rounds=1, repeats=1, out=tmp_path)
+    result = json.loads((tmp_path / "cpu-sinusoid.json").read_text())
+    assert [row["peer"] for row in result["rows"]] == ["jmeta", "naive_vmap"]
+    assert all(row["tasks_per_second"] > 0 and row["error"] < 1e-9 for row in result["rows"])
+    assert result["failed"] == {"optax_loop": "RuntimeError: no kernel"}
+
+
+def test_jmeta_may_not_fail_in_the_check(monkeypatch, in_this_process):
+    monkeypatch.setattr(peers, "begin", failing("jmeta", RuntimeError("no kernel")))
+    with pytest.raises(RuntimeError, match="no kernel"):
+        peers.checked(("jmeta",), SMALL["sinusoid"])
+
+
+@pytest.fixture
+def round_in_which(monkeypatch, in_this_process):
+    """`(peer, call) -> Round`: what is measured if that call of a peer's step, once begun, fails."""
+
+    def measure(peer, call):
+        calls = dict.fromkeys(("jmeta", "func_loop", "naive_vmap"), 0)
+
+        def step(name):
+            calls[name] += 1
+            if (name, calls[name]) == (peer, call):
+                raise MemoryError("no more")
+
+        def begun(process, name, *_):
+            process.begun.append(functools.partial(step, name))
+            return {"first_step_seconds": 1.0}
+
+        monkeypatch.setattr(peers, "first_calls", begun)
+        return peers.one_round(SMALL["sinusoid"], list(calls), {}, [], repeats=2)
+
+    return measure
+
+
+@pytest.mark.parametrize("call", [1, 2, 3], ids=["warming up", "warming up again", "timed"])
+def test_a_peer_that_fails_while_it_is_timed_is_left_out_and_the_others_are_not(round_in_which, call):
+    found = round_in_which("func_loop", call)
+    assert found.failed == {"func_loop": "MemoryError: no more"}
+    assert math.inf in found.seconds["func_loop"]
+    for name in ("jmeta", "naive_vmap", "product"):
+        assert len(found.seconds[name]) == 2
+        assert np.isfinite(found.seconds[name]).all()
+
+
+def test_jmeta_may_not_fail_while_it_is_timed(round_in_which):
+    with pytest.raises(MemoryError, match="no more"):
+        round_in_which("jmeta", 3)
+
+
+def test_a_peer_whose_process_ends_is_left_out():
+    failed = {}
+    with peers.process_of_its_own() as process, peers.left_out_if_it_fails("func_loop", process, failed):
+        process.submit(os._exit, 1).result()
+    assert failed["func_loop"].startswith("BrokenProcessPool: ")
 
 
 def test_peers_that_are_too_large_for_a_cpu_are_left_out_unless_they_are_named():
