@@ -4,7 +4,10 @@ import functools
 import json
 import math
 import os
+import sys
+from unittest.mock import Mock
 
+import jax
 import numpy as np
 import pytest
 
@@ -160,6 +163,27 @@ def test_a_peer_whose_process_ends_is_left_out():
     with peers.process_of_its_own() as process, peers.left_out_if_it_fails("func_loop", process, failed):
         process.submit(os._exit, 1).result()
     assert failed["func_loop"].startswith("BrokenProcessPool: ")
+
+
+@pytest.mark.parametrize(("platform", "peak"), [("cpu", 900), ("gpu", 100)])
+def test_the_memory_of_an_accelerator_is_that_of_a_process_which_compiles_nothing(
+    monkeypatch, in_this_process, platform, peak
+):
+    found = iter([(3.0, 900), (1.0, 100)])
+    monkeypatch.setattr(peers, "prepare", lambda peer: None)
+    monkeypatch.setattr(peers, "first_call", lambda *_: next(found))
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    figures = peers.first_calls(peers.process_of_its_own(), "jmeta", SMALL["sinusoid"], {}, [])
+    expected = {"first_step_seconds": 3.0, "first_step_seconds_from_cache": 1.0, "peak_memory_mebibytes": peak}
+    assert figures == expected
+
+
+def test_the_memory_of_pytorch_on_a_gpu_is_that_of_a_step_after_the_first(monkeypatch):
+    peak = [900 * 2**20]  # of the first step
+    cuda = Mock(reset_peak_memory_stats=peak.clear, max_memory_allocated=lambda: max(peak))
+    monkeypatch.setitem(sys.modules, "torch", Mock(cuda=cuda))
+    monkeypatch.setattr(jax, "local_devices", lambda: [Mock(memory_stats=lambda: {"peak_bytes_in_use": 2**20})])
+    assert peers.device_memory(lambda: peak.append(100 * 2**20)) == 101
 
 
 def test_peers_that_are_too_large_for_a_cpu_are_left_out_unless_they_are_named():
