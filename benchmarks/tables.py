@@ -8,7 +8,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,11 @@ def _device(machine):
 
 def chunks() -> str:
     """Tasks per second of a meta-step by how many tasks are vmapped at a time."""
-    found = _results("chunks-cpu.json")[0]["rows"]
+    return on_each_platform("chunks-{}.json", _chunk_table)
+
+
+def _chunk_table(results):
+    found = results[0]["rows"]
     rows = []
     for row in found:
         rates = [f"{rate:,.0f}" for rate in row["tasks_per_second"].values()]
@@ -58,13 +62,51 @@ def chunks() -> str:
     return _table(["MAML, 1 inner step", "largest array", *found[0]["tasks_per_second"]], rows)
 
 
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+def on_each_platform(pattern: str, table: Callable[[list[dict[str, Any]]], str]) -> str:
+    """A table of the CPU's results, and below it one of every other platform's that has some, with its device."""
+    found = {platform: _results(pattern.format(platform)) for platform in PLATFORMS}
+    tables = [_on_its_device(platform, results, table) for platform, results in found.items() if results]
+    return "\n\n".join(tables) or "There are no results yet."
+
+
+def _on_its_device(platform, results, table):
+    return table(results) if platform == "cpu" else f"On {_device(results[0]['machine'])}:\n\n{table(results)}"
+
+
 def _results(pattern):
     return [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "results").glob(pattern))]
 
 
+def accelerator() -> str:
+    """A meta-step by number of tasks, precision, form of convolution and XLA's options, of the committed results."""
+    return on_each_platform("accelerator/{}-*.json", accelerator_table)
+
+
+def accelerator_table(results: Iterable[dict[str, Any]]) -> str:
+    """A meta-step by number of tasks, precision, form of convolution and XLA's options."""
+    header = ["workload", "convolutions", "XLA", "precision", "tasks", "tasks/s", "TFLOP/s"]
+    header += ["of a matrix product's rate", "memory", "compiled in"]
+    body = []
+    for result in results:
+        for row in result["rows"]:
+            cells = [result["workload"], row["form"], row["xla"], row["dtype"], row["tasks"]]
+            body.append([*cells, *_step_cells(row)])
+    return _table(header, body)
+
+
+def _step_cells(row):
+    if "out_of_memory" in row:
+        return ["out of memory", "", "", "", ""]
+    cells = [_rate(row["tasks_per_second"]), f"{row['teraflops']:.3g}", f"{row['of_product_rate']:.1%}"]
+    return [*cells, f"{row['temporary_mebibytes']:,.0f} MiB", f"{row['compile_seconds']:.1f} s"]
+
+
 def peers() -> str:
     """jmeta beside each peer, workload by workload, of the committed results."""
-    return peer_table(_peers())
+    return on_each_platform("peers/{}-*.json", lambda results: peer_table(_in_order(results)))
 
 
 def peer_table(results: Iterable[dict[str, Any]]) -> str:
@@ -97,10 +139,14 @@ TORCH = (*TORCH_LOOPS, "func_vmap")
 
 def peers_in_short() -> str:
     """How many times as fast jmeta is as the best of each kind of peer."""
+    return on_each_platform("peers/{}-*.json", _short_peer_table)
+
+
+def _short_peer_table(results):
     header = ["workload", "jmeta, tasks/s", "plain JAX", "PyTorch, task by task", "PyTorch, vmapped"]
     kinds = (("naive_vmap", "optax_loop"), TORCH_LOOPS, ("func_vmap",))
     rows = []
-    for result in _peers():
+    for result in _in_order(results):
         best = [over_the_best(result, kind) for kind in kinds]
         cells = [result["workload"], _rate(result["rows"][0]["tasks_per_second"])]
         rows.append([*cells, *(f"{statistics.median(ratios):.2f} x" if ratios else "" for ratios in best)])
@@ -122,7 +168,7 @@ def in_rounds(values: Sequence[float], form: str) -> str:
 def devices() -> str:
     """What it gives to divide tasks over a device for each core."""
     rows = []
-    for result in _peers():
+    for result in _in_order(_results("peers/cpu-*.json")):
         found = {row["peer"]: row for row in result["rows"]}
         if one := found.get("jmeta_one_device"):
             rates = [_rate(row["tasks_per_second"]) for row in (one, found["jmeta"])]
@@ -149,7 +195,7 @@ TARGETS = (
 def targets() -> str:
     """What jmeta is meant to reach beside what it reached."""
     header = ["workload", "jmeta against", "meant", "measured", "met"]
-    found = {result["workload"]: result for result in _peers()}
+    found = {result["workload"]: result for result in _results("peers/cpu-*.json")}
     rows = []
     for workload, others, target in TARGETS:
         against = "the best of PyTorch's" if others == TORCH else " and ".join(f"`{name}`" for name in others)
@@ -164,7 +210,8 @@ def targets() -> str:
         seconds = jmeta["of_rounds"][key]
         met = [second <= target for second in seconds]
         rows.append(["omniglot", against, f"<= {target} s", in_rounds(seconds, "{:.1f}") + " s", met_in(met)])
-    exact = [row for row in _order_rows("conv4-64") if (row["mode"], row["chunk"]) == ("mixed", "default")]
+    order = _rows(_results("order/cpu-conv4-64.json"))
+    exact = [row for row in order if (row["mode"], row["chunk"]) == ("mixed", "default")]
     rows += itertools.chain.from_iterable(map(second_order_targets, exact))
     return _table(header, rows)
 
@@ -197,12 +244,9 @@ def met_in(met: Sequence[bool]) -> str:
     return {len(met): "yes", 0: "no"}.get(sum(met), f"in {sum(met)} of {len(met)}")
 
 
-def _peers():
+def _in_order(results):
     order = ("sinusoid", "omniglot", "miniimagenet", "resnet12", "protonet")
-    return sorted(
-        _results("peers/cpu-*.json"),
-        key=lambda result: (order.index(result["workload"].split("-")[0]), result["workload"]),
-    )
+    return sorted(results, key=lambda result: (order.index(result["workload"].split("-")[0]), result["workload"]))
 
 
 NETWORKS = ("mlp", "conv4-32", "conv4-64", "resnet12")
@@ -210,7 +254,15 @@ NETWORKS = ("mlp", "conv4-32", "conv4-64", "resnet12")
 
 def order() -> str:
     """What a meta-step costs by how it is differentiated, of the committed results."""
-    return order_table(itertools.chain.from_iterable(map(_order_rows, NETWORKS)))
+    return on_each_platform("order/{}-*.json", lambda results: order_table(_by_network(results)))
+
+
+def _by_network(results):
+    return sorted(_rows(results), key=lambda row: NETWORKS.index(row["model"]))
+
+
+def _rows(results):
+    return [row for result in results for row in result["rows"]]
 
 
 def order_table(rows: Iterable[dict[str, Any]]) -> str:
@@ -229,17 +281,17 @@ def order_table(rows: Iterable[dict[str, Any]]) -> str:
 
 def order_in_short() -> str:
     """What an exact meta-step of Conv4 costs beside first order, and with `checkpoint=True`."""
+    return on_each_platform("order/{}-conv4-64.json", _short_order_table)
+
+
+def _short_order_table(results):
     rows: dict[int, list[Any]] = {}
-    for row in _order_rows("conv4-64"):
+    for row in _rows(results):
         if row["mode"] in ("mixed", "mixed, checkpoint"):
             ratios = [f"{row[f'{name}_ratio']:.2f} x" for name in ("milliseconds", "temporary_bytes")]
             rows.setdefault(row["inner_steps"], [row["inner_steps"]]).extend(ratios)
     header = ["inner steps", "time", "memory", "time, `checkpoint=True`", "memory, `checkpoint=True`"]
     return _table(header, list(rows.values()))
-
-
-def _order_rows(network):
-    return [row for result in _results(f"order/cpu-{network}.json") for row in result["rows"]]
 
 
 def learners() -> str:
@@ -367,6 +419,7 @@ DOCUMENTS = tuple(
     )
 )
 TABLES = {
+    "accelerator": accelerator,
     "chunks": chunks,
     "conditional": conditional,
     "devices": devices,

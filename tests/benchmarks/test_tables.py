@@ -1,7 +1,10 @@
 """What the tables make of several rounds, and of results that are not all numbers; and that the documents have them."""
 
+import json
+
 import pytest
 
+from benchmarks import tables
 from benchmarks.tables import (
     compared,
     DOCUMENTS,
@@ -56,20 +59,89 @@ def test_second_order_is_to_cost_its_arithmetic_and_at_five_steps_no_more_than_t
     assert [cells[-1] for cells in second_order_targets(row)] == met
 
 
+PEER = {
+    "peer": "one",
+    "tasks_per_second": 20.0,
+    "quartiles": [19.0, 21.0],
+    "of_rounds": {"jmeta_over_it": [2.0, 3.0, 2.5]},
+    "of_product_rate": 0.5,
+    "first_step_seconds": 7.0,
+    "first_step_seconds_from_cache": 2.0,
+    "peak_memory_mebibytes": 1000.0,
+}
+
+
 def test_a_table_has_a_row_for_each_peer():
-    row = {
-        "peer": "one",
-        "tasks_per_second": 20.0,
-        "quartiles": [19.0, 21.0],
-        "of_rounds": {"jmeta_over_it": [2.0, 3.0, 2.5]},
-        "of_product_rate": 0.5,
-        "first_step_seconds": 7.0,
-        "first_step_seconds_from_cache": 2.0,
-        "peak_memory_mebibytes": 1000.0,
-    }
-    table = peer_table([{"workload": "some", "rows": [row]}])
+    table = peer_table([{"workload": "some", "rows": [PEER]}])
     cells = "| some | `one` | 20 | 19 to 21 | 2.50 (2.00 to 3.00) | 50.0% | 7.0 s | 2.0 s | 1,000 MiB |"
     assert table.splitlines()[-1] == cells
+
+
+ORDER = {
+    "model": "conv4-64",
+    "tasks": 8,
+    "inner_steps": 5,
+    "mode": "mixed",
+    "chunk": "default",
+    "compile_seconds": 3.0,
+    "quartiles_milliseconds": [80.0, 160.0],
+    "tasks_per_second": 80.0,
+    "milliseconds_ratio": 1.5,
+    "flops_ratio": 1.4,
+    "temporary_bytes_ratio": 1.1,
+}
+CHUNKS = {"workload": "some", "largest_array_bytes": 2**20, "tasks_per_second": {"1": 10.0, "16": 400.0}}
+STEP = {"form": "jmeta", "xla": "default", "dtype": "bfloat16", "tasks": 128}
+RATES = {"tasks_per_second": 5000.0, "teraflops": 12.3, "of_product_rate": 0.25, "temporary_mebibytes": 900.0}
+# Of each table: the file, less its platform, of which it is made; the rows there; and the last row that they make.
+MADE_OF = {
+    "peers": ("peers/{}-omniglot.json", [PEER], "| omniglot | `one` | 20 |"),
+    "peers_in_short": (
+        "peers/{}-omniglot.json",
+        [PEER, PEER | {"peer": "func_vmap"}],
+        "| omniglot | 20 |  |  | 2.50 x |",
+    ),
+    "order": ("order/{}-conv4-64.json", [ORDER], "| conv4-64 | 5 | default | mixed | 80 | 50 to 100 |"),
+    "order_in_short": ("order/{}-conv4-64.json", [ORDER], "| 5 | 1.50 x | 1.10 x |"),
+    "chunks": ("chunks-{}.json", [CHUNKS], "| some | 1.00 MiB | 10 | 400 |"),
+    "accelerator": (
+        "accelerator/{}-omniglot-jmeta-default.json",
+        [STEP | {"tasks_per_second": 0.0, "out_of_memory": True}, STEP | RATES | {"compile_seconds": 7.0}],
+        "| omniglot | jmeta | default | bfloat16 | 128 | 5,000 | 12.3 | 25.0% | 900 MiB | 7.0 s |",
+    ),
+}
+
+
+@pytest.fixture
+def results_of(tmp_path, monkeypatch):
+    """`(path, platform, rows)` writes a result that was measured there."""
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+
+    def write(path, platform, rows):
+        path = tmp_path / "benchmarks" / "results" / path.format(platform)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        machine = {"platform": platform, "device": f"a {platform}", "cores": 2}
+        path.write_text(json.dumps({"workload": "omniglot", "machine": machine, "rows": rows}))
+
+    return write
+
+
+@pytest.mark.parametrize("name", MADE_OF)
+def test_a_table_of_another_platform_is_below_that_of_the_cpu_with_its_device(name, results_of):
+    path, rows, last = MADE_OF[name]
+    make = tables.TABLES[name]
+    assert make() == "There are no results yet."
+    results_of(path, "cpu", rows)
+    of_cpu = make()
+    assert of_cpu.splitlines()[-1].startswith(last)
+    results_of(path, "gpu", rows)
+    assert make() == f"{of_cpu}\n\nOn a gpu:\n\n{of_cpu}"
+
+
+def test_a_step_without_memory_has_a_row_that_says_so(results_of):
+    path, rows, _ = MADE_OF["accelerator"]
+    results_of(path, "gpu", rows)
+    assert "| omniglot | jmeta | default | bfloat16 | 128 | out of memory |  |  |  |  |" in tables.accelerator()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
