@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import accelerator, peers, peers_jmeta
+from benchmarks.tables import accelerator_table
 from benchmarks.workloads import OMNIGLOT, SINUSOID, tasks_of, WORKLOADS
 
 # Images of enough pixels that jmeta, too, convolves them by `lax`.
@@ -56,6 +57,13 @@ def test_a_measurement_has_a_row_for_each_form_precision_and_number_of_tasks(tmp
     found = [(row["form"], row["dtype"], row["tasks"]) for row in result["rows"]]
     assert found == [("columns", "float32", 1), ("columns", "bfloat16", 1)]
     assert all(row["tasks_per_second"] > 0 and 0 < row["of_product_rate"] < 1 for row in result["rows"])
+
+
+def test_a_measurement_writes_what_its_table_reads(tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setitem(WORKLOADS, "sinusoid", SINUSOID._replace(inner_steps=1))
+    accelerator.main(workloads=("sinusoid",), dtypes=("float32",), sizes=(2,), out=tmp_path)
+    result = json.loads((tmp_path / "cpu-sinusoid-jmeta-default.json").read_text())
+    assert accelerator_table([result]).splitlines()[-1].startswith("| sinusoid | jmeta | default | float32 | 2 | ")
 
 
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
