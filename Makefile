@@ -41,10 +41,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# jmeta beside its peers; the CPU build of PyTorch is enough.
+# jmeta beside its peers; the CPU build of PyTorch is enough. `OUT=/tmp/peers` writes the results there, not over the
+# committed ones.
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peers $(addprefix --out ,$(OUT))
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache
