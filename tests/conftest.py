@@ -16,6 +16,7 @@ gc.set_threshold(50_000, 20, 20)
 def pytest_configure(config):
     """What holds for the commands that tests start too: compiled functions are kept, for the next run as well."""
     options = {
+        "platforms": "cpu",  # also where there is an accelerator
         "num_cpu_devices": 2,  # for what is divided over devices
         "compilation_cache_dir": str(config.cache.mkdir("jax")),
         "persistent_cache_min_compile_time_secs": 0.1,
