@@ -1,5 +1,6 @@
 """What every learner promises, in float64."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,10 +17,23 @@ from jax.sharding import PartitionSpec as P
 import jmeta
 from jmeta import checkpoints, data, learners, losses, models
 from jmeta.functional.partition import in_layer, path_name
+from jmeta.models.layers import Normalise
 from jmeta.networks import apply_model, takes_mask
 from jmeta.types import Examples, Model, Normalisation, Task
 
 WAYS = 3
+CALLS: list[tuple[bool, bool]] = []  # of networks as they are traced: whether in training, and whether with a key
+
+
+def watched(model: Model) -> Model:
+    """The model, whose calls are noted in `CALLS`."""
+
+    @functools.wraps(model.apply)
+    def apply(*arguments, train=False, key=None, **options):
+        CALLS.append((train, key is not None))
+        return model.apply(*arguments, train=train, key=key, **options)
+
+    return model._replace(apply=apply)
 
 
 def plain_model() -> Model:
@@ -31,27 +45,43 @@ def plain_model() -> Model:
     def apply(params, state, inputs, *, train=False, key=None):
         return jnp.tanh(inputs.reshape(len(inputs), -1)) @ params["w"], state
 
-    return Model(init, apply)
+    return watched(Model(init, apply))
+
+
+class TwoNorms(nn.Module):
+    """A layer with running statistics, and one with those of the set."""
+
+    norm: str = "batch"
+
+    @nn.compact
+    def __call__(self, x, train: bool = False, mask=None):
+        for policy in ("running", "batch"):
+            x = Normalise(policy)(nn.relu(nn.Dense(4)(x)), train=train, mask=mask)
+        return x
+
+
+def two_norms():
+    return watched(models.from_linen(TwoNorms()))
 
 
 def conv4(outputs):
-    return models.conv4(outputs=outputs, width=4)
+    return watched(models.conv4(outputs=outputs, width=4))
 
 
 def mlp(**options):
-    return models.mlp(**{"outputs": WAYS, "norm": "layer"} | options)
+    return watched(models.mlp(**{"outputs": WAYS, "norm": "layer"} | options))
 
 
 def transformer(outputs):
-    return models.transformer(outputs, width=8, depth=1, heads=2)
+    return watched(models.transformer(outputs, width=8, depth=1, heads=2))
 
 
 def snail(outputs):
-    return models.snail(outputs, filters=4, attention=[(4, 3), (4, 3)], length=8)
+    return watched(models.snail(outputs, filters=4, attention=[(4, 3), (4, 3)], length=8))
 
 
 def mann(outputs):
-    return models.mann(outputs, controller=6, slots=5, width=4, heads=2)
+    return watched(models.mann(outputs, controller=6, slots=5, width=4, heads=2))
 
 
 def reordered(model, order, size=1):
@@ -86,11 +116,11 @@ def slots_in(network, order, size=1):
     return make
 
 
-SUMMARY = models.mlp(hidden=(6,), outputs=4)
+SUMMARY = models.mlp(hidden=(6,), outputs=4)  # not watched: a check of shapes calls it as `init` does
 
 
 def decoder(outputs):
-    return models.mlp(hidden=(6,), outputs=outputs)
+    return watched(models.mlp(hidden=(6,), outputs=outputs))
 
 
 class Case(NamedTuple):
@@ -114,7 +144,7 @@ CASES = {
     "boil": Case(learners.boil(mlp()), (5,), "head"),
     "meta_sgd": Case(learners.meta_sgd(plain_model()), (5,), "w"),
     "meta_curvature": Case(learners.meta_curvature(mlp()), (5,), "head"),
-    "reptile": Case(learners.reptile(mlp(), inner_batch=None, test_steps=3), (5,), "head"),
+    "reptile": Case(learners.reptile(mlp(norm="running"), inner_batch=None, test_steps=3), (5,), "head"),
     "in_context": Case(
         learners.in_context(mlp(outputs=None), sequence=transformer),
         (5,),
@@ -136,7 +166,7 @@ CASES = {
         ),
     ),
     "mamlpp": Case(learners.mamlpp(mlp(norm="running"), inner_steps=2, test_steps=4), (5,), "head"),
-    "proto_maml": Case(learners.proto_maml(mlp(outputs=None), inner_steps=2), (5,)),
+    "proto_maml": Case(learners.proto_maml(mlp(outputs=None, norm="batch"), inner_steps=2), (5,)),
     "proto_maml, conv4": Case(learners.proto_maml(conv4(None), inner_steps=2), (8, 8, 1)),
     "matching": Case(learners.matching(mlp(outputs=None)), (5,)),
     "matching, full context": Case(
@@ -147,22 +177,24 @@ CASES = {
         ordered=True,
     ),
     "relation, images": Case(
-        learners.relation(models.relation_encoder(width=3), comparator=models.relation_module(width=3, hidden=4)),
+        learners.relation(
+            watched(models.relation_encoder(width=3)), comparator=watched(models.relation_module(width=3, hidden=4))
+        ),
         (8, 8, 1),
     ),
-    "relation": Case(learners.relation(mlp(outputs=4, norm="running")), (5,)),
+    "relation": Case(
+        learners.relation(mlp(outputs=4, norm="running"), comparator=mlp(outputs=1, norm="running")), (5,)
+    ),
     "siamese": Case(learners.siamese(mlp(outputs=None)), (5,)),
     "protonet": Case(learners.protonet(mlp(outputs=None, norm="batch")), (5,)),
     "protonet, conv4": Case(learners.protonet(conv4(None)), (8, 8, 1)),
     "protonet, plain model": Case(learners.protonet(plain_model()), (5,)),
     "protonet, cosine": Case(
-        learners.protonet(models.mlp(outputs=None, norm="running"), distance="cosine"),
+        learners.protonet(mlp(outputs=None, norm="running"), distance="cosine"),
         (5,),
     ),
     "protonet, mahalanobis": Case(learners.protonet(mlp(outputs=4), distance="mahalanobis"), (5,)),
-    "protonet, support encoder": Case(
-        learners.protonet(mlp(outputs=4), support_encoder=mlp(outputs=4, norm="running")), (5,)
-    ),
+    "protonet, support encoder": Case(learners.protonet(two_norms(), support_encoder=two_norms()), (5,)),
     "r2d2": Case(learners.r2d2(mlp(outputs=None, norm="running")), (5,)),
     "r2d2, plain model": Case(learners.r2d2(plain_model()), (5,)),
     "metaoptnet": Case(learners.metaoptnet(mlp(outputs=None)), (5,)),
@@ -219,7 +251,7 @@ LONG = {
 @pytest.fixture(
     scope="module", params=[pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in CASES]
 )
-def subject(request):
+def built(request):
     with jax.enable_x64(True):
         case = CASES[request.param]
         task = classification_task(jax.random.key(1), case.shape)
@@ -232,7 +264,12 @@ def subject(request):
             traces.append(None)
             return case.learner.loss(params, state, task)
 
-        yield Subject(case, params, state, task, predictions_of(case.learner, state), loss, traces)
+        return Subject(case, params, state, task, predictions_of(case.learner, state), loss, traces)
+
+
+@pytest.fixture
+def subject(built, x64):
+    return built
 
 
 def close(one, other, atol=1e-12):
@@ -281,6 +318,26 @@ def test_outputs_have_a_row_per_query_and_a_column_per_class(subject):
     assert loss.shape == ()
     assert set(metrics) == {"accuracy"}
     assert jax.tree.structure(state) == jax.tree.structure(subject.state)
+
+
+def test_networks_are_in_training_in_the_loss_alone_and_draw_by_its_key_and_by_that_of_adapt(subject):
+    learner, key = subject.case.learner, jax.random.key(0)
+    task = classification_task(jax.random.key(1), subject.case.shape, shots=1, queries=2)  # not yet traced
+
+    def calls_of(function, *arguments, **options):
+        CALLS.clear()
+        return jax.eval_shape(function, *arguments, **options), set(CALLS)
+
+    _, in_loss = calls_of(learner.loss, subject.params, subject.state, task, key=key)
+    adapted, in_adapt = calls_of(learner.adapt, subject.params, subject.state, task.support, key=key)
+    _, in_predict = calls_of(learner.predict, subject.params, subject.state, adapted, task.query.inputs)
+    assert (in_loss, in_adapt, in_predict) == ({(True, True)}, {(False, True)}, {(False, False)})
+
+
+def test_the_loss_moves_all_running_statistics(subject):
+    _, (state, _) = subject.loss(subject.params, subject.task)
+    for before, after in zip(*map(jax.tree.leaves, (subject.state, state)), strict=True):
+        assert (before != after).all()
 
 
 def test_vmap_over_tasks_gives_each_tasks_loss_and_outputs(subject):
