@@ -8,7 +8,6 @@ import pytest
 
 import jmeta
 from jmeta import data, learners, models
-from jmeta.functional import HeadParams
 from jmeta.types import Examples, Model, Task
 
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
@@ -25,12 +24,32 @@ def outputs(learner, params, task):
     return learner.predict(params, (), learner.adapt(params, (), task.support), task.query.inputs)
 
 
-def test_with_the_identity_for_an_encoder_it_is_nearest_centroid(task):
-    centroids = np.asarray(task.support.inputs).reshape(3, 2, 4).mean(1)
-    distances = ((np.asarray(task.query.inputs)[:, None] - centroids[None]) ** 2).sum(-1)
-    np.testing.assert_allclose(
-        outputs(learners.protonet(IDENTITY), HeadParams({}, {}), task), -distances, rtol=1e-10, atol=1e-13
-    )
+def minus_squares(apart, classes):
+    return -np.square(apart).sum(-1)
+
+
+def ten_cosines(apart, classes):
+    points = classes.mean(1)
+    queries = apart + points
+    return 10 * (queries * points).sum(-1) / np.linalg.norm(queries, axis=-1) / np.linalg.norm(points, axis=-1)
+
+
+def minus_half_mahalanobis(apart, classes):
+    """By 2/3 of a class's covariance, of two examples, 1/3 of the task's, and the identity."""
+    everything = np.cov(np.concatenate(classes).T)
+    precisions = [np.linalg.inv(2 / 3 * np.cov(rows.T) + everything / 3 + np.eye(4)) for rows in classes]
+    return -np.einsum("qni,nij,qnj->qn", apart, precisions, apart) / 2
+
+
+@pytest.mark.parametrize(
+    ("distance", "formula"),
+    [("euclidean", minus_squares), ("cosine", ten_cosines), ("mahalanobis", minus_half_mahalanobis)],
+)
+def test_with_the_identity_for_an_encoder_outputs_are_those_of_each_distance_to_the_centroids(task, distance, formula):
+    learner, classes = learners.protonet(IDENTITY, distance=distance), np.asarray(task.support.inputs).reshape(3, 2, 4)
+    apart = np.asarray(task.query.inputs)[:, None] - classes.mean(1)
+    found = outputs(learner, learner.init(jax.random.key(0), task)[0], task)
+    np.testing.assert_allclose(found, formula(apart, classes), rtol=1e-10, atol=1e-13)
 
 
 def test_the_scale_of_cosines_is_learned_from_ten_on(task):
