@@ -1,9 +1,12 @@
 """Learners that fit a linear head in one solve, end to end against NumPy."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.svm import LinearSVC
 
 from jmeta import data, learners, losses
 from jmeta.functional import present_in
@@ -23,10 +26,44 @@ def test_r2d2_is_ridge_regression_with_a_regularised_bias_and_mean_squared_error
     task = task_of_clusters(jax.random.key(0))
     learner = learners.r2d2(IDENTITY, regularisation=0.2, scale=3.0)
     params, state = learner.init(jax.random.key(1), task)
+    assert params.head["bias"] == 0
+    params = params._replace(head=params.head | {"bias": jnp.asarray(0.7)})
     outputs = learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs)
     x, q = (np.column_stack([part.inputs, np.ones(len(part.inputs))]) for part in task[:2])
     weights = np.linalg.solve(x.T @ x / 10 + 0.2 * np.eye(9), x.T @ np.asarray(task.support.targets) / 10)
-    np.testing.assert_allclose(outputs, 3 * q @ weights, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(outputs, 3 * q @ weights + 0.7, rtol=1e-10, atol=1e-12)
+
+
+def weights_of(learner, support):
+    """What it adapts for these examples, whose features are their inputs."""
+    params, state = learner.init(jax.random.key(1), Task(support, support))
+    return learner.adapt(params, state, support).head
+
+
+def overlapping_classes():
+    """With examples on both sides of a margin, and one of padding."""
+    support = task_of_clusters(jax.random.key(0), shots=3).support
+    inputs = support.inputs.at[:, :5].divide(4)
+    return support._replace(inputs=inputs, mask=support.mask.at[3].set(0))
+
+
+def test_the_weights_of_metaoptnet_are_those_of_scikit_learns_machine_of_its_cost(x64):
+    support = overlapping_classes()
+    x, labels = (np.asarray(leaf)[support.mask > 0] for leaf in (support.inputs, support.targets.argmax(1)))
+    oracle = LinearSVC(multi_class="crammer_singer", fit_intercept=False, C=0.03, tol=1e-10, max_iter=10**6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its stopping rule, at the tolerance asked for
+        expected = oracle.fit(x, labels).coef_.T
+    found = weights_of(learners.metaoptnet(IDENTITY, cost=0.03, solver_steps=300), support)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_the_weights_of_logistic_are_the_minimum_of_the_mean_cross_entropy_and_its_regulariser(x64):
+    x, y, mask = map(np.asarray, overlapping_classes())
+    weights = weights_of(learners.logistic(IDENTITY, regularisation=0.03), Examples(x, y, mask))
+    error = mask[:, None] * (jax.nn.softmax(x @ weights) - y) / mask.sum()
+    np.testing.assert_allclose(x.T @ error + 0.03 * weights, 0, atol=1e-10)
+    assert np.abs(weights).max() > 0.1
 
 
 def test_r2d2_regresses_a_line(x64):
