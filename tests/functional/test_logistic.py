@@ -70,6 +70,13 @@ def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):
     assert (found[:, 2] == 0).all()
 
 
+def test_a_weight_is_how_often_an_example_counts(x64):
+    features, targets, _ = clusters(3, 2, 4)
+    rows = np.array([0, 0, 1, 2, 2, 2, 2, 4, 4, 5, 5])
+    found = fit(features, targets, jnp.array([1, 0.5, 2, 0, 1, 1]), regularisation=0.5)
+    np.testing.assert_allclose(found, fit(features[rows], targets[rows], regularisation=1.0), rtol=1e-10, atol=1e-12)
+
+
 def size_of_fit(x, regularisation):
     y = jnp.repeat(jnp.eye(3), 4, axis=0)
     return jnp.square(x @ fit(x, y, regularisation=regularisation)).sum()

@@ -68,6 +68,14 @@ def test_padding_and_classes_that_are_not_there_contribute_nothing(x64):
     assert (found[:, 2] == 0).all()
 
 
+def test_a_weight_is_how_often_an_example_counts(x64):
+    features, targets, _ = clusters(3, 2, 6, spread=1.5)
+    rows = np.array([0, 0, 1, 2, 2, 2, 2, 4, 4, 5, 5])
+    found = machine(features, targets, jnp.array([1, 0.5, 2, 0, 1, 1]), cost=0.2, steps=1000)
+    expected = machine(features[rows], targets[rows], cost=0.1, steps=1000)
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
 def test_its_derivative_is_that_of_the_solution(x64):
     rng = np.random.default_rng(0)
     features, targets, _ = clusters(3, 2, 4)
