@@ -493,21 +493,32 @@ NAMES = ("maml", "fomaml", "anil", "boil", "reptile", "imaml", "cavia", "proto_m
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_more_steps_at_test_than_in_training_lower_the_support_loss(x64, name):
+def test_more_steps_at_test_than_in_training_lower_the_support_loss_and_leave_the_loss_as_it_is(x64, name):
     over_classes = name == "proto_maml"
     loss_fn, sample = (losses.cross_entropy, CHARACTERS) if over_classes else (losses.squared_error, TASK)
     model = mlp(outputs=None) if over_classes else mlp(context=3 if name == "cavia" else 0)
     rate = {"inner_rate": 0.01} if name in BY_RATE else {"inner_optimizer": optax.sgd(0.01)}
     task = sample(jax.random.key(0))
+    few, many = (
+        getattr(learners, name)(model, inner_steps=2, test_steps=steps, loss_fn=loss_fn, **rate) for steps in (2, 20)
+    )
+    params, state = begin(few, task)
 
-    def support_loss(steps):
-        learner = getattr(learners, name)(model, inner_steps=2, test_steps=steps, loss_fn=loss_fn, **rate)
-        params, state = begin(learner, task)
+    def support_loss(learner):
         adapted = learner.adapt(params, state, task.support)
         outputs = learner.predict(params, state, adapted, task.support.inputs)
         return loss_fn(outputs, task.support.targets, task.support.mask)
 
-    assert support_loss(20) < support_loss(2)
+    assert support_loss(many) < support_loss(few)
+    close(*jax.jit(lambda params: [learner.loss(params, state, task)[0] for learner in (few, many)])(params))
+
+
+@pytest.mark.parametrize("name", ["maml", "reptile"])
+def test_a_key_chooses_the_examples_of_each_minibatch(task, name):
+    learner = getattr(learners, name)(mlp(), inner_steps=1, test_steps=1, inner_batch=2, **SGD, **REGRESSION)
+    params, state = begin(learner, task)
+    found = [learner.adapt(params, state, task.support, key=key).params for key in jax.random.split(jax.random.key(0))]
+    assert optax.tree.norm(optax.tree.sub(*found)) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["maml", "anil", "boil"])
