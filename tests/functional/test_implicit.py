@@ -41,6 +41,21 @@ def test_the_jacobian_in_data_that_the_objective_closes_over_equals_the_closed_f
     np.testing.assert_allclose(jacobian, np.linalg.inv(HESSIAN + WEIGHT * np.eye(4)) @ X.T / 4, rtol=1e-10, atol=1e-12)
 
 
+def test_the_minimum_is_that_of_the_last_steps_data(x64):
+    """After steps on three times the loss; its jacobian is that of this loss alone, in what it closes over too."""
+
+    def found(start, y):
+        scales = jnp.ones(300).at[:2].set(3.0)
+        objective = lambda w, scale: scale * jnp.square(X @ w - y).mean()  # noqa: E731
+        options = {"rule": optax.sgd(0.1), "steps": 300, "proximal": WEIGHT, **IMPLICIT}
+        return inner_loop(objective, start, data=scales, **options)
+
+    np.testing.assert_allclose(found(START, Y), adapted(START), rtol=1e-10, atol=1e-12)
+    jacobians = (jax.jacrev(function, argnums=(0, 1))(START, Y) for function in (found, adapted))
+    for one, other in zip(*jacobians, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_the_unrolled_jacobian_converges_to_it_as_steps_grow(x64):
     limit = jax.jacrev(adapted)(START)
     errors = [
