@@ -96,11 +96,20 @@ def test_have_the_second_derivatives_of_the_outputs_where_the_variance_is_zero(x
 
 
 @pytest.mark.parametrize(
-    ("channels", "filters", "dtype", "reads_outputs"),
-    [(3, 32, "float32", False), (3, 32, "bfloat16", True), (4, 64, "float32", True), (3, 16, "float32", True)],
-    ids=["few terms", "half precision", "many terms", "few filters"],
+    ("channels", "filters", "dtype", "backend", "reads_outputs"),
+    [
+        (3, 32, "float32", "cpu", False),
+        (3, 32, "float32", "gpu", True),
+        (3, 32, "bfloat16", "cpu", True),
+        (4, 64, "float32", "cpu", True),
+        (3, 16, "float32", "cpu", True),
+    ],
+    ids=["few terms", "an accelerator", "half precision", "many terms", "few filters"],
 )
-def test_read_the_outputs_but_where_terms_are_few_and_exact(channels, filters, dtype, reads_outputs):
+def test_read_the_outputs_but_where_terms_are_few_and_exact(
+    channels, filters, dtype, backend, reads_outputs, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, w = jnp.ones((2, 4, 4, channels), dtype), jnp.ones((3, 3, channels, filters), dtype)
     for moment in conv_moments(x, w, jnp.full((2, 4, 4, filters), jnp.nan, dtype)):
         assert jnp.isnan(moment).any() == reads_outputs

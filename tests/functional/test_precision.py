@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from jax import lax
 from jax.extend.core import subjaxprs
@@ -9,12 +10,26 @@ from jax.extend.core import subjaxprs
 from jmeta import data, functional
 from jmeta.functional.moments import moments
 from jmeta.functional.prototypes import cosine_similarities, gaussians, squared_mahalanobis_distances
+from jmeta.training import make_train_step
+from jmeta.types import Examples, Learner, Task, TrainState
 
 X, Y, MASK = jnp.linspace(-1, 2, 18).reshape(6, 3) ** 3, jax.nn.one_hot(jnp.arange(6) % 2, 2), jnp.ones(6)
 
 
 def mahalanobis(x):
     return squared_mahalanobis_distances(x, gaussians(x, Y, MASK))
+
+
+def meta_step(x):
+    """By the meta-gradients of two tasks, which are without a product."""
+    task = Task(*2 * [Examples(x[:2], Y[:2], MASK[:2])])
+    learner = Learner(
+        None, None, None, lambda params, state, task, key: ((params * task.support.inputs).sum(), ((), {}))
+    )
+    optimizer = optax.sgd(1.0)
+    state = TrainState(x[:2], (), optimizer.init(()), jax.random.key(0), jnp.int32(0))
+    tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), task)
+    return make_train_step(learner, optimizer, tasks_per_chunk=2)(state, tasks)[0].params
 
 
 FUNCTIONS = {
@@ -26,6 +41,7 @@ FUNCTIONS = {
     "cosines": lambda x: cosine_similarities(x, x[:2]),
     "covariances": mahalanobis,
     "moments": lambda x: jnp.stack(moments(x, MASK)),
+    "meta-step": meta_step,
 }
 
 
@@ -41,6 +57,7 @@ def test_products_and_those_of_derivatives_are_of_all_bits(name):
     orders = {
         "support vector machine": value,  # optax's projection on a simplex has a product in its derivative
         "logistic": jax.grad(value),  # which has no forward mode
+        "meta-step": value,
     }
     second = lambda x: jax.jvp(jax.grad(value), (x,), (x,))  # noqa: E731
     found = products(jax.make_jaxpr(orders.get(name, second))(X).jaxpr)
