@@ -80,6 +80,21 @@ def test_two_learners_see_the_same_episodes():
     assert len(set(one)) == 4
 
 
+def test_each_episode_is_adapted_to_with_a_key_of_its_own():
+    seen, learner, sample = [], learners.protonet(IDENTITY), data.episodes(TABLE, ways=3, shots=1, queries=2)
+
+    def adapt(params, state, support, *, key=None):
+        jax.debug.callback(lambda key: seen.append(tuple(np.ravel(key))), jax.random.key_data(key))
+        return learner.adapt(params, state, support)
+
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    jmeta.evaluate(learner._replace(adapt=adapt), state, sample, key=jax.random.key(2), episodes=4)
+    jax.effects_barrier()
+    drawn_by = jax.vmap(jax.random.split)(jax.random.split(jax.random.key(2), 4))[:, 0]
+    assert len(set(seen)) == 4
+    assert not set(seen) & set(map(tuple, np.asarray(jax.random.key_data(drawn_by))))
+
+
 def test_tasks_of_numpy_in_double_precision_are_trained_on_and_evaluated():
     """A warning of JAX would be an error here."""
     task = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), data.sinusoid()(jax.random.key(0)))
