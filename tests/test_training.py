@@ -368,6 +368,7 @@ def test_half_precision_is_added_up_in_single(chunk):
 
 
 def test_a_tasks_meta_gradient_is_behind_one_barrier():
+    """Which saves time, as was measured (docs/decisions/0006-nonfinite-tasks.md, 0009-linear.md)."""
     subject, optimizer = constant(jnp.float32, [1.0, 2.0]), optax.sgd(1.0)
     state = jmeta.init_state(subject, optimizer, jax.random.key(0), SAMPLE(jax.random.key(1)))
     step = jax.make_jaxpr(jmeta.make_train_step(subject, optimizer, tasks_per_chunk=2))(state, batch(2))
