@@ -19,7 +19,8 @@ from jmeta.trees import by_path, first_difference
 from jmeta.types import TrainState
 
 KEEP = 2  # the last checkpoint, and one to go back to
-PARTS = {"_CHECKPOINT_METADATA", "commit_success.txt", "config", "metrics", "state"}  # in a checkpoint's folder
+METADATA = "_CHECKPOINT_METADATA"  # in every checkpoint's folder
+PARTS = {METADATA, "commit_success.txt", "config", "metrics", "state"}  # all that is there
 
 
 def save(
@@ -35,7 +36,8 @@ def save(
         directory: the folder of this run's checkpoints, created if missing.
         state: parameters, state, optimizer state, PRNG key and step.
         config: a JSON-serialisable dict from which the learner can be rebuilt.
-        score: how good the state is, by which `best_step` finds it; None if that is not known.
+        score: how good the state is, by which `best_step` finds it; None or NaN if that
+            is not known.
 
     Raises:
         ValueError: if there is already a checkpoint of this step or a later one, which
@@ -173,9 +175,9 @@ def saved_steps(directory: str | os.PathLike) -> list[int]:
 def _check_numbered(directory):
     """Raises a `ValueError` for a numbered folder without a checkpoint: Orbax would take it for one and delete it."""
     for path in directory.glob("[0-9]*"):
-        # A killed run may have left only some parts of one that was being deleted; another Orbax may write more.
+        # A killed run may have left only some parts of one that was being deleted; another Orbax may write more parts.
         parts = {part.name for part in path.iterdir()} if path.is_dir() and path.name.isdigit() else set()
-        if parts and not parts & PARTS:
+        if parts - PARTS and METADATA not in parts:
             raise ValueError(f"{directory} has a folder {path.name} that is not a checkpoint; choose another folder.")
 
 
@@ -207,7 +209,7 @@ def _manager(directory: str | os.PathLike, *, create: bool = False) -> Iterator[
 
 def _score(metrics):
     score = metrics.get("score")
-    return -math.inf if score is None else score
+    return -math.inf if score is None or math.isnan(score) else score
 
 
 def _read(manager, directory, step, **item):

@@ -162,6 +162,11 @@ def train(command: Train) -> None:
     max_task_norm = math.inf if configuration.max_task_norm is None else configuration.max_task_norm
     check_policy(configuration.nonfinite, max_task_norm)
     learner, optimizer, key = build_learner(configuration), build_optimizer(configuration), key_of(configuration.seed)
+    if configuration.decay_steps is not None and configuration.decay_steps < run.steps:
+        raise ValueError(
+            f"steps is {run.steps}, but after decay_steps, {configuration.decay_steps}, the rate is zero and nothing "
+            "moves; steps must be at most that."
+        )
     tasks, validation = (
         build_sampler(configuration.data, configuration.protocol, split, configuration.data_dir)
         for split in ("train", "val")
@@ -229,7 +234,7 @@ def _check_empty(folder: Path) -> None:
 
 def _check_resumed(arguments: list[str]) -> None:
     """Raises a `ValueError` for options of `jmeta train` that a resumed run would ignore."""
-    given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
     if "--resume" in given and (others := given - {"--resume", "--steps", "--data-dir", "--help"}):
         raise ValueError(
             f"--resume continues a run with its own configuration; only --steps and --data-dir may be given with it, "

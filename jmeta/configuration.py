@@ -137,7 +137,7 @@ class Configuration:
     learning_rate: float = 1e-3
     """Learning rate of the outer optimizer, Adam."""
     decay_steps: int | None = None
-    """Meta-steps in which that rate falls to zero along a cosine; constant if left out."""
+    """Meta-steps over which that rate falls to zero along a cosine; left out, the rate is constant."""
     nonfinite: str = "skip"
     """What to do with tasks whose loss or meta-gradient is not finite: skip or raise."""
     max_task_norm: float | None = MAX_TASK_NORM

@@ -108,7 +108,8 @@ def fit(
             learner or optimizer.
         log_every: meta-steps in a dispatch, and between lines of metrics.
         on_log: `(step, metrics)`, called for each line of metrics with what
-            `metrics.jsonl` has, validation included: for a plot, or another tracker.
+            `metrics.jsonl` has, validation included: for a plot, or another tracker. A
+            resumed run gives again those after its checkpoint.
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
         tasks_per_chunk: as for `make_train_step`; at most as many in validation, too.
@@ -130,11 +131,11 @@ def fit(
             `out`, finished or under way, a run there that has already taken more steps,
             or `validation` with another number of ways than the learner has outputs.
         FloatingPointError: when a parameter is no longer finite, or no task was finite
-            from one line of metrics to the next and for at least 10 meta-steps; or, under `nonfinite="raise"`, at the
-            first task that is not finite, after the state before that step is saved, if
-            any step was taken. The error names the step and the last good checkpoint,
-            one that a finite step has followed; the metrics before that step are
-            written.
+            from one line of metrics to the next and for at least 10 meta-steps, or in a
+            shorter run; or, under `nonfinite="raise"`, at the first task that is not
+            finite, after the state before that step is saved, if any step was taken. The
+            error names the step and the last good checkpoint, one that a finite step has
+            followed; the metrics before that step are written.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -178,12 +179,15 @@ def fit(
         done = last_finite = int(state.step)  # the last step that had a finite task
         stopping = held.enter_context(_stop_signals())
         reporter = held.enter_context(_Reporter(out, on_log, steps, done, batch_size))
+        report: Report | None = None  # of the last dispatch
         while done < steps and not stopping:
             # Up to the next line of metrics, wherever the run was stopped before.
             before, begun = state, done
             state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
             last_finite = _last_finite(metrics, done, before=last_finite)
-            good = _good_steps(metrics, is_finite, nonfinite, fruitless=begun + len(metrics["loss"]) - last_finite)
+            fruitless = begun + len(metrics["loss"]) - last_finite
+            is_hopeless = fruitless >= max(min(LEAST_PATIENCE, steps), len(metrics["loss"]))
+            good = _good_steps(metrics, is_finite, is_hopeless, nonfinite)
             if good < len(metrics["loss"]):
                 if nonfinite == "raise":
                     state, good = _last_good(dispatch, before, good)
@@ -221,7 +225,7 @@ def fit(
                 if is_due and last_finite > begun:
                     kept.save(state, report)
             reporter.warn(done, metrics)
-        kept.save(state)
+        kept.save(state, report)
     if done < steps:
         goes_on = "" if out is None else f"; fit with the same arguments goes on from {out}"
         warn(f"{stopping[0].name} ended the run at meta-step {done} of {steps}{goes_on}.")
@@ -345,17 +349,13 @@ def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> i
     return done + int(found[-1]) + 1 if len(found) else before
 
 
-def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, nonfinite: Nonfinite, *, fruitless: int) -> int:
+def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, is_hopeless: bool, nonfinite: Nonfinite) -> int:
     """How many meta-steps of a dispatch went well; the last counts only if it left finite parameters.
 
-    `fruitless` is how many steps, those of earlier dispatches included, have passed since one with a finite task.
+    It is hopeless if none of its steps had a finite task, nor those just before a short one: a few may be bad luck.
     """
-    if nonfinite == "raise":
-        bad = metrics["nonfinite_tasks"] > 0
-    else:
-        # A few steps without a finite task may be bad luck; a whole dispatch is not, unless it is short.
-        is_hopeless = fruitless >= max(LEAST_PATIENCE, len(metrics["loss"]))
-        bad = np.full(len(metrics["loss"]), is_hopeless)
+    skipped = metrics["nonfinite_tasks"]
+    bad = skipped > 0 if nonfinite == "raise" else np.full(len(skipped), is_hopeless)
     bad[-1] |= not is_finite
     return int(bad.argmax()) if bad.any() else len(bad)
 
@@ -417,7 +417,7 @@ class _Reporter:
         if self._log is not None:
             self._log.write(done, values)
         if self._on_log is not None:
-            self._on_log(done, values)
+            self._on_log(done, dict(values))
         rate = {"tasks/s": f"{number * self._batch_size / seconds:.3g}"}
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | rate)
         self._bar.update(number)

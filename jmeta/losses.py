@@ -254,12 +254,12 @@ def masked_mean(values: Array, mask: Array) -> Array:
 
 
 def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:
-    """The mean of independent `values` [E] and the half-width of its 95 % confidence interval.
+    """The mean of independent `values` [episodes] and the half-width of its 95 % confidence interval.
 
     The interval is 1.96 standard errors either side, as is usual for few-shot results.
 
     Args:
-        values: [E] one value for each episode.
+        values: [episodes].
 
     Returns:
         Two scalars.

@@ -221,8 +221,9 @@ def make_train_loop(
 ) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
     """Many meta-steps in one dispatch, with tasks sampled on the device.
 
-    Compiled as in the example, the program holds the sampler's table as a constant. A large one is better its
-    argument: `jax.jit(lambda state, sample: make_train_loop(step, sample, batch_size=4, steps=3)(state))`.
+    Compiled as in the example, the program holds what the sampler closes over as constants. A sampler of a large
+    table, which `data.episodes` returns as a `jax.tree_util.Partial`, is better an argument of what is compiled:
+    `jax.jit(lambda state, sample: make_train_loop(step, sample, batch_size=4, steps=3)(state))(state, sample)`.
 
     Args:
         train_step: from `make_train_step`, or one of your own.

@@ -8,8 +8,8 @@ Shape letters, used in every docstring of the library:
     Q  query examples
     D  features, or dimensions of a regression target
 
-Some files need more: B images of height H and width W with C channels, L tokens, P pairs of examples,
-E episodes or features of a layer; a table has M examples of C classes.
+Some files need more: B images of height H and width W with C channels, E outputs of a layer, L tokens, P pairs of
+examples, M examples of a table.
 """
 
 from collections.abc import Callable

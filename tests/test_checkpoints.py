@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -40,13 +41,14 @@ def test_a_state_that_is_no_later_than_the_newest_is_not_saved(tmp_path, step):
 
 def test_a_folder_of_the_users_with_a_number_for_its_name_is_not_deleted(tmp_path):
     state = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
-    for name in "12":
-        (tmp_path / name).mkdir()
+    for name in ("1/config", "2"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "1" / "mine.txt").touch()
     with pytest.raises(ValueError, match=f"{tmp_path} has a folder 1 that is not a checkpoint; choose another folder"):
         checkpoints.save(tmp_path, state._replace(step=5))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
     (tmp_path / "1" / "mine.txt").unlink()
+    (tmp_path / "1" / "config").rmdir()
     checkpoints.save(tmp_path, state._replace(step=5))  # an empty folder is what a kill leaves of a deleted checkpoint
     (tmp_path / "5" / "of another version of Orbax").touch()
     checkpoints.save(tmp_path, state._replace(step=6))
@@ -54,7 +56,7 @@ def test_a_folder_of_the_users_with_a_number_for_its_name_is_not_deleted(tmp_pat
 
 def test_the_best_checkpoint_outlives_newer_ones_and_can_be_restored(tmp_path):
     start = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))
-    for step, score in ((1, 0.3), (2, 0.9), (3, None), (4, 0.5), (5, 0.2)):
+    for step, score in ((1, 0.3), (2, 0.9), (3, None), (4, np.nan), (5, 0.2)):
         checkpoints.save(tmp_path, start._replace(step=step), score=score)
     assert checkpoints.best_step(tmp_path) == 2
     assert sorted(checkpoints.saved_steps(tmp_path)) == [2, 4, 5]

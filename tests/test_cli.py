@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jmeta import checkpoints, cli, data, runs
@@ -187,12 +189,12 @@ def test_a_run_goes_on_from_another_folder_and_after_its_data_moved(tmp_path, mo
     assert read[-1] == str(there)
 
 
-def test_a_run_whose_rate_has_decayed_moves_no_more(tmp_path):
-    train = [*SINUSOID, "--steps", "20", "--decay-steps", "20", "--out", tmp_path]
-    assert cli.main(list(map(str, train))) == 0
-    _, decayed = runs.load(tmp_path)
-    assert cli.main(["train", "--resume", str(tmp_path), "--steps", "40"]) == 0
-    jax.tree.map(np.testing.assert_array_equal, runs.load(tmp_path)[1].params, decayed.params)
+def test_the_rate_of_a_run_falls_to_zero_if_it_is_told_to(tmp_path):
+    options = "--steps 20 --decay-steps 20 --batch-size 2 --log-every 1 --save-every 1 --episodes 2"
+    assert cli.main(["train", "--data", "sinusoid", *options.split(), "--out", str(tmp_path)]) == 0
+    last, before = (runs.load(tmp_path, step=step)[1].params for step in (20, 19))
+    moved = max(abs(leaf).max() for leaf in jax.tree.leaves(optax.tree.sub(last, before)))
+    assert 0 < moved < 1e-5  # of a rate of 1e-3
 
 
 def test_what_fit_saved_is_not_taken_for_a_run_of_the_command(tmp_path):
@@ -245,6 +247,9 @@ MISTAKES = {
     "train --data sinusoid --model conv4 --out {new}": "inputs have shape (10, 1); a convolutional network needs",
     "train --model conv4 --width 0 --out {new}": "width is 0; a layer's width",
     "train --learning-rate nan --out {new}": "learning_rate is nan; it must be a finite number",
+    "train --steps 30 --decay-steps 20 --out {new}": "steps is 30, but after decay_steps, 20, the rate is zero",
+    "evaluate {unvalidated} --best": "--best was given, but no checkpoint in {unvalidated} was validated",
+    "train --resume {run} --data_dir {new}": "--data-dir {new} was given, but sinusoid reads no files",
     "train --decay-steps 0 --out {new}": "decay_steps is 0; it must be a whole number, at least 1",
     "train --learning-rate 0 --out {new}": "learning_rate is 0.0; it must be above 0",
     "train --max-task-norm -1 --out {new}": "max_task_norm is -1.0; it must be above 0, or infinite for no bound",
@@ -279,7 +284,9 @@ MISTAKES = {
 @pytest.mark.filterwarnings("ignore")  # TFDS warns on import
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_in_one_line_with_exit_code_2(mistake, run_folder, tmp_path, capsys):
-    names = {"new": tmp_path / "new", "run": run_folder}
+    names = {"new": tmp_path / "new", "run": run_folder, "unvalidated": tmp_path / "unvalidated"}
+    (tmp_path / "unvalidated").mkdir()
+    shutil.copy(run_folder / "run.json", tmp_path / "unvalidated")
     assert cli.main(mistake.format(**names).split()) == 2
     out, err = capsys.readouterr()
     assert out == ""

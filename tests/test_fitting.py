@@ -28,9 +28,9 @@ OPTIMIZER = optax.adam(1e-3)
 LEARNER = learners.maml(models.mlp(hidden=(8,)), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
 
 
-def fitted(out=None, steps=60, **options):
+def fitted(out=None, steps=60, sample=SAMPLE, **options):
     options = {"batch_size": 2, "log_every": 10, "save_every": 20, "validation": SAMPLE, "episodes": 10} | options
-    return jmeta.fit(LEARNER, OPTIMIZER, SAMPLE, key=jax.random.key(0), steps=steps, out=out, **options)
+    return jmeta.fit(LEARNER, OPTIMIZER, sample, key=jax.random.key(0), steps=steps, out=out, **options)
 
 
 def assert_same(one, other):
@@ -113,8 +113,8 @@ def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.* were left out")
-@pytest.mark.parametrize("log_every", [1, 10])
-def test_a_run_ends_after_ten_steps_without_a_finite_task_however_often_it_logs(tmp_path, log_every):
+@pytest.mark.parametrize(("log_every", "steps"), [(1, 20), (10, 20), (10, 5)])
+def test_a_run_ends_after_ten_steps_without_a_finite_task_however_often_it_logs(tmp_path, log_every, steps):
     seen, options = [], {"batch_size": 1, "log_every": log_every, "save_every": log_every, "out": tmp_path}
     with pytest.raises(FloatingPointError, match=r"1 of 1 tasks are not finite at meta-step 1; no checkpoint"):
         jmeta.fit(
@@ -122,7 +122,7 @@ def test_a_run_ends_after_ten_steps_without_a_finite_task_however_often_it_logs(
             OPTIMIZER,
             poisoned,
             key=jax.random.key(0),
-            steps=20,
+            steps=steps,
             on_log=lambda step, _: seen.append(step),
             **options,
         )
@@ -218,10 +218,32 @@ def test_a_signal_that_is_ignored_stays_so():
     assert state.step == 20
 
 
-def test_each_line_of_metrics_is_given_to_a_function_too(tmp_path):
+def test_each_line_of_metrics_is_given_to_a_function_too_to_do_with_as_it_likes(tmp_path):
     lines = []
-    fitted(tmp_path, steps=30, on_log=lambda step, values: lines.append({"step": step, **values}))
-    assert lines == read_metrics(tmp_path)
+
+    def note(step, values):
+        values.update(step=step, note="mine")
+        lines.append(values)
+
+    fitted(tmp_path, steps=30, on_log=note)
+    assert [{**line, "note": "mine"} for line in read_metrics(tmp_path)] == lines
+
+
+def test_the_checkpoint_of_the_highest_validation_accuracy_is_the_best(tmp_path):
+    sample = data.glyphs(ways=3, shots=1, queries=2)
+    learner = learners.protonet(models.mlp(hidden=(4,), outputs=None))
+    schedule = {"steps": 5, "log_every": 1, "save_every": 1, "batch_size": 1, "out": tmp_path}
+    jmeta.fit(learner, optax.adam(0.1), sample, key=jax.random.key(0), validation=sample, episodes=20, **schedule)
+    accuracies = {line["step"]: line["validation_accuracy"] for line in read_metrics(tmp_path)}
+    best = max(accuracies, key=lambda step: (accuracies[step], step))
+    assert checkpoints.best_step(tmp_path / "checkpoints") == best
+
+
+def test_a_validation_that_diverges_makes_no_checkpoint_the_best(tmp_path):
+    with pytest.warns(UserWarning, match="were left out"):
+        fitted(tmp_path, steps=20, sample=sometimes_bad, validation=poisoned)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 20
+    assert checkpoints.best_step(tmp_path / "checkpoints") is None
 
 
 def test_a_metric_that_is_never_a_number_is_written_as_such_and_warns_of_nothing(tmp_path):

@@ -2,7 +2,6 @@
 
 import functools
 import numbers
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmeta.checks import is_count
 from jmeta.types import Array
 
 
@@ -21,9 +21,9 @@ class ClassTable:
     Attributes:
         inputs: [M, ...] all examples, grouped by class; uint8 images stay uint8 and
             become floats in [0, 1] per episode.
-        starts: [C] int32, the first example of each class.
-        counts: [C] int32, the number of examples in each class.
-        names: the names of the C classes in the source.
+        starts: [classes] int32, the first example of each class.
+        counts: [classes] int32, the number of examples in each class.
+        names: the names of the classes in the source.
     """
 
     inputs: Array
@@ -39,7 +39,7 @@ class ClassTable:
         """A table of some of the classes, for example to hold the others out.
 
         Args:
-            classes: their numbers, 0 to C - 1, in the order of the new table.
+            classes: their numbers, from 0 on, in the order of the new table.
 
         Raises:
             ValueError: if there is none, or a number is out of range or comes twice.
@@ -49,10 +49,11 @@ class ClassTable:
             >>> table.take(range(2)).names, table.take([2]).names
             (('cat', 'cow'), ('dog',))
         """
-        chosen = [operator.index(number) for number in classes]
-        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(len(self))):
+        chosen = list(classes) if isinstance(classes, Iterable) else [classes]
+        are_classes = all(is_count(number) and number < len(self) for number in chosen)
+        if not isinstance(classes, Iterable) or not chosen or not are_classes or len(set(chosen)) < len(chosen):
             raise ValueError(
-                f"classes is {chosen}; it must be one or more different numbers from 0 to {len(self) - 1}."
+                f"classes is {classes!r}; it must be one or more different numbers from 0 to {len(self) - 1}."
             )
         starts, counts = np.asarray(self.starts)[chosen], np.asarray(self.counts)[chosen]
         rows = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])
@@ -103,8 +104,8 @@ def class_table(inputs: np.ndarray | Array, labels: Sequence | np.ndarray) -> Cl
             f"inputs has a NaN or infinity in example {bad}, as {inputs.dtype}; every number must be finite."
         )
     names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    grouped = inputs[np.argsort(index, kind="stable")]
-    return _grouped(jax.device_put(grouped), counts, names.tolist())  # of a copy, asarray would make another
+    grouped = inputs[np.argsort(index, kind="stable")]  # a copy, which asarray would copy again
+    return _grouped(jax.device_put(grouped), counts, names.tolist())
 
 
 def _grouped(inputs, counts, names):

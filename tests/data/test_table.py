@@ -70,9 +70,9 @@ def test_some_classes_make_a_table_like_that_of_their_examples_alone():
     assert data.class_table(inputs, labels).take([2, 0]).names == ("c", "a")
 
 
-@pytest.mark.parametrize("classes", [[], [0, 0], [3], [-1]])
-def test_classes_that_a_table_has_not_or_are_none_are_refused(classes):
-    with pytest.raises(ValueError, match=r"classes is \[.*\]; it must be one or more different numbers from 0 to 2"):
+@pytest.mark.parametrize("classes", [[], [0, 0], [3], [-1], 1, ["a"], [0.0], np.array([True, False, True])])
+def test_what_chooses_no_classes_of_a_table_is_refused(classes):
+    with pytest.raises(ValueError, match=r"classes is .*; it must be one or more different numbers from 0 to 2"):
         data.class_table(np.zeros((6, 2)), list("abcabc")).take(classes)
 
 
