@@ -1,5 +1,6 @@
 """Runs: in one or in parts, what they leave in their folder, and how they stop."""
 
+import contextlib
 import functools
 import gc
 import os
@@ -190,6 +191,17 @@ def test_a_line_cut_short_by_a_kill_is_written_again(tmp_path):
     assert read_metrics(tmp_path) == whole
 
 
+@contextlib.contextmanager
+def handled_by(handler, number):
+    """Whatever a signal does where the tests run; jobs in the background ignore SIGINT."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
     def interrupt():
@@ -199,22 +211,17 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    before = signal.getsignal(number)
     told = rf"{signal.Signals(number).name} ended the run at meta-step \d+ of 10000000; .* goes on from {tmp_path}"
-    with pytest.warns(UserWarning, match=told):
+    with handled_by(signal.default_int_handler, number), pytest.warns(UserWarning, match=told):
         state = fitted(tmp_path, steps=10**7, save_every=10**6, validation=None)
     thread.join()
     assert 0 < state.step < 10**7
     assert checkpoints.latest_step(tmp_path / "checkpoints") == state.step
-    assert signal.getsignal(number) is before
 
 
 def test_a_signal_that_is_ignored_stays_so():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with handled_by(signal.SIG_IGN, signal.SIGINT):
         state = fitted(steps=20, on_log=lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert state.step == 20
 
 
