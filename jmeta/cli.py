@@ -190,6 +190,7 @@ def train(command: Train) -> None:
             out=folder,
             config=identity(configuration),
             log_every=run.log_every,
+            on_log=None if sys.stderr.isatty() else print_validation,  # a terminal has the progress bar
             save_every=run.save_every,
             nonfinite=configuration.nonfinite,  # type: ignore[arg-type]  # checked there
             max_task_norm=max_task_norm,
@@ -199,6 +200,17 @@ def train(command: Train) -> None:
         print(f"stopped at meta-step {state.step}; continue with: jmeta train --resume {folder}", flush=True)
         raise KeyboardInterrupt
     print(f"trained for {state.step} meta-steps; evaluate with: jmeta evaluate {folder}")
+
+
+def print_validation(step: int, metrics: dict[str, float]) -> None:
+    """Prints a line for a step that was validated."""
+    for name in ("accuracy", "loss"):
+        if (figure := metrics.get(f"validation_{name}")) is not None:
+            print(
+                f"meta-step {step}: validation {name} {figure:.4g} ± {metrics[f'validation_{name}_ci95']:.2g}",
+                flush=True,
+            )
+            return
 
 
 def _begun(command: Train) -> tuple[Path, Run]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,7 +46,10 @@ def run_folder(tmp_path_factory):
     """A run on sinusoids, begun and ended by the command line."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     out = succeeded(jmeta(*SINUSOID, "--steps", 400, "--out", folder))
-    assert out == f"trained for 400 meta-steps; evaluate with: jmeta evaluate {folder}\n"
+    *validations, end = out.splitlines()
+    assert end == f"trained for 400 meta-steps; evaluate with: jmeta evaluate {folder}"
+    assert len(validations) == 20  # where there is no terminal for a progress bar
+    assert re.fullmatch(r"meta-step 400: validation loss [\d.]+ ± [\d.]+", validations[-1])
     return folder
 
 
