@@ -42,7 +42,7 @@ def save(
     Raises:
         ValueError: if there is already a checkpoint of this step or a later one, which
             would be taken for the newest; or a folder named by a number that holds
-            anything else, which would be taken for an old checkpoint and deleted.
+            anything but parts of a checkpoint, which would be taken for one and deleted.
 
     Example:
         >>> import tempfile

@@ -162,10 +162,11 @@ def train(command: Train) -> None:
     max_task_norm = math.inf if configuration.max_task_norm is None else configuration.max_task_norm
     check_policy(configuration.nonfinite, max_task_norm)
     learner, optimizer, key = build_learner(configuration), build_optimizer(configuration), key_of(configuration.seed)
-    if configuration.decay_steps is not None and configuration.decay_steps < run.steps:
+    decay_steps = configuration.decay_steps
+    if decay_steps is not None and decay_steps < run.steps:
         raise ValueError(
-            f"steps is {run.steps}, but after decay_steps, {configuration.decay_steps}, the rate is zero and nothing "
-            "moves; steps must be at most that."
+            f"steps is {run.steps}, but after decay_steps, {decay_steps}, the rate is zero and no parameter moves; "
+            f"steps must be at most {decay_steps}."
         )
     tasks, validation = (
         build_sampler(configuration.data, configuration.protocol, split, configuration.data_dir)
@@ -190,7 +191,8 @@ def train(command: Train) -> None:
             out=folder,
             config=identity(configuration),
             log_every=run.log_every,
-            on_log=None if sys.stderr.isatty() else print_validation,  # a terminal has the progress bar
+            # On a terminal `fit` itself prints them, above its progress bar.
+            on_log=None if sys.stderr.isatty() else functools.partial(print_validation, run.episodes),
             save_every=run.save_every,
             nonfinite=configuration.nonfinite,  # type: ignore[arg-type]  # checked there
             max_task_norm=max_task_norm,
@@ -202,15 +204,17 @@ def train(command: Train) -> None:
     print(f"trained for {state.step} meta-steps; evaluate with: jmeta evaluate {folder}")
 
 
-def print_validation(step: int, metrics: dict[str, float]) -> None:
-    """Prints a line for a step that was validated."""
-    for name in ("accuracy", "loss"):
-        if (figure := metrics.get(f"validation_{name}")) is not None:
-            print(
-                f"meta-step {step}: validation {name} {figure:.4g} ± {metrics[f'validation_{name}_ci95']:.2g}",
-                flush=True,
-            )
-            return
+def print_validation(episodes: int, step: int, metrics: dict[str, float]) -> None:
+    """Prints a validation as `fit` does on a terminal; a log that cannot be written does not end the training."""
+    if "validation_loss" not in metrics:
+        return
+    if "validation_accuracy" in metrics:
+        accuracy, ci95 = (100 * metrics[name] for name in ("validation_accuracy", "validation_accuracy_ci95"))
+        figure = f"accuracy {accuracy:.1f} ± {ci95:.1f} %"
+    else:
+        figure = f"mean squared error {metrics['validation_loss']:.4g} ± {metrics['validation_loss_ci95']:.2g}"
+    with contextlib.suppress(OSError, UnicodeError):
+        print(f"step {step}: validation {figure} (95 % CI, {episodes} episodes)", flush=True)
 
 
 def _begun(command: Train) -> tuple[Path, Run]:

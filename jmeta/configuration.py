@@ -137,7 +137,8 @@ class Configuration:
     learning_rate: float = 1e-3
     """Learning rate of the outer optimizer, Adam."""
     decay_steps: int | None = None
-    """Meta-steps over which that rate falls to zero along a cosine; left out, the rate is constant."""
+    """Meta-steps over which that rate falls to zero along a cosine, at least those of the run; left out, the rate is
+    constant."""
     nonfinite: str = "skip"
     """What to do with tasks whose loss or meta-gradient is not finite: skip or raise."""
     max_task_norm: float | None = MAX_TASK_NORM

@@ -277,7 +277,7 @@ def _check_found(found: dict[str, np.ndarray]) -> None:
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
-    """Whether the first finite prediction [N] of [E, N] changed by more than rounding, or which ones are finite did."""
+    """Whether which predictions of [episodes, N] are finite changed, or the first finite one by more than rounding."""
     finite, others_finite = (np.isfinite(values).all(-1) for values in (outputs, others))
     if (finite != others_finite).any():
         return True

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import math
 import os
 import signal
 import threading
@@ -97,7 +96,8 @@ def fit(
         validation: `(key) -> Task`. The same tasks are evaluated each time; their loss
             is that of a `Report`, whatever the learner's own is. The checkpoint with
             the highest accuracy, or lowest loss of regression, is kept beside the two
-            newest: `checkpoints.best_step` finds it.
+            newest: `checkpoints.best_step` finds it. A resumed run compares it with
+            those saved before, so keep `validation` and `episodes` as they were.
         episodes: number of validation tasks.
         out: the run's folder, for `checkpoints/`, `metrics.jsonl` and `tensorboard/`;
             None saves nothing.
@@ -108,8 +108,8 @@ def fit(
             learner or optimizer.
         log_every: meta-steps in a dispatch, and between lines of metrics.
         on_log: `(step, metrics)`, called for each line of metrics with what
-            `metrics.jsonl` has, validation included: for a plot, or another tracker. A
-            resumed run gives again those after its checkpoint.
+            `metrics.jsonl` has, validation included: for a plot, or another tracker.
+            Steps after the last checkpoint of a killed run come again when it resumes.
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
         tasks_per_chunk: as for `make_train_step`; at most as many in validation, too.
@@ -131,11 +131,12 @@ def fit(
             `out`, finished or under way, a run there that has already taken more steps,
             or `validation` with another number of ways than the learner has outputs.
         FloatingPointError: when a parameter is no longer finite, or no task was finite
-            from one line of metrics to the next and for at least 10 meta-steps, or in a
-            shorter run; or, under `nonfinite="raise"`, at the first task that is not
-            finite, after the state before that step is saved, if any step was taken. The
-            error names the step and the last good checkpoint, one that a finite step has
-            followed; the metrics before that step are written.
+            in a whole dispatch and in the last 10 meta-steps, since the run began or
+            was resumed, or in all of a run of fewer; or, under `nonfinite="raise"`, at
+            the first task that is not finite, after the state before that step is
+            saved, if any step was taken. The error names the step and the last good
+            checkpoint, one that a finite step has followed; the metrics before that
+            step are written.
 
     Example:
         >>> from jmeta import data, learners, models
@@ -277,11 +278,10 @@ class _Kept:
 
 
 def _score(report: Report | None) -> float | None:
-    """The accuracy, or for regression the negative error; None for one that is not finite, or no report."""
+    """The accuracy, or for regression the negative error; None without a report."""
     if report is None:
         return None
-    score = -report.loss if report.accuracy is None else report.accuracy
-    return score if math.isfinite(score) else None
+    return -report.loss if report.accuracy is None else report.accuracy
 
 
 def _config(given: dict[str, Any], **own: Any) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> i
 def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, is_hopeless: bool, nonfinite: Nonfinite) -> int:
     """How many meta-steps of a dispatch went well; the last counts only if it left finite parameters.
 
-    It is hopeless if none of its steps had a finite task, nor those just before a short one: a few may be bad luck.
+    None did if it is hopeless: no task was finite in it, nor for long enough before it.
     """
     skipped = metrics["nonfinite_tasks"]
     bad = skipped > 0 if nonfinite == "raise" else np.full(len(skipped), is_hopeless)

@@ -221,8 +221,8 @@ def make_train_loop(
 ) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
     """Many meta-steps in one dispatch, with tasks sampled on the device.
 
-    Compiled as in the example, the program holds what the sampler closes over as constants. A sampler of a large
-    table, which `data.episodes` returns as a `jax.tree_util.Partial`, is better an argument of what is compiled:
+    Compiled as in the example, the program holds what the sampler closes over as constants. Pass a sampler of a large
+    table, such as the `jax.tree_util.Partial` from `data.episodes`, as an argument of the compiled function instead:
     `jax.jit(lambda state, sample: make_train_loop(step, sample, batch_size=4, steps=3)(state))(state, sample)`.
 
     Args:

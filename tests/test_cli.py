@@ -49,7 +49,7 @@ def run_folder(tmp_path_factory):
     *validations, end = out.splitlines()
     assert end == f"trained for 400 meta-steps; evaluate with: jmeta evaluate {folder}"
     assert len(validations) == 20  # where there is no terminal for a progress bar
-    assert re.fullmatch(r"meta-step 400: validation loss [\d.]+ ± [\d.]+", validations[-1])
+    assert re.fullmatch(r"step 400: validation mean squared error \S+ ± \S+ \(95 % CI, 5 episodes\)", validations[-1])
     return folder
 
 
@@ -319,6 +319,34 @@ def test_a_checkpoint_of_another_network_is_refused(run_folder):
     wider = state._replace(params=jax.tree.map(lambda leaf: np.zeros((*leaf.shape, 2)), state.params))
     with pytest.raises(ValueError, match=r"is of another learner, model or optimizer: its .* is float32"):
         checkpoints.restore(run_folder / "checkpoints", wider)
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_run(tmp_path):
+    options = [*SINUSOID, "--steps", "20", "--out", str(tmp_path / "run")]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run([sys.executable, "-m", "jmeta", *options], stdout=full, stderr=subprocess.DEVNULL)
+    assert process.returncode == 2  # as its last line cannot be written either
+    assert checkpoints.latest_step(tmp_path / "run" / "checkpoints") == 20
+
+
+@pytest.mark.parametrize(
+    ("metrics", "line"),
+    [
+        ({"loss": 1.0}, ""),
+        (
+            {
+                "validation_loss": 0.5,
+                "validation_loss_ci95": 0.1,
+                "validation_accuracy": 0.5,
+                "validation_accuracy_ci95": 0.05,
+            },
+            "step 3: validation accuracy 50.0 ± 5.0 % (95 % CI, 7 episodes)\n",
+        ),
+    ],
+)
+def test_only_a_validation_is_printed(metrics, line, capsys):
+    cli.print_validation(7, 3, metrics)
+    assert capsys.readouterr().out == line
 
 
 def test_the_two_newest_checkpoints_are_kept_and_the_best(run_folder, capsys):

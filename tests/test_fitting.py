@@ -246,6 +246,13 @@ def test_the_checkpoint_of_the_highest_validation_accuracy_is_the_best(tmp_path)
     assert checkpoints.best_step(tmp_path / "checkpoints") == best
 
 
+def test_a_last_state_without_a_finite_task_keeps_the_score_of_its_validation(tmp_path):
+    fitted(tmp_path, steps=10, validation=None)
+    with pytest.warns(UserWarning, match="were left out"):
+        fitted(tmp_path, steps=11, sample=poisoned)
+    assert checkpoints.best_step(tmp_path / "checkpoints") == 11
+
+
 def test_a_validation_that_diverges_makes_no_checkpoint_the_best(tmp_path):
     with pytest.warns(UserWarning, match="were left out"):
         fitted(tmp_path, steps=20, sample=sometimes_bad, validation=poisoned)

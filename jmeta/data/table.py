@@ -2,14 +2,13 @@
 
 import functools
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.checks import is_count
 from jmeta.types import Array
 
 
@@ -42,18 +41,19 @@ class ClassTable:
             classes: their numbers, from 0 on, in the order of the new table.
 
         Raises:
-            ValueError: if there is none, or a number is out of range or comes twice.
+            ValueError: if there is none, or one is not a whole number, is out of range or
+                comes twice.
 
         Example:
             >>> table = class_table(np.zeros((6, 4), np.float32), ["cat", "dog", "cat", "cow", "dog", "cow"])
             >>> table.take(range(2)).names, table.take([2]).names
             (('cat', 'cow'), ('dog',))
         """
-        chosen = list(classes) if isinstance(classes, Iterable) else [classes]
-        are_classes = all(is_count(number) and number < len(self) for number in chosen)
-        if not isinstance(classes, Iterable) or not chosen or not are_classes or len(set(chosen)) < len(chosen):
+        chosen = np.asarray(list(classes) if isinstance(classes, Iterator) else classes)
+        is_list = chosen.ndim == 1 and chosen.size > 0 and jnp.issubdtype(chosen.dtype, np.integer)
+        if not is_list or chosen.min() < 0 or chosen.max() >= len(self) or len(np.unique(chosen)) < len(chosen):
             raise ValueError(
-                f"classes is {classes!r}; it must be one or more different numbers from 0 to {len(self) - 1}."
+                f"classes is {chosen.tolist()}; it must be one or more different numbers from 0 to {len(self) - 1}."
             )
         starts, counts = np.asarray(self.starts)[chosen], np.asarray(self.counts)[chosen]
         rows = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])

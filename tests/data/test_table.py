@@ -67,10 +67,13 @@ def test_some_classes_make_a_table_like_that_of_their_examples_alone():
     taken = data.class_table(inputs, labels).take(number for number in (0, 2))
     kept = labels != "b"
     chex.assert_trees_all_equal(taken, data.class_table(inputs[kept], labels[kept]))
-    assert data.class_table(inputs, labels).take([2, 0]).names == ("c", "a")
+    for classes in ([2, 0], np.array([2, 0], np.uint8), jnp.array([2, 0])):
+        assert data.class_table(inputs, labels).take(classes).names == ("c", "a")
 
 
-@pytest.mark.parametrize("classes", [[], [0, 0], [3], [-1], 1, ["a"], [0.0], np.array([True, False, True])])
+@pytest.mark.parametrize(
+    "classes", [[], [0, 0], [3], [-1], 1, np.array(1), ["a"], [0.0], np.array([True, False, True]), {0, 1}]
+)
 def test_what_chooses_no_classes_of_a_table_is_refused(classes):
     with pytest.raises(ValueError, match=r"classes is .*; it must be one or more different numbers from 0 to 2"):
         data.class_table(np.zeros((6, 2)), list("abcabc")).take(classes)
