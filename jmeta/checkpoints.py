@@ -159,9 +159,9 @@ def best_step(directory: str | os.PathLike) -> int | None:
     if not Path(directory).is_dir():
         return None
     with _manager(directory) as manager:
-        scores = {step: _score(manager.metrics(step) or {}) for step in manager.all_steps()}
-    best = max(scores, key=lambda step: (scores[step], step), default=None)
-    return None if best is None or scores[best] == -math.inf else best
+        best = manager.best_step()
+        is_scored = best is not None and _score(manager.metrics(best)) > -math.inf
+    return best if is_scored else None
 
 
 def saved_steps(directory: str | os.PathLike) -> list[int]:

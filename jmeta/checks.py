@@ -30,6 +30,12 @@ def check_counts(*, least: int = 0, **counts: Any) -> None:
             raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {least}.")
 
 
+def check_chunk(tasks_per_chunk: int | None) -> None:
+    """Raises a `ValueError` unless so many tasks can be vmapped at once; None leaves the choice open."""
+    if tasks_per_chunk is not None:
+        check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
+
+
 def is_count(value: Any, least: int = 0) -> bool:
     """Whether `value` is an integer, Python's or NumPy's, and at least `least`."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)

@@ -34,7 +34,7 @@ from jmeta.configuration import (
     stand_in,
     task_sizes,
 )
-from jmeta.evaluation import evaluate
+from jmeta.evaluation import evaluate, in_words
 from jmeta.files import sole_writer, write_whole
 from jmeta.fitting import check_schedule, check_taken, fit
 from jmeta.runs import load, read_run, Run
@@ -208,11 +208,8 @@ def print_validation(episodes: int, step: int, metrics: dict[str, float]) -> Non
     """Prints a validation as `fit` does on a terminal; a log that cannot be written does not end the training."""
     if "validation_loss" not in metrics:
         return
-    if "validation_accuracy" in metrics:
-        accuracy, ci95 = (100 * metrics[name] for name in ("validation_accuracy", "validation_accuracy_ci95"))
-        figure = f"accuracy {accuracy:.1f} ± {ci95:.1f} %"
-    else:
-        figure = f"mean squared error {metrics['validation_loss']:.4g} ± {metrics['validation_loss_ci95']:.2g}"
+    accuracy, ci95 = (metrics.get(name) for name in ("validation_accuracy", "validation_accuracy_ci95"))
+    figure = in_words(accuracy, ci95, metrics["validation_loss"], metrics["validation_loss_ci95"])
     with contextlib.suppress(OSError, UnicodeError):
         print(f"step {step}: validation {figure} (95 % CI, {episodes} episodes)", flush=True)
 

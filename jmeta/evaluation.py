@@ -23,6 +23,7 @@ from jmeta.batching import (
 )
 from jmeta.checks import (
     as_key,
+    check_chunk,
     check_counts,
     check_is_task,
     check_learner,
@@ -77,10 +78,7 @@ class Report:
     per_episode: dict[str, np.ndarray] = field(repr=False, compare=False)
 
     def __str__(self) -> str:
-        if self.accuracy is None or self.ci95 is None:
-            figure = f"mean squared error {self.loss:.4g} ± {self.loss_ci95:.2g}"
-        else:
-            figure = f"accuracy {100 * self.accuracy:.1f} ± {100 * self.ci95:.1f} %"
+        figure = in_words(self.accuracy, self.ci95, self.loss, self.loss_ci95)
         diverged = f", {self.nonfinite} with a loss that is not finite" if self.nonfinite else ""
         return f"{figure} (95 % CI, {self.episodes} episodes{diverged})"
 
@@ -88,6 +86,13 @@ class Report:
         """The whole report as JSON, with null for numbers that are not finite; keywords go to `json.dumps`."""
         values = {name: array.tolist() for name, array in self.per_episode.items()}
         return to_json({**asdict(self), "per_episode": values}, **kwargs)
+
+
+def in_words(accuracy: float | None, ci95: float | None, loss: float, loss_ci95: float) -> str:
+    """The figure that an evaluation is read for: the accuracy, or for regression, which has none, the error."""
+    if accuracy is None or ci95 is None:
+        return f"mean squared error {loss:.4g} ± {loss_ci95:.2g}"
+    return f"accuracy {100 * accuracy:.1f} ± {100 * ci95:.1f} %"
 
 
 def evaluate(
@@ -146,8 +151,7 @@ def evaluate(
         (4, 5, 1, ('batch',))
     """
     check_counts(least=2, episodes=episodes)
-    if tasks_per_chunk is not None:
-        check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
+    check_chunk(tasks_per_chunk)
     devices, key = as_devices(devices), as_key(key)
     if not isinstance(state, TrainState):
         raise ValueError(

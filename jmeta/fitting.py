@@ -22,6 +22,7 @@ from jmeta import checkpoints
 from jmeta.batching import as_argument, as_devices, on_each_device
 from jmeta.checks import (
     as_key,
+    check_chunk,
     check_counts,
     check_functions,
     check_learner,
@@ -147,8 +148,7 @@ def fit(
     """
     check_schedule(steps, batch_size, log_every, save_every, episodes)
     check_policy(nonfinite, max_task_norm)
-    if tasks_per_chunk is not None:
-        check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
+    check_chunk(tasks_per_chunk)
     check_learner(learner)
     check_samplers(sample=sample)
     if validation is not None:

@@ -23,6 +23,7 @@ from jmeta.batching import (
 )
 from jmeta.checks import (
     as_key,
+    check_chunk,
     check_counts,
     check_learner,
     check_task,
@@ -159,8 +160,7 @@ def make_train_step(
         >>> sorted(metrics)
         ['accuracy', 'gradient_norm', 'loss', 'nonfinite_tasks']
     """
-    if tasks_per_chunk is not None:
-        check_counts(least=1, tasks_per_chunk=tasks_per_chunk)
+    check_chunk(tasks_per_chunk)
     check_policy(nonfinite, max_task_norm)
     check_learner(learner)
     check_transformation("optimizer", optimizer)

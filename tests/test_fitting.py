@@ -116,17 +116,9 @@ def test_a_run_goes_on_past_single_tasks_and_counts_them(tmp_path):
 @pytest.mark.filterwarnings("ignore:.* were left out")
 @pytest.mark.parametrize(("log_every", "steps"), [(1, 20), (10, 20), (10, 5)])
 def test_a_run_ends_after_ten_steps_without_a_finite_task_however_often_it_logs(tmp_path, log_every, steps):
-    seen, options = [], {"batch_size": 1, "log_every": log_every, "save_every": log_every, "out": tmp_path}
+    seen, options = [], {"batch_size": 1, "log_every": log_every, "save_every": log_every, "validation": None}
     with pytest.raises(FloatingPointError, match=r"1 of 1 tasks are not finite at meta-step 1; no checkpoint"):
-        jmeta.fit(
-            LEARNER,
-            OPTIMIZER,
-            poisoned,
-            key=jax.random.key(0),
-            steps=steps,
-            on_log=lambda step, _: seen.append(step),
-            **options,
-        )
+        fitted(tmp_path, steps, poisoned, on_log=lambda step, _: seen.append(step), **options)
     assert seen == list(range(1, 10)) * (log_every == 1)
     assert checkpoints.latest_step(tmp_path / "checkpoints") is None  # none would be of a new state
 
