@@ -97,9 +97,9 @@ def largest_array(function: Callable, *arguments: PyTree) -> int:
 
 
 def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
-    """The sampler as a pytree, so that a compiled function takes its table as an argument and not a constant."""
+    """The sampler as a pytree of JAX arrays: a compiled function takes its table as an argument, not a constant."""
     if isinstance(sample, jax.tree_util.Partial):
-        return sample
+        return jax.tree.map(jnp.asarray, sample)  # or NumPy arrays would go to the device in each call
     # A bound method can be hashed and compared, by the identity of its object.
     return jax.tree_util.Partial(sample if _has_hash(sample) else sample.__call__)  # type: ignore[operator]
 

@@ -102,13 +102,13 @@ def check_is_task(task: Any) -> None:
 
 
 def check_examples(name: str, examples: Examples) -> None:
-    """Raises a `ValueError` unless these are `Examples` of one length whose targets have two axes or more."""
+    """Raises a `ValueError` unless these are `Examples` of one length whose targets have two axes."""
     if not all(hasattr(examples, field) for field in Examples._fields):
         raise ValueError(
             f"{name} is of type {type(examples).__name__}; it must be jmeta.Examples, with inputs, targets and a mask."
         )
     inputs, targets, mask = (np.shape(getattr(examples, field)) for field in Examples._fields)
-    if len(targets) < 2:
+    if len(targets) != 2:
         raise ValueError(
             f"{name}.targets have shape {targets}; they must be [K, N] one-hot, such as "
             "jax.nn.one_hot(labels, ways), or [K, D] for regression."
@@ -133,7 +133,7 @@ def _as_array(values: Any) -> Any:
 
 def warn(message: str) -> None:
     """Issues a warning at the line that called into the package."""
-    package = os.path.dirname(__file__)
+    package = os.path.join(os.path.dirname(__file__), "")
     inside = itertools.takewhile(lambda frame: frame.filename.startswith(package), inspect.stack())
     warnings.warn(message, stacklevel=len(list(inside)) + 1)
 
@@ -141,8 +141,8 @@ def warn(message: str) -> None:
 def check_task(task: Task) -> None:
     """Raises a `ValueError` unless this is a task whose targets, ways and classes fit together.
 
-    Refused are labels as targets, a query set of other ways, real targets with class ids, and queries of a class
-    without support.
+    Refused are labels as targets, a query set of other ways or without a real example, real targets with class ids,
+    and queries of a class without support.
     """
     check_is_task(task)
     for name in ("support", "query"):
@@ -154,6 +154,8 @@ def check_task(task: Task) -> None:
         )
     if is_traced(task):
         return
+    if not (np.asarray(task.query.mask) > 0).any():
+        raise ValueError("task.query.mask is zero everywhere; at least one query example must be real, marked by 1.")
     if task.class_ids is not None and not is_task_of_classes(task):
         raise ValueError(
             "the task's classes are numbered, but its targets are neither one-hot nor probabilities; a task with "

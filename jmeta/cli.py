@@ -209,9 +209,10 @@ def print_validation(episodes: int, step: int, metrics: dict[str, float]) -> Non
     if "validation_loss" not in metrics:
         return
     accuracy, ci95 = (metrics.get(name) for name in ("validation_accuracy", "validation_accuracy_ci95"))
-    figure = in_words(accuracy, ci95, metrics["validation_loss"], metrics["validation_loss_ci95"])
+    loss, loss_ci95, nonfinite = (metrics[f"validation_{name}"] for name in ("loss", "loss_ci95", "nonfinite"))
+    line = in_words(accuracy, ci95, loss, loss_ci95, episodes, int(nonfinite))
     with contextlib.suppress(OSError, UnicodeError):
-        print(f"step {step}: validation {figure} (95 % CI, {episodes} episodes)", flush=True)
+        print(f"step {step}: validation {line}", flush=True)
 
 
 def _begun(command: Train) -> tuple[Path, Run]:
@@ -274,7 +275,7 @@ def evaluate_run(command: Evaluate) -> None:
     protocol = dataclasses.replace(configuration.protocol, **{k: v for k, v in given.items() if v is not None})
     name = command.data or configuration.data
     check_protocol(name, ways=command.ways, data_dir=command.data_dir)
-    key = key_of(command.seed)
+    key = jax.random.fold_in(key_of(command.seed), 1)  # the key of the seed itself has been used in training
     if command.out is not None:
         _check_file(command.out)
     sample = build_sampler(name, protocol, "test", command.data_dir or configuration.data_dir)

@@ -41,7 +41,7 @@ class Source(NamedTuple):
     sampler: Callable  # (sizes of a task, split, data_dir) -> sample
     sizes: Mapping[str, int] = OF_CLASSES  # of a task, where none are given
     files: bool = False  # whether it reads files, from `data_dir`
-    fixed_classes: bool = False  # whether all tasks share them, so that one classifier can be trained on all
+    classes: int | None = None  # in its training data, if one classifier can be trained on all; None: new in each task
     regression: bool = False
     model: str = "conv4"
     inner_rate: float | None = None  # for gradient descent in the weights; None: the learner's own
@@ -57,7 +57,10 @@ SOURCES = {
         lambda sizes, split, data_dir: data.glyphs(**sizes),
     ),
     "omniglot": Source(
-        "1,623 handwritten characters of 50 alphabets (Lake et al., 2015)", _omniglot, files=True, fixed_classes=True
+        "1,623 handwritten characters of 50 alphabets (Lake et al., 2015)",
+        _omniglot,
+        files=True,
+        classes=4112,  # 1,028 characters in four rotations each
     ),
     "sinusoid": Source(
         "regression of sine waves (Finn et al., 2017)",
@@ -131,7 +134,7 @@ class Configuration:
     distance: str | None = None
     """Distance of a prototypical network: euclidean, cosine or mahalanobis."""
     classes: int | None = None
-    """Number of classes in the training data, for a transfer baseline; Omniglot has 4112."""
+    """Number of classes that a transfer baseline is trained on. Left out: those of the training data."""
     batch_size: int = 16
     """Tasks per meta-step."""
     learning_rate: float = 1e-3
@@ -152,7 +155,6 @@ LEARNER_OPTIONS = (
     "inner_steps",
     "test_steps",
     "inner_batch",
-    "classes",
     "distance",
     "multi_step_until",
     "first_order_until",
@@ -176,15 +178,24 @@ def build_learner(configuration: Configuration) -> Learner:
     rates = {name: getattr(configuration, name) for name in ("learning_rate", "inner_rate")}
     check_positive(**{name: rate for name, rate in rates.items() if rate is not None})
     parameters = inspect.signature(factory).parameters
-    if "classes" in parameters and not (source.fixed_classes or source.regression):
-        raise ValueError(
-            f"{configuration.learner} is trained to classify all classes of its data, but {configuration.data} has "
-            "new ones in every task; use --data omniglot."
-        )
+    classes = configuration.classes
+    if "classes" in parameters:
+        if source.classes is None and not source.regression:
+            raise ValueError(
+                f"{configuration.learner} is trained to classify all classes of its data, but {configuration.data} "
+                "has new ones in every task; use --data omniglot."
+            )
+        if classes is None:
+            classes = source.classes
+        elif source.classes is not None and classes < source.classes:
+            raise ValueError(
+                f"classes is {classes}, but {configuration.data} has {source.classes}, each of which needs an output; "
+                "leave it out."
+            )
     rate = configuration.inner_rate
     if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:
         rate = source.inner_rate
-    options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS}
+    options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {"classes": classes}
     if rate is not None:
         options |= {"inner_rate": rate} if "inner_rate" in parameters else {"inner_optimizer": optax.sgd(rate)}
     if source.regression:
@@ -205,6 +216,8 @@ def _build_model(configuration: Configuration, source: Source) -> Model:
     name = configuration.model or source.model
     factory = _named("model", name, MODELS)
     width = 1 if source.regression else task_sizes(configuration.data, configuration.protocol)["ways"]
+    if configuration.context is not None and configuration.learner != "cavia":
+        raise ValueError(f"context was given, but {configuration.learner} adapts none; cavia does.")
     options = {name: getattr(configuration, name) for name in ("norm", "width", "strided", "context")}
     outputs = width if configuration.learner in HEADED else None
     return factory(outputs=outputs, **_accepted(factory, name, options))
@@ -221,9 +234,6 @@ def _accepted(factory: Callable, name: str, options: dict[str, Any]) -> dict[str
         if option == "loss_fn":
             raise ValueError(f"{name} classifies; it cannot be trained on a source of regression tasks.")
         raise ValueError(f"{OPTION_NAMES.get(option, option)} was given, but {name} has no such option.")
-    for option, parameter in parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and option not in given:
-            raise ValueError(f"{name} needs the option --{option}.")
     return given
 
 

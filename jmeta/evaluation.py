@@ -78,9 +78,7 @@ class Report:
     per_episode: dict[str, np.ndarray] = field(repr=False, compare=False)
 
     def __str__(self) -> str:
-        figure = in_words(self.accuracy, self.ci95, self.loss, self.loss_ci95)
-        diverged = f", {self.nonfinite} with a loss that is not finite" if self.nonfinite else ""
-        return f"{figure} (95 % CI, {self.episodes} episodes{diverged})"
+        return in_words(self.accuracy, self.ci95, self.loss, self.loss_ci95, self.episodes, self.nonfinite)
 
     def to_json(self, **kwargs: Any) -> str:
         """The whole report as JSON, with null for numbers that are not finite; keywords go to `json.dumps`."""
@@ -88,11 +86,16 @@ class Report:
         return to_json({**asdict(self), "per_episode": values}, **kwargs)
 
 
-def in_words(accuracy: float | None, ci95: float | None, loss: float, loss_ci95: float) -> str:
-    """The figure that an evaluation is read for: the accuracy, or for regression, which has none, the error."""
+def in_words(
+    accuracy: float | None, ci95: float | None, loss: float, loss_ci95: float, episodes: int, nonfinite: int
+) -> str:
+    """An evaluation in a line, with the accuracy or, for regression, which has none, the error."""
     if accuracy is None or ci95 is None:
-        return f"mean squared error {loss:.4g} ± {loss_ci95:.2g}"
-    return f"accuracy {100 * accuracy:.1f} ± {100 * ci95:.1f} %"
+        figure = f"mean squared error {loss:.4g} ± {loss_ci95:.2g}"
+    else:
+        figure = f"accuracy {100 * accuracy:.1f} ± {100 * ci95:.1f} %"
+    diverged = f", {nonfinite} with a loss that is not finite" if nonfinite else ""
+    return f"{figure} (95 % CI, {episodes} episodes{diverged})"
 
 
 def evaluate(
@@ -139,7 +142,7 @@ def evaluate(
             its kind; if the outputs are not as wide as the targets, or the state
             is of another learner and this one cannot use it; for an episode of classes
             that has no support example, queries of a class without one, or real numbers
-            as targets.
+            as targets; and for one without a query example.
 
     Example:
         >>> import optax, jmeta
@@ -182,16 +185,15 @@ def check_episodes(
     sample: Callable[[Array], Task],
     *,
     episodes: int,
-    tasks_per_chunk: int | None,
     devices: tuple[jax.Device, ...] | None,
 ) -> None:
     """Raises a `ValueError` unless the learner's outputs fit the episodes; the arguments are those of `evaluate`.
 
-    One episode is traced and none computed: choosing a chunk traces it, and `evaluate` finds the choice in the
-    cache.
+    One episode is traced and none computed: choosing a chunk traces it, and `evaluate`, if it is to choose too, finds
+    the choice in the cache.
     """
     arguments = as_argument(sample), state.params, state.state
-    _chunk(learner, arguments, math.ceil(episodes / device_count(devices)), tasks_per_chunk, devices)
+    _chunk(learner, arguments, math.ceil(episodes / device_count(devices)), None, devices)
 
 
 @functools.lru_cache(maxsize=16)  # the size is our choice
@@ -266,9 +268,15 @@ def _protocol(task):
 
 
 def _check_found(found: dict[str, np.ndarray]) -> None:
-    """Raises a `ValueError` if any episode of classes is not a valid one, given what was found in all of them."""
-    if "ways" not in found:
-        return  # regression
+    """Raises a `ValueError` if any episode is not a valid one, given what was found in all of them."""
+    if "ways" in found:
+        _check_classes(found)
+    most = found["queries"].reshape(len(found["queries"]), -1).max(1)  # of a class, or in regression of the task
+    if (empty := most <= 0).any():
+        raise ValueError(f"episode {empty.argmax()} has no query example; without one there is nothing to judge.")
+
+
+def _check_classes(found: dict[str, np.ndarray]) -> None:
     if found["unclassed"].any():
         raise ValueError(
             f"episode {found['unclassed'].argmax()} has targets that are neither one-hot nor probabilities, but its "

@@ -163,10 +163,20 @@ def fit(
     sampler = on_each_device(as_argument(sample), step_devices)
     task = drawn(sample, validation_key)
     state = init_state(learner, optimizer, init_key, task, devices=step_devices)
+    validate = None
     if validation is not None:
         check_task(drawn(validation, validation_key))
         validation = on_each_device(as_argument(validation), devices)
-        check_episodes(learner, state, validation, episodes=episodes, tasks_per_chunk=tasks_per_chunk, devices=devices)
+        check_episodes(learner, state, validation, episodes=episodes, devices=devices)
+        validate = functools.partial(
+            evaluate,
+            learner,
+            sample=validation,
+            key=validation_key,
+            episodes=episodes,
+            tasks_per_chunk=tasks_per_chunk,
+            devices=devices,
+        )
     with contextlib.ExitStack() as held:
         if out is not None:
             held.enter_context(sole_writer(out))
@@ -208,16 +218,8 @@ def fit(
             report = None
             try:
                 try:
-                    if validation is not None and is_due:
-                        report = evaluate(
-                            learner,
-                            state,
-                            validation,
-                            key=validation_key,
-                            episodes=episodes,
-                            tasks_per_chunk=tasks_per_chunk,
-                            devices=devices,
-                        )
+                    if validate is not None and is_due:
+                        report = validate(state)
                 finally:
                     reporter.write(done, metrics, report, seconds)
             finally:
@@ -230,6 +232,8 @@ def fit(
     if done < steps:
         goes_on = "" if out is None else f"; fit with the same arguments goes on from {out}"
         warn(f"{stopping[0].name} ended the run at meta-step {done} of {steps}{goes_on}.")
+    elif stopping:
+        warn(f"{stopping[0].name} came in the last dispatch of the run, which is complete.")
     return state
 
 
@@ -338,7 +342,8 @@ def _compiled_loop(
 def _dispatch(loop, sampler, state, steps):
     """Runs `steps` meta-steps: the state, their metrics, whether parameters and state are finite, and seconds."""
     start = time.perf_counter()
-    state, metrics, is_finite = loop(state, sampler, steps)
+    # A number of one type, or the loop would be compiled again for steps that the user counts in NumPy's.
+    state, metrics, is_finite = loop(state, sampler, np.int32(steps))
     metrics = jax.tree.map(lambda values: np.asarray(values)[:steps], metrics)  # waits for the device
     return state, metrics, bool(is_finite), time.perf_counter() - start
 
@@ -410,6 +415,7 @@ class _Reporter:
         values["nonfinite_tasks"] = int(metrics["nonfinite_tasks"].sum())
         if report is not None:
             values |= {"validation_loss": report.loss, "validation_loss_ci95": report.loss_ci95}
+            values["validation_nonfinite"] = report.nonfinite
             if report.accuracy is not None and report.ci95 is not None:
                 values |= {"validation_accuracy": report.accuracy, "validation_accuracy_ci95": report.ci95}
             if not self._bar.disable:

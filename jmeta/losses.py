@@ -121,6 +121,7 @@ def cross_entropy(outputs: Array, targets: Array, mask: Array) -> Array:
     _check_shapes(outputs, targets, mask)
     check_classes(targets)
     outputs, targets = (at_real_rows(values, mask) for values in (outputs, targets))
+    outputs = outputs.astype(at_least_single(outputs.dtype))  # in half precision a sum of exponentials loses the small
     return masked_mean(-(targets * jax.nn.log_softmax(outputs)).sum(-1), mask)
 
 
@@ -259,16 +260,21 @@ def mean_and_interval(values: Array | np.ndarray) -> tuple[Any, Any]:
     The interval is 1.96 standard errors either side, as is usual for few-shot results.
 
     Args:
-        values: [episodes].
+        values: [episodes], at least 2.
 
     Returns:
         Two scalars.
+
+    Raises:
+        ValueError: for fewer than 2 values.
 
     Example:
         >>> mean, ci95 = mean_and_interval(jnp.array([1.0, 2.0, 3.0]))
         >>> print(f"{mean:.2f} ± {ci95:.2f}")
         2.00 ± 1.13
     """
+    if values.size < 2:
+        raise ValueError(f"values has {values.size} of them; an interval needs at least 2.")
     with np.errstate(invalid="ignore"):  # with an infinite value the interval is NaN
         return values.mean(), Z95 * values.std(ddof=1) / values.size**0.5
 

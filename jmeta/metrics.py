@@ -33,7 +33,8 @@ class MetricsLog:
         directory.mkdir(parents=True, exist_ok=True)
         _keep_until(directory, step)
         self._lines = (directory / LINES).open("a")
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        # Of events, a kill loses those that are not yet on disk; 10 s of them here, not tensorboardX's 120.
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1, flush_secs=10)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Logs the values of one step."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jmeta.batching import (
+    as_argument,
     chunk_of,
     even_chunk,
     filled_up,
@@ -45,6 +46,12 @@ def test_a_batch_is_filled_up_with_its_first_tasks_which_do_not_count():
     whole, is_real = filled_up(BATCH, 3)
     assert whole is BATCH
     assert is_real.all()
+
+
+def test_a_sampler_of_numpy_arrays_sends_them_to_the_device_once():
+    sample = as_argument(jax.tree_util.Partial(lambda table, key: table, np.zeros(3, np.float32)))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(sample))
+    assert as_argument(sample).args[0] is sample.args[0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -163,8 +164,8 @@ def test_a_baseline_is_trained_and_evaluated(tmp_path, monkeypatch):
     def sampler(sizes, split, data_dir):
         return data.episodes(table, **sizes)
 
-    monkeypatch.setitem(SOURCES, "table", Source("six classes", sampler, fixed_classes=True))
-    options = "--data table --classes 6 --queries 2 --width 4 --strided True --steps 2 --batch-size 2 --episodes 2"
+    monkeypatch.setitem(SOURCES, "table", Source("six classes", sampler, classes=6))
+    options = "--data table --queries 2 --width 4 --strided True --steps 2 --batch-size 2 --episodes 2"
     options += " --max-task-norm None"
     folder = str(tmp_path / "run")
     assert cli.main(["train", "--learner", "baseline", *options.split(), "--out", folder]) == 0
@@ -245,7 +246,8 @@ MISTAKES = {
     "train --out {new} --steps -5": "steps is -5",
     "train --out {new} --ways five": "Error parsing --ways: no type matching {{None}}|INT could be instantiated",
     "train --out {new} --leaner maml": "Unrecognized options: --leaner",
-    "train --learner baseline --data omniglot --out {new}": "baseline needs the option --classes",
+    "train --learner baseline --data omniglot --classes 4000 --out {new}": "classes is 4000, but omniglot has 4112",
+    "train --learner protonet --context 4 --out {new}": "context was given, but protonet adapts none; cavia does",
     "train --learner baseline --classes 9 --out {new}": "but glyphs has new ones in every task; use --data om",
     "train --learner protonet --data sinusoid --out {new}": "protonet classifies",
     "train --data sinusoid --model conv4 --out {new}": "inputs have shape (10, 1); a convolutional network needs",
@@ -334,9 +336,14 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(tmp_path):
     [
         ({"loss": 1.0}, ""),
         (
+            {"validation_loss": math.nan, "validation_loss_ci95": math.nan, "validation_nonfinite": 2},
+            "step 3: validation mean squared error nan ± nan (95 % CI, 7 episodes, 2 with a loss that is not finite)\n",
+        ),
+        (
             {
                 "validation_loss": 0.5,
                 "validation_loss_ci95": 0.1,
+                "validation_nonfinite": 0,
                 "validation_accuracy": 0.5,
                 "validation_accuracy_ci95": 0.05,
             },

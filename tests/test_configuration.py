@@ -21,8 +21,7 @@ from jmeta.configuration import (
 @pytest.mark.parametrize("source", ["omniglot", "sinusoid"])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_learner_can_be_built_by_its_name_and_predicts_its_tasks(name, source):
-    classes = 100 if name.startswith("baseline") else None
-    configuration = Configuration(learner=name, data=source, classes=classes, context=4 if name == "cavia" else None)
+    configuration = Configuration(learner=name, data=source, context=4 if name == "cavia" else None)
     if source == "sinusoid" and name not in HEADED | {"cnp", "in_context", "mann", "r2d2", "snail"}:
         with pytest.raises(ValueError, match=r"classifies|is not over classes"):
             build_learner(configuration)

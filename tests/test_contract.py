@@ -575,13 +575,15 @@ def test_a_model_that_asks_for_the_mask_is_told_it_and_another_is_not():
     assert apply_model(Model(None, untold), {}, (), jnp.zeros(2), mask=mask)[0].sum() == 0
 
 
-@pytest.mark.parametrize("learner", [learners.maml, learners.protonet, learners.mamlpp, learners.relation])
-def test_what_is_no_model_is_refused(learner):
+@pytest.mark.parametrize("name", learners.__all__)
+def test_what_is_no_model_is_refused(name):
+    learner = functools.partial(getattr(learners, name), **{"classes": 9} if name.startswith("baseline") else {})
+    task = data.glyphs()(jax.random.key(1))._replace(class_ids=jnp.arange(5))
     for model, kind in ((nn.Dense(3), "Dense"), (models.mlp, "function"), (None, "NoneType")):
         with pytest.raises(
             ValueError, match=f"model is of type {kind}; it must be a jmeta.Model, such as models.conv4"
         ):
-            learner(model).init(jax.random.key(0), data.glyphs()(jax.random.key(1)))
+            learner(model).init(jax.random.key(0), task)
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet"])

@@ -316,6 +316,23 @@ def test_an_episode_without_a_real_example_is_refused():
         jmeta.evaluate(learner, state, sample, key=jax.random.key(2), episodes=20)
 
 
+def test_an_episode_without_a_real_query_is_refused():
+    learner = learners.maml(models.mlp(hidden=(4,)), inner_optimizer=optax.sgd(0.01), loss_fn=losses.squared_error)
+    full = data.sinusoid(shots=5, queries=5)
+
+    def sample(key):
+        task = full(key)
+        return task._replace(query=task.query._replace(mask=task.query.mask * jax.random.bernoulli(key)))
+
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), full(jax.random.key(1)))
+    with pytest.raises(ValueError, match=r"episode \d+ has no query example"):
+        jmeta.evaluate(learner, state, sample, key=jax.random.key(2), episodes=20)
+    empty = full(jax.random.key(1))
+    empty = empty._replace(query=empty.query._replace(mask=jnp.zeros_like(empty.query.mask)))
+    with pytest.raises(ValueError, match=r"task\.query\.mask is zero everywhere"):
+        jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), empty)
+
+
 def test_an_object_that_compares_by_arrays_is_a_sampler_like_any_other():
     @dataclasses.dataclass(frozen=True)
     class Sampler:

@@ -50,7 +50,8 @@ def test_a_second_run_of_the_same_functions_compiles_nothing_whatever_its_number
         return len(traces)
 
     counted = OPTIMIZER._replace(update=update)
-    assert 0 < (once := run(SAMPLE)) == run(SAMPLE) == run(SAMPLE, steps=13)
+    assert 0 < (once := run(SAMPLE)) == run(SAMPLE) == run(SAMPLE, steps=13) == run(SAMPLE, steps=np.int64(13))
+    assert run(data.sinusoid(shots=5, queries=5)) == once
     assert run(SAMPLE, nonfinite="raise") > once
 
 
@@ -211,6 +212,13 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
     assert checkpoints.latest_step(tmp_path / "checkpoints") == state.step
 
 
+def test_a_signal_in_the_last_dispatch_is_told_too():
+    told = "SIGINT came in the last dispatch of the run, which is complete"
+    with handled_by(signal.default_int_handler, signal.SIGINT), pytest.warns(UserWarning, match=told):
+        state = fitted(steps=10, on_log=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert state.step == 10
+
+
 def test_a_signal_that_is_ignored_stays_so():
     with handled_by(signal.SIG_IGN, signal.SIGINT):
         state = fitted(steps=20, on_log=lambda *_: os.kill(os.getpid(), signal.SIGINT))
@@ -354,7 +362,8 @@ def test_a_checkpoint_that_no_finite_step_has_followed_is_not_called_good(tmp_pa
         jmeta.fit(LEARNER, optax.sgd(1e30), SAMPLE, steps=40, out=tmp_path, **options)
 
 
-def test_a_validation_of_other_ways_is_refused_before_anything_is_trained(tmp_path):
+@pytest.mark.parametrize("tasks_per_chunk", [None, 1])
+def test_a_validation_of_other_ways_is_refused_before_anything_is_trained(tmp_path, tasks_per_chunk):
     learner = learners.maml(models.mlp(hidden=(8,), outputs=5))
     tasks, validation = (data.glyphs(ways=ways, shots=1, queries=1) for ways in (5, 3))
     with pytest.raises(ValueError, match=r"outputs have shape \(3, 5\)"):
@@ -366,6 +375,7 @@ def test_a_validation_of_other_ways_is_refused_before_anything_is_trained(tmp_pa
             steps=20,
             batch_size=2,
             validation=validation,
+            tasks_per_chunk=tasks_per_chunk,
             out=tmp_path,
         )
     assert not list(tmp_path.iterdir())

@@ -33,6 +33,11 @@ def test_a_cross_entropy_of_one_class_is_refused():
         losses.cross_entropy(jnp.zeros((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
 
 
+def test_a_small_cross_entropy_in_half_precision_is_not_rounded_away():
+    labelled = jnp.array([[8.0, 0, 0, 0, 0]], jnp.bfloat16), jnp.eye(5)[:1], jnp.ones(1)
+    np.testing.assert_allclose(losses.cross_entropy(*labelled), np.log1p(4 * np.exp(-8)), rtol=1e-3)
+
+
 def test_accuracy_in_half_precision_counts_beyond_256():
     targets = jnp.eye(2, dtype=jnp.bfloat16)[jnp.zeros(600, int)]
     outputs = targets.at[:9].set(jnp.array([0, 1]))
@@ -140,6 +145,11 @@ def test_the_interval_is_scipys_normal_interval(x64):
     mean, ci95 = losses.mean_and_interval(jnp.asarray(values))
     low, high = scipy.stats.norm.interval(0.95, values.mean(), scipy.stats.sem(values))
     np.testing.assert_allclose((mean - ci95, mean + ci95), (low, high), rtol=1e-10, atol=1e-14)
+
+
+def test_one_value_has_no_interval():
+    with pytest.raises(ValueError, match="values has 1 of them; an interval needs at least 2"):
+        losses.mean_and_interval(np.ones(1))
 
 
 def test_an_infinite_value_has_an_infinite_mean_and_no_interval():

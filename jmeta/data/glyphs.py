@@ -1,7 +1,7 @@
 """An endless family of handwritten-like characters, drawn on the device: data without files."""
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
 
 import jax
@@ -55,15 +55,24 @@ def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Arr
     """
     check_counts(least=2, ways=ways)
     check_counts(least=1, shots=shots, queries=queries)
-    return functools.partial(_sample, ways=ways, shots=shots, queries=queries)
+    return jax.tree_util.Partial(_sample, _Sizes(ways, shots, queries))
 
 
-def _sample(key, *, ways, shots, queries):  # a plain function, which can be pickled
-    return _draw(key, ways=ways, shots=shots, queries=queries)
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Sizes:
+    ways: int
+    shots: int
+    queries: int
 
 
-@functools.partial(jax.jit, static_argnames=("ways", "shots", "queries"))
-def _draw(key, *, ways, shots, queries):
+def _sample(sizes, key):  # a plain function, which can be pickled
+    return _draw(sizes, key)
+
+
+@jax.jit
+def _draw(sizes, key):
+    ways, shots, queries = sizes.ways, sizes.shots, sizes.queries
     # Few draws of many numbers, since each call of a random generator takes long to compile.
     class_key, id_key, example_key, pen_key = jax.random.split(key, 4)
     characters = jax.vmap(_character)(jax.random.uniform(class_key, (ways, sum(CHARACTER))))

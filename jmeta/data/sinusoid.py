@@ -1,7 +1,7 @@
 """Sinusoid regression (Finn et al., 2017, section 5.1)."""
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +35,23 @@ def sinusoid(*, shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
         (5, 1)
     """
     check_counts(least=1, shots=shots, queries=queries)
-    return functools.partial(_sample, shots=shots, queries=queries)
+    return jax.tree_util.Partial(_sample, _Sizes(shots, queries))
 
 
-def _sample(key, *, shots, queries):  # a plain function, which can be pickled
-    return _draw(key, shots=shots, queries=queries)
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Sizes:
+    shots: int
+    queries: int
 
 
-@functools.partial(jax.jit, static_argnames=("shots", "queries"))
-def _draw(key, *, shots, queries):
+def _sample(sizes, key):  # a plain function, which can be pickled
+    return _draw(sizes, key)
+
+
+@jax.jit
+def _draw(sizes, key):
+    shots, queries = sizes.shots, sizes.queries
     # One call draws all numbers of a task: on a CPU a call costs more than the few numbers in it.
     fractions = jnp.split(jax.random.uniform(key, (2 + shots + queries, 1)), (1, 2))
     amplitude, phase, x = (

@@ -2,7 +2,7 @@
 
 import functools
 import numbers
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -34,7 +34,7 @@ class ClassTable:
         """The number of classes."""
         return len(self.names)
 
-    def take(self, classes: Iterable[int]) -> "ClassTable":
+    def take(self, classes: Sequence[int] | Iterator[int] | Array) -> "ClassTable":
         """A table of some of the classes, for example to hold the others out.
 
         Args:
@@ -53,7 +53,8 @@ class ClassTable:
         is_list = chosen.ndim == 1 and chosen.size > 0 and jnp.issubdtype(chosen.dtype, np.integer)
         if not is_list or chosen.min() < 0 or chosen.max() >= len(self) or len(np.unique(chosen)) < len(chosen):
             raise ValueError(
-                f"classes is {chosen.tolist()}; it must be one or more different numbers from 0 to {len(self) - 1}."
+                f"classes is {chosen.tolist()}; it must be a sequence of one or more different numbers from 0 to "
+                f"{len(self) - 1}."
             )
         starts, counts = np.asarray(self.starts)[chosen], np.asarray(self.counts)[chosen]
         rows = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])

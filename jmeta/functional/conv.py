@@ -31,7 +31,7 @@ from jax.interpreters import ad
 from jmeta.checks import check_counts
 from jmeta.functional.linear import linear
 from jmeta.functional.primitives import alike, batch_tasks, task_primitive
-from jmeta.types import Array
+from jmeta.types import Array, at_least_single
 
 # Measured on two x86 cores (docs/decisions/0003-convolution.md). Where there are few channels, or few pixels in all, a
 # matrix of columns costs less than `lax.conv`. For the kernel gradient, columns win where channels or the pixels of a
@@ -143,10 +143,12 @@ def _dw_in_blocks(x, dy, *, size):
     def add(total, block):
         return total + _dw_by_rows_and_columns(*block, size=size), None
 
-    total, _ = lax.scan(add, jnp.zeros((*size, x.shape[-1], dy.shape[-1]), x.dtype), whole)
+    # In half precision a sum of many blocks would stop growing.
+    start = jnp.zeros((*size, x.shape[-1], dy.shape[-1]), at_least_single(x.dtype))
+    total, _ = lax.scan(add, start, whole)
     if x.shape[0] % BLOCK:
         total += _dw_by_rows_and_columns(x[blocks * BLOCK :], dy[blocks * BLOCK :], size=size)
-    return total
+    return total.astype(x.dtype)
 
 
 def _conv_on_cpu(x, w):

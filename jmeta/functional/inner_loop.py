@@ -270,8 +270,8 @@ def checked_options(**options: Unpack[MetaGradientOptions]) -> dict[str, Any]:
             raise ValueError(
                 f"{name} is traced; an implicit meta-gradient needs a number, and has no derivative with respect to it."
             )
-        if not is_traced and not chosen[name] >= 0:
-            raise ValueError(f"{name} is {chosen[name]}; it must be 0 or more.")
+        if not is_traced and (chosen[name] is None or isinstance(chosen[name], str) or not chosen[name] >= 0):
+            raise ValueError(f"{name} is {chosen[name]!r}; it must be 0 or more.")
     if meta_gradient == "implicit" and not proximal > 0:
         raise ValueError(f'proximal is {proximal}; meta_gradient="implicit" needs it above 0.')
     for name, mode in MODE_OF.items():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jmeta.functional.conv import columns
-from jmeta.functional.precision import exact_product
+from jmeta.functional.precision import exact_product, to_solve
 from jmeta.functional.primitives import alike
 from jmeta.types import Array, at_least_single, or_one
 
@@ -21,18 +21,18 @@ def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
         mask: [K], 1 for a real example; None if all are. Both moments are 0 if none is.
 
     Returns:
-        Two arrays [C].
+        Two arrays [C], computed in at least single precision and of the dtype of `x`.
 
     Example:
         >>> moments(jnp.array([[1.0], [3.0], [9.0]]), jnp.array([1, 1, 0]))
         (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
-    x = x.astype(jnp.result_type(x, float))
+    (x,), dtype = to_solve(x)
     # Pixels are averaged first, so that the mask multiplies only [K, C] numbers and costs nothing.
     weights, pixels = _weights(x, mask), tuple(range(1, x.ndim - 1))
     mean = exact_product(weights, x.mean(pixels))
     apart = x - mean.reshape((1,) * (x.ndim - 1) + (-1,))
-    return mean, exact_product(weights, jnp.square(apart).mean(pixels))
+    return mean.astype(dtype), exact_product(weights, jnp.square(apart).mean(pixels)).astype(dtype)
 
 
 def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, stride: int = 1) -> tuple[Array, Array]:
@@ -80,7 +80,7 @@ def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, str
 def _weights(x, mask):
     """The weight of each example in a mean, [K]."""
     if mask is None:
-        return jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
+        return jnp.full(x.shape[:1], 1 / max(x.shape[0], 1), x.dtype)
     dtype = jnp.result_type(x, mask)
     counted = mask.astype(at_least_single(dtype))  # a third rounded to float32 is not one in float64
     return (counted / or_one(counted.sum())).astype(dtype)

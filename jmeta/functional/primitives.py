@@ -133,29 +133,28 @@ def batch_tasks(primitive: Primitive, *, a_axis: int, b_axis: int, a_out: int, b
         if da is not None and db is not None:
             return _more_tasks(primitive, operands, dims, **params)
         if db is None:
-            size, out = a.shape[da], a_out
-            a = _fold(a, da, a_axis)
+            (a, sizes), out = _fold(a, da, a_axis), a_out
         else:
-            size, out = b.shape[db], b_out
-            b = _fold(b, db, b_axis)
-        return _unfold(primitive.bind(a, b, **params), size, out), out
+            (b, sizes), out = _fold(b, db, b_axis), b_out
+        return _unfold(primitive.bind(a, b, **params), sizes, out), out
 
     batching.primitive_batchers[primitive] = rule
 
 
 def _more_tasks(primitive, operands, dims, **params):
     """The rule for vmap if every operand is batched: the batch joins the tasks."""
-    size = operands[0].shape[dims[0]]
-    folded = (_fold(operand, source, 0) for operand, source in zip(operands, dims, strict=True))
-    return _unfold(primitive.bind(*folded, **params), size, 0), 0
+    folded = [_fold(operand, source, 0) for operand, source in zip(operands, dims, strict=True)]
+    _, sizes = folded[0]
+    return _unfold(primitive.bind(*(operand for operand, _ in folded), **params), sizes, 0), 0
 
 
 def _fold(a, source, axis):
-    """Moves the batch axis `source` before `axis` (counted without it) and merges the two."""
+    """Moves the batch axis `source` before `axis` (counted without it) and merges the two; also returns their sizes."""
     a = jnp.moveaxis(a, source, axis)
-    return a.reshape(*a.shape[:axis], math.prod(a.shape[axis : axis + 2]), *a.shape[axis + 2 :])
+    sizes = a.shape[axis : axis + 2]
+    return a.reshape(*a.shape[:axis], math.prod(sizes), *a.shape[axis + 2 :]), sizes
 
 
-def _unfold(a, size, axis):
-    """Splits a batch axis of `size` off the front of `axis`; it stays where it is."""
-    return a.reshape(*a.shape[:axis], size, a.shape[axis] // size, *a.shape[axis + 1 :])
+def _unfold(a, sizes, axis):
+    """Splits `axis` into a batch axis and the axis it had been merged with, of these sizes."""
+    return a.reshape(*a.shape[:axis], *sizes, *a.shape[axis + 1 :])

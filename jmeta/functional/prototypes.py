@@ -52,7 +52,8 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
 
     The covariance of a class with n examples is w S_class + (1 - w) S_all + I with
     w = n / (n + 1), so that it can be inverted for any number of examples (Bateni et
-    al., 2020, equation 2, with beta = 1). Means and inverses are at least in single
+    al., 2020, equation 2, with beta = 1). Its rounding error is added to I, so that
+    this also holds for large features. Means and inverses are at least in single
     precision, whatever that of the features is.
 
     Args:
@@ -75,9 +76,10 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
     everything = _covariances(features, prototypes(features, jnp.ones_like(targets[:, :1]), mask), mask[None])
     each = _covariances(features, points, weights)
     own = (weights.sum(1) / (weights.sum(1) + 1))[:, None, None]
-    identity = jnp.eye(features.shape[1], dtype=each.dtype)
-    shrunk = own * each + (1 - own) * everything + identity[None]
-    return Gaussians(points, inverses(shrunk))
+    shrunk = own * each + (1 - own) * everything
+    rounding = jnp.finfo(shrunk.dtype).eps * jnp.trace(shrunk, axis1=1, axis2=2)
+    identity = jnp.eye(features.shape[1], dtype=shrunk.dtype)
+    return Gaussians(points, inverses(shrunk + (1 + rounding)[:, None, None] * identity[None]))
 
 
 def _covariances(features: Array, points: Array, weights: Array) -> Array:
@@ -88,12 +90,13 @@ def _covariances(features: Array, points: Array, weights: Array) -> Array:
 
 
 def squared_distances(queries: Array, points: Array) -> Array:
-    """Squared Euclidean distances [Q, N] between `queries` [Q, D] and `points` [N, D].
+    """Squared Euclidean distances [Q, N], at least in single precision, between `queries` [Q, D] and `points` [N, D].
 
     Example:
         >>> print(squared_distances(jnp.array([[1.0, 2.0]]), jnp.zeros((1, 2))))
         [[5.]]
     """
+    (queries, points), _ = to_solve(queries, points)  # in half precision a distance above 256 is a whole number
     return jnp.square(queries[:, None, :] - points[None, :, :]).sum(-1)
 
 

@@ -103,7 +103,7 @@ def recurrent(network: Callable) -> Head:
         ordered, model = _in_order(support, order_key), network(support.targets.shape[-1])
         tokens = _offset_tokens(ordered)
         _, carry = apply_model(model, params, None, tokens, mask=ordered.mask, train=train, key=network_key)
-        return Past(carry, ordered.targets[-1] * ordered.mask[-1])
+        return Past(carry, _labels(ordered)[-1])
 
     def score(params, past, features, *, train=False, key=None):
         model = network(past.last.size)
@@ -133,6 +133,11 @@ def _tokens(targets, features, flag):
 
 def _offset_tokens(support):
     """Tokens with the previous real example's target; padding, which comes first, has none."""
-    targets = support.targets * support.mask[:, None]
-    before = jnp.concatenate([jnp.zeros_like(targets[:1]), targets[:-1]])
+    labels = _labels(support)
+    before = jnp.concatenate([jnp.zeros_like(labels[:1]), labels[:-1]])
     return jnp.concatenate([before, support.inputs], axis=1)
+
+
+def _labels(support):
+    """The targets of real examples, whatever these weigh, and zeros for padding."""
+    return jnp.where(support.mask[:, None] > 0, support.targets, 0)

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jmeta.checks import check_counts
+from jmeta.checks import check_counts, check_transformation
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, plain_head
 from jmeta.functional.inner_loop import inner_loop
-from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.functional.precision import to_solve
 from jmeta.networks import apply_model
 from jmeta.types import Array, Examples, Learner, Model, Objective, together
@@ -40,7 +39,13 @@ class Classifier(NamedTuple):
 
 
 def transfer_learner(
-    model: Model, objective: Objective, classifier: Classifier, *, classes: int, optimizer: InnerOptimizer, steps: int
+    model: Model,
+    objective: Objective,
+    classifier: Classifier,
+    *,
+    classes: int,
+    optimizer: optax.GradientTransformation,
+    steps: int,
 ) -> Learner:
     """A learner trained by ordinary classification; in a task it fits a new head to the support features.
 
@@ -58,8 +63,8 @@ def transfer_learner(
         training classes.
 
     Raises:
-        ValueError: for fewer than 2 classes, or a negative number of steps; from `init`
-            and `loss`, for a task without `class_ids`, or with one that is not below
+        ValueError: for fewer than 2 classes, a negative number of steps or something that
+            is no optimizer; from `init` and `loss`, for a task without `class_ids`, or with one that is not below
             `classes`. Under `jit` class ids cannot be checked; the loss of such a task
             is then NaN.
 
@@ -80,6 +85,7 @@ def transfer_learner(
     """
     check_counts(least=2, classes=classes)
     check_counts(steps=steps)
+    check_transformation("optimizer", optimizer)
 
     def fit(params, support):
         present = objective.present(support)

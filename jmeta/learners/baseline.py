@@ -1,15 +1,15 @@
 """The transfer baseline (Chen et al., 2019)."""
 
 import jax.numpy as jnp
+import optax
 
 from jmeta import losses
-from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.functional.transfer import Classifier, FINE_TUNING, transfer_learner, uniform_kernel
 from jmeta.types import Learner, Model
 
 
 def baseline(
-    model: Model, *, classes: int, optimizer: InnerOptimizer = FINE_TUNING, fine_tuning_steps: int = 100
+    model: Model, *, classes: int, optimizer: optax.GradientTransformation = FINE_TUNING, fine_tuning_steps: int = 100
 ) -> Learner:
     """Classifies all training classes; in a task, fits a new linear head to the features.
 

@@ -1,9 +1,9 @@
 """The transfer baseline with a cosine head, Baseline++ (Chen et al., 2019)."""
 
 import jax.numpy as jnp
+import optax
 
 from jmeta import losses
-from jmeta.functional.inner_rule import InnerOptimizer
 from jmeta.functional.prototypes import cosine_similarities
 from jmeta.functional.transfer import Classifier, FINE_TUNING, transfer_learner, uniform_kernel
 from jmeta.types import Learner, Model
@@ -13,7 +13,7 @@ FEW_CLASSES, SCALE, SCALE_OF_MANY = 200, 2.0, 10.0
 
 
 def baseline_pp(
-    model: Model, *, classes: int, optimizer: InnerOptimizer = FINE_TUNING, fine_tuning_steps: int = 100
+    model: Model, *, classes: int, optimizer: optax.GradientTransformation = FINE_TUNING, fine_tuning_steps: int = 100
 ) -> Learner:
     """Like `baseline`, with heads whose outputs are scaled cosines of features and weights.
 

@@ -50,12 +50,12 @@ def cnp(
 ) -> Learner:
     """Decodes each query beside the mean of a network's summaries of the support examples.
 
-    Garnelo et al., 2018, "Conditional Neural Processes". For regression the prediction
-    is a Gaussian: `predict` gives its mean; the learner that gives both moments is
-    `gaussian_cnp` (`from jmeta.learners.cnp import gaussian_cnp`). Its standard
-    deviation is at least 0.1, as in the paper's code, so scale targets to order one.
-    For classification each class has its own mean, and the decoder sees all of them
-    side by side. The loss is on the query set alone; the paper adds the support set.
+    Garnelo et al., 2018, "Conditional Neural Processes". For regression `predict` gives
+    a `losses.Gaussian`, the mean [Q, D] and the standard deviation [Q, D] of each
+    query's target; the deviation is at least 0.1, as in the paper's code, so scale
+    targets to order one. For classification each class has its own mean, and the
+    decoder sees all of them side by side. The loss is on the query set alone; the paper
+    adds the support set.
 
     Args:
         model: an encoder to features [K, D]; for curves the paper uses none:
@@ -84,7 +84,8 @@ def cnp(
         >>> learner = cnp(models.mlp(hidden=(), outputs=None), loss_fn=losses.gaussian_nll)
         >>> task = data.sinusoid(shots=5, queries=3)(jax.random.key(0))
         >>> params, state = learner.init(jax.random.key(1), task)
-        >>> learner.predict(params, state, learner.adapt(params, state, task.support), task.query.inputs).shape
+        >>> adapted = learner.adapt(params, state, task.support)
+        >>> learner.predict(params, state, adapted, task.query.inputs).deviation.shape
         (3, 1)
     """
     if losses.is_classification(loss_fn):
@@ -97,54 +98,21 @@ def cnp(
             f"loss_fn is {getattr(loss_fn, '__name__', loss_fn)}; a conditional neural process predicts classes, "
             "with a loss over classes, or a variance, with losses.gaussian_nll."
         )
-    learner = gaussian_cnp(model, summary=summary, decoder=decoder)
-
-    def predict(params, state, adapted, inputs, *, mask=None):
-        return learner.predict(params, state, adapted, inputs, mask=mask).mean
-
-    return learner._replace(predict=predict)
+    head = _aggregator(summary, decoder, groups=_one_group, numbers=2, answer=_gaussian)
+    return head_learner(shared_encoder(model), head, Objective(losses.gaussian_nll, _metrics, lambda support: None))
 
 
-def gaussian_cnp(model: Model, *, summary: Model = SUMMARY, decoder: Callable[[int], Model] = decoder_mlp) -> Learner:
-    """The regression `cnp`, with the same parameters, whose `predict` gives a `losses.Gaussian`.
+def _one_group(support):
+    return jnp.ones_like(support.mask, shape=(support.mask.size, 1))
 
-    It holds the mean [Q, D] and the standard deviation [Q, D] of each query's target;
-    the deviation is at least 0.1, as in the paper's code.
 
-    Args:
-        model: as for `cnp`.
-        summary: as for `cnp`.
-        decoder: as for `cnp`.
+def _gaussian(outputs):
+    mean, raw = jnp.split(outputs, 2, axis=-1)
+    return losses.Gaussian(mean, LEAST_DEVIATION + (1 - LEAST_DEVIATION) * jax.nn.softplus(raw))
 
-    Returns:
-        A `Learner` for regression tasks; `adapt` gives `Fitted` with a `Representation`.
 
-    Raises:
-        ValueError: as for `cnp`.
-
-    Example:
-        >>> from jmeta import data
-        >>> learner = gaussian_cnp(models.mlp(hidden=(), outputs=None))
-        >>> task = data.sinusoid(shots=5, queries=3)(jax.random.key(0))
-        >>> params, state = learner.init(jax.random.key(1), task)
-        >>> adapted = learner.adapt(params, state, task.support)
-        >>> learner.predict(params, state, adapted, task.query.inputs).deviation.shape
-        (3, 1)
-    """
-
-    def one_group(support):
-        return jnp.ones_like(support.mask, shape=(support.mask.size, 1))
-
-    def gaussian(outputs):
-        mean, raw = jnp.split(outputs, 2, axis=-1)
-        return losses.Gaussian(mean, LEAST_DEVIATION + (1 - LEAST_DEVIATION) * jax.nn.softplus(raw))
-
-    def metrics(outputs, targets, mask):
-        return {"squared_error": losses.squared_error(outputs.mean, targets, mask)}
-
-    objective = Objective(losses.gaussian_nll, metrics, lambda support: None)
-    head = _aggregator(summary, decoder, groups=one_group, numbers=2, answer=gaussian)
-    return head_learner(shared_encoder(model), head, objective)
+def _metrics(outputs, targets, mask):
+    return {"squared_error": losses.squared_error(outputs.mean, targets, mask)}
 
 
 def _aggregator(summary, decoder, *, groups, numbers, answer):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jmeta import losses
+from jmeta.checks import check_model
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
 from jmeta.functional.inner_rule import InnerOptimizer
@@ -79,6 +80,7 @@ def proto_maml(
         raise ValueError(
             "loss_fn is not over classes, but Proto-MAML needs their prototypes; see losses.classification."
         )
+    check_model(model=model)
     options.setdefault("meta_gradient", "first_order")
     objective = losses.objective(loss_fn)
 

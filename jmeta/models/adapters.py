@@ -11,8 +11,8 @@ import jax
 from jmeta.networks import accepts
 from jmeta.types import Array, Model, Normalisation, PyTree
 
-# Keywords other than `train` by which networks are switched to training.
-SWITCHES = {"training", "is_training", "deterministic", "use_running_average"}
+# Keywords by which networks are switched to training, and their value in it.
+SWITCHES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
 POLICY = "normalisation policy"  # the entry of the state that names it, which no variable can be called
 
 
@@ -22,19 +22,16 @@ def from_linen(module: nn.Module) -> Model:
     Args:
         module: its `__call__` takes the inputs [K, ...] and, if it declares them or has
             `**kwargs`, the keywords `train` and `mask` (for an `nn.Sequential`, its
-            first layer's). Flax's own layers are passed neither: they have no `train`,
-            and their `mask` means something else. A key seeds the `dropout` and
+            first layer's). In place of `train` it may declare `training`,
+            `is_training`, or their opposites `deterministic` or `use_running_average`.
+            Flax's own layers are passed none of these: they have no `train`, and their
+            `mask` means something else. A key seeds the `dropout` and
             `params` streams; Linen draws other streams from `params`. Collections other
             than `params` become the state, whose shapes must not change, so do not sow
             values. A string field `norm` names the normalisation policy in reports.
 
     Returns:
         A `Model`.
-
-    Raises:
-        ValueError: from `init`, if the module has batch statistics but is switched to
-            training by a keyword other than `train`, so that they would never be
-            updated.
 
     Example:
         >>> model = from_linen(nn.Dense(3))
@@ -45,25 +42,19 @@ def from_linen(module: nn.Module) -> Model:
     first = _first_layer(module)
     called = type(first).__call__ if isinstance(first, nn.Module) else first
     is_own = _is_by_flax(called)
-    accepted = {name for name in ("train", "mask") if accepts(called, name) and not is_own}
-    switches = set() if is_own or "train" in accepted else SWITCHES & inspect.signature(called).parameters.keys()
+    switches, has_mask = ({}, False) if is_own else (_switches(called), accepts(called, "mask"))
     stated = _policy(module)
 
-    def keywords(**given):
-        return {name: value for name, value in given.items() if name in accepted}
+    def switched(train):
+        return {name: value if train else not value for name, value in switches.items()}
 
     def streams(key):
         return None if key is None else dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
 
     @jax.jit  # or each operation of the network would be compiled and run by itself
     def init(key, inputs):
-        variables = dict(module.init(key, inputs, **keywords(train=False)))
+        variables = dict(module.init(key, inputs, **switched(train=False)))
         params = variables.pop("params", {})
-        if "batch_stats" in variables and switches:
-            raise ValueError(
-                f"{type(module).__name__} has batch statistics, but its __call__ is switched to training by "
-                f"{min(switches)!r}, which jmeta never passes, so they would never be updated; name the keyword train."
-            )
         return params, variables | stated
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
@@ -73,7 +64,8 @@ def from_linen(module: nn.Module) -> Model:
             inputs,
             rngs=streams(key),
             mutable=list(collections) if train else [],
-            **keywords(train=train, mask=mask),
+            **switched(train),
+            **({"mask": mask} if has_mask else {}),
         )
         return outputs, {**state, **changed}
 
@@ -85,6 +77,12 @@ def _first_layer(module):
     while type(module).__call__ is nn.Sequential.__call__ and module.layers:
         module = module.layers[0]
     return module
+
+
+def _switches(called):
+    """The switches that a `__call__` declares, or `train` if it takes any keyword."""
+    declared = {name: value for name, value in SWITCHES.items() if name in inspect.signature(called).parameters}
+    return declared or ({"train": True} if accepts(called, "train") else {})
 
 
 def _is_by_flax(called):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.checks import check_counts
+from jmeta.functional.classes import very_negative
 from jmeta.functional.orders import real_first
 from jmeta.functional.varying import vary_over, varying
 from jmeta.models.adapters import from_linen
@@ -83,7 +84,8 @@ class AttentionLSTM(nn.Module):
         cell = _lstm_cell(queries.shape[-1])
         hidden, memory = jnp.zeros_like(queries), jnp.zeros_like(queries)
         for _ in range(self.steps):
-            weights = jax.nn.softmax(jnp.where(mask[None] > 0, hidden @ support.T, -jnp.inf))
+            scores = hidden @ support.T
+            weights = jax.nn.softmax(jnp.where(mask[None] > 0, scores, very_negative(scores)))
             read = weights @ support
             (memory, hidden), _ = cell((memory, hidden), jnp.concatenate([queries, read], -1))
             hidden += queries

@@ -1,7 +1,5 @@
 """Attention to a prompt, by its own tokens and by queries that do not see each other."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ import jax.numpy as jnp
 from jmeta.types import Array
 
 
-def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, real: Array, **options: Any) -> Array:
+def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, real: Array) -> Array:
     """Attention of the tokens of a prompt among themselves, and of each query to the prompt and itself.
 
     Args:
@@ -18,7 +16,6 @@ def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, rea
         value: [K + Q, heads, D].
         seen: [K, K], which tokens of the prompt each token of the prompt (row) may see.
         real: [K], which tokens of the prompt are seen at all; every token sees itself.
-        options: keywords for `nn.dot_product_attention`.
 
     Returns:
         [K + Q, heads, D]. Nothing passes from one query to another.
@@ -26,11 +23,11 @@ def prompt_attention(query: Array, key: Array, value: Array, *, seen: Array, rea
     length = len(real)
     prompt_keys, prompt_values = key[:length], value[:length]
     seen = seen & real[None] | jnp.eye(length, dtype=bool)
-    of_prompt = nn.dot_product_attention(query[:length], prompt_keys, prompt_values, mask=seen[None], **options)
+    of_prompt = nn.dot_product_attention(query[:length], prompt_keys, prompt_values, mask=seen[None])
     mask = jnp.concatenate([real, jnp.ones(1, bool)])[None, None]
 
     def of_query(query, key, value):
         keys, values = (jnp.concatenate(pair) for pair in ((prompt_keys, key[None]), (prompt_values, value[None])))
-        return nn.dot_product_attention(query[None], keys, values, mask=mask, **options)[0]
+        return nn.dot_product_attention(query[None], keys, values, mask=mask)[0]
 
     return jnp.concatenate([of_prompt, jax.vmap(of_query)(query[length:], key[length:], value[length:])])

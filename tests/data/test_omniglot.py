@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jmeta import data
+from jmeta.configuration import SOURCES
 from jmeta.data.omniglot import _ink
 
 # TFDS and its dependencies warn on import and leave files for the garbage collector to close.
@@ -32,6 +33,7 @@ def test_the_splits_are_1028_172_and_423_different_characters():
     }
     assert {split: len(of) for split, of in characters.items()} == {"train": 1028, "val": 172, "test": 423}
     assert len(set.union(*characters.values())) == 1623
+    assert SOURCES["omniglot"].classes == 4 * len(characters["train"])
 
 
 def test_turned_characters_are_classes_of_their_own(val_split):

@@ -75,7 +75,9 @@ def test_some_classes_make_a_table_like_that_of_their_examples_alone():
     "classes", [[], [0, 0], [3], [-1], 1, np.array(1), ["a"], [0.0], np.array([True, False, True]), {0, 1}]
 )
 def test_what_chooses_no_classes_of_a_table_is_refused(classes):
-    with pytest.raises(ValueError, match=r"classes is .*; it must be one or more different numbers from 0 to 2"):
+    with pytest.raises(
+        ValueError, match=r"classes is .*; it must be a sequence of one or more different numbers from 0 to 2"
+    ):
         data.class_table(np.zeros((6, 2)), list("abcabc")).take(classes)
 
 

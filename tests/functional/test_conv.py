@@ -110,6 +110,13 @@ def test_every_form_of_the_kernel_gradient_is_the_same(x64, name):
         assert_equal(forms[0], form)
 
 
+def test_a_kernel_gradient_in_half_precision_is_added_up_over_blocks_in_single():
+    pixels = jnp.ones((2000, 1, 1, 1), jnp.bfloat16)  # beyond 256, numbers of this precision are more than 1 apart
+    found = _dw_in_blocks(pixels, pixels, size=(1, 1))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found.ravel(), 2000.0)
+
+
 def test_integer_images_are_promoted():
     images = jnp.arange(16).reshape(1, 4, 4, 1)
     assert conv(images, jnp.ones((3, 3, 1, 1)))[0, 0, 0, 0] == 0 + 1 + 4 + 5

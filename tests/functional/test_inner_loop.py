@@ -304,6 +304,7 @@ RATE = InnerRule(  # one rate, learned
         ({"cg_steps": -1}, "cg_steps is -1"),
         ({"proximal": float("nan")}, "proximal is nan"),
         ({"damping": -1.0}, "damping is -1.0"),
+        ({"proximal": None}, "proximal is None; it must be 0 or more"),
         ({"meta_gradient": "implicit"}, "proximal is 0.0"),
         ({"last_steps": 2}, "last_steps is 2, but meta_gradient is 'second_order', .* it is for 'truncated'"),
         ({"meta_gradient": "truncated", "damping": 1.0}, "damping is 1.0, .* it is for 'implicit'"),

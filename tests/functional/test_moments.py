@@ -154,3 +154,11 @@ def test_a_mask_of_half_precision_counts_beyond_256():
     x = (jnp.arange(301.0) % 7)[:, None]
     found = moments(x, jnp.ones(301, jnp.bfloat16))
     np.testing.assert_allclose(found, moments(x), rtol=1e-6)
+
+
+def test_moments_of_half_precision_are_found_in_single():
+    x = jnp.asarray(np.random.default_rng(0).normal(5, 1, (75, 6, 6, 2)), jnp.bfloat16)
+    expected = moments(x.astype(jnp.float32))
+    for found, exact in zip(moments(x), expected, strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))

@@ -56,6 +56,18 @@ def test_an_operation_runs_without_jit_too(name):
     np.testing.assert_allclose(found, operation(*operands), rtol=1e-6)
 
 
+@pytest.mark.parametrize("axes", [(0, None), (0, 0)])
+@pytest.mark.parametrize("name", ["linear", "conv"])
+def test_a_batch_of_nothing_has_results_of_the_usual_shape(name, axes):
+    operation, *operands = OPERATIONS[name]
+
+    def shape_of(number):
+        batches = ((number, *shape) if axis == 0 else shape for shape, axis in zip(operands, axes, strict=True))
+        return jax.vmap(operation, axes)(*map(jnp.ones, batches)).shape
+
+    assert shape_of(0) == (0, *shape_of(1)[1:])
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_gradient_of_an_operand_that_devices_share_is_the_sum_over_their_examples(x64, name):
     operation, *shapes = OPERATIONS[name]

@@ -70,6 +70,16 @@ def test_gaussians_of_examples_that_are_there_twice_by_half_are_theirs(x64):
     np.testing.assert_allclose(twice.precisions, once.precisions, rtol=1e-10, atol=1e-12)
 
 
+def test_squared_distances_of_half_precision_are_found_in_single():
+    queries, points = jnp.full((1, 1600), 7.0, jnp.float16), jnp.zeros((1, 1600), jnp.float16)
+    np.testing.assert_array_equal(squared_distances(queries, points), 78400.0)  # beyond the largest, 65504
+
+
+def test_mahalanobis_distances_are_finite_where_rounding_is_above_one():
+    features = jnp.asarray(1e4 * np.random.default_rng(0).normal(size=(5, 64)), jnp.float32)
+    assert np.isfinite(squared_mahalanobis_distances(features, gaussians(features, jnp.eye(5), jnp.ones(5)))).all()
+
+
 def test_mahalanobis_distances_of_half_precision_are_found_in_single():
     features = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.bfloat16)
     targets, mask = jnp.eye(2)[np.arange(8) % 2], jnp.ones(8)

@@ -139,6 +139,14 @@ def test_the_query_context_is_that_of_the_paper_s_equations(x64):
     np.testing.assert_allclose(model.apply(params, {}, inputs)[0], hidden, rtol=1e-10, atol=1e-12)
 
 
+def test_a_query_in_the_context_of_padding_alone_has_a_finite_gradient():
+    model = models.attention_lstm(steps=2)
+    queries, support = jnp.ones((2, 3)), jnp.ones((4, 3))
+    params, _ = model.init(jax.random.key(0), (queries, support, jnp.ones(4)))
+    gradient = jax.grad(lambda params: model.apply(params, {}, (queries, support, jnp.zeros(4)))[0].sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
 def test_the_support_context_adds_both_directions(x64):
     features = np.random.default_rng(0).normal(size=(3, 2))
     model = models.bidirectional_lstm()

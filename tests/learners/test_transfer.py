@@ -137,6 +137,8 @@ def test_classes_that_training_does_not_know_are_refused(name):
         BASELINES[name](IDENTITY, classes=1)
     with pytest.raises(ValueError, match="steps is -1"):
         BASELINES[name](IDENTITY, classes=3, fine_tuning_steps=-1)
+    with pytest.raises(ValueError, match=r"optimizer is <function sgd .*; it must be an optax transformation"):
+        BASELINES[name](IDENTITY, classes=3, optimizer=optax.sgd)
 
 
 def test_where_ids_have_no_values_an_unknown_class_makes_the_loss_nan():

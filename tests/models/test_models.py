@@ -1,5 +1,7 @@
 """The built-in networks and the adapters."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -286,16 +288,33 @@ def test_a_layer_of_linens_own_gets_no_keyword(module):
     np.testing.assert_array_equal(told, outputs)
 
 
-def test_a_linen_module_whose_batch_statistics_would_never_be_taken_is_refused():
-    class Network(nn.Module):
-        @nn.compact
-        def __call__(self, x, training=False):
-            return nn.BatchNorm(use_running_average=not training)(x)
+class Trained(nn.Module):
+    @nn.compact
+    def __call__(self, x, is_training=False, training=False):
+        assert is_training is training
+        return nn.BatchNorm(use_running_average=not training)(x)
 
-    with pytest.raises(
-        ValueError, match="Network has batch statistics, but its __call__ is switched to training by 'training'"
-    ):
-        models.from_linen(Network()).init(KEY, jnp.ones((2, 3)))
+
+class Deterministic(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        return nn.Dropout(0.5, deterministic=deterministic)(x)
+
+
+class Running(nn.Module):
+    @nn.compact
+    def __call__(self, x, use_running_average=True):
+        return nn.BatchNorm(use_running_average=use_running_average)(x)
+
+
+@pytest.mark.parametrize("network", [Trained, Deterministic, Running])
+def test_a_linen_module_is_told_of_training_by_the_name_it_has_for_it(network):
+    model, inputs = models.from_linen(network()), jnp.arange(1.0, 9.0).reshape(4, 2)
+    params, state = model.init(KEY, inputs)
+    np.testing.assert_allclose(model.apply(params, state, inputs)[0], inputs, rtol=1e-4)  # as statistics start
+    outputs, after = model.apply(params, state, inputs, train=True, key=KEY)
+    assert np.abs(outputs - inputs).max() > 0.5
+    assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 def test_batch_statistics_that_are_to_stay_are_taken_as_they_are():
@@ -439,8 +458,10 @@ def test_an_nnx_module_states_its_normalisation_policy_too():
     assert normalisations(state) == normalisations(after) == ("running",)
 
 
-@pytest.mark.parametrize("model", [models.mlp(outputs=2), models.conv4(outputs=2, width=4, norm="running")])
-def test_no_examples_have_no_outputs(model):
+@pytest.mark.parametrize("norm", ["none", "running", "batch"])
+@pytest.mark.parametrize("network", [models.mlp, functools.partial(models.conv4, width=4)])
+def test_no_examples_have_no_outputs(network, norm):
+    model = network(outputs=2, norm=norm)
     images = jnp.zeros((1, 16, 16, 1))
     params, state = model.init(jax.random.key(0), images)
     assert model.apply(params, state, images[:0])[0].shape == (0, 2)
