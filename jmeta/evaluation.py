@@ -2,8 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jmeta.checks import (
     as_key,
     check_chunk,
     check_counts,
+    check_functions,
     check_is_task,
     check_learner,
     check_samplers,
@@ -40,6 +42,9 @@ from jmeta.types import Array, Learner, normalisations, PyTree, Task, TrainState
 # A prediction counts as unchanged if its outputs change by at most this share, for `Report.transductive`. Our choice,
 # far above the rounding of float32.
 ROUNDING = 1e-4
+
+# What is measured in every episode.
+MEASURED = ("loss", "accuracy", "ways", "shots", "queries", "first", "orphans", "unclassed")
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class Report:
         nonfinite: number of episodes whose loss is not finite, for example because
             adaptation diverged. The mean loss is then not finite either, and accuracy
             counts a query with a NaN among its outputs as wrong.
-        per_episode: `"accuracy"` and `"ways"` (not for regression) and `"loss"`, arrays [episodes].
+        per_episode: `"accuracy"` and `"ways"` (not for regression), `"loss"`, and the
+            metrics that were asked for, arrays [episodes].
     """
 
     accuracy: float | None
@@ -105,6 +111,7 @@ def evaluate(
     *,
     key: Array,
     episodes: int = 600,
+    metrics: Mapping[str, Callable] = MappingProxyType({}),
     tasks_per_chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Report:
@@ -125,6 +132,10 @@ def evaluate(
             `jax.random.wrap_key_data(jax.random.key_data(key)[:2],
             impl="threefry2x32")`, here, in `fit` and in `init_state`.
         episodes: number of episodes, at least 2.
+        metrics: what else to measure in each episode, by name: functions of the outputs
+            for the query set, as `predict` gives them, its targets and mask,
+            `(outputs, targets, mask) -> scalar`, such as `losses.calibration_error`;
+            compiled with the rest, so pass the same functions to later calls.
         tasks_per_chunk: how many to vmap at once, at most, on each device; None
             chooses.
         devices: devices to divide the episodes over, such as `jax.local_devices()`;
@@ -132,17 +143,19 @@ def evaluate(
 
     Returns:
         A `Report`; the mean and its normal 95 % interval are over episodes. Outputs
-        that are a `losses.Gaussian` are judged by its mean. To compare two learners on
-        the same episodes, take `losses.mean_and_interval` of the difference of their
-        `per_episode["accuracy"]`.
+        that are a `losses.Gaussian` are judged by its mean. For the mean and interval of
+        one of the `metrics`, take `losses.mean_and_interval` of its values in
+        `per_episode`; to compare two learners on the same episodes, that of the
+        difference of their `per_episode["accuracy"]`.
 
     Raises:
         ValueError: for fewer than 2 episodes, fewer than 1 task per chunk, or devices
-            that cannot share episodes; if `learner`, `state`, `sample` or `key` is not of
-            its kind; if the outputs are not as wide as the targets, or the state
-            is of another learner and this one cannot use it; for an episode of classes
-            that has no support example, queries of a class without one, or real numbers
-            as targets; and for one without a query example.
+            that cannot share episodes; for metrics that are no functions, give no scalar
+            or have a name of evaluation's own; if `learner`, `state`, `sample` or `key`
+            is not of its kind; if the outputs are not as wide as the targets, or the
+            state is of another learner and this one cannot use it; for an episode of
+            classes that has no support example, queries of a class without one, or real
+            numbers as targets; and for one without a query example.
 
     Example:
         >>> import optax, jmeta
@@ -155,6 +168,9 @@ def evaluate(
     """
     check_counts(least=2, episodes=episodes)
     check_chunk(tasks_per_chunk)
+    check_functions("of outputs, targets and a mask", **metrics)
+    if taken := metrics.keys() & set(MEASURED):
+        raise ValueError(f"metrics has {min(taken)!r}, a name that evaluation uses itself; rename it.")
     devices, key = as_devices(devices), as_key(key)
     if not isinstance(state, TrainState):
         raise ValueError(
@@ -165,7 +181,7 @@ def evaluate(
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
     number = device_count(devices)
     each = math.ceil(episodes / number)
-    run = _evaluator(learner, devices, jax.random.key_impl(key))
+    run = _evaluator(learner, tuple(metrics.items()), devices, jax.random.key_impl(key))
     with telling_of_another_state(learner, state, sample):
         chunk = number * _chunk(learner, arguments, each, tasks_per_chunk, devices)
         # The last chunk is padded with the first episodes, so that one compiled function serves all chunks. The keys
@@ -176,7 +192,9 @@ def evaluate(
     found = {name: np.concatenate([part[name] for part in parts])[:episodes] for name in parts[0]}
     _check_found(found)
     alone = np.asarray(run((True, *arguments), chunks[0])["first"])[:episodes]
-    return _report(found, _differ(found["first"][:chunk], alone), normalisations(state.state))
+    named = ("accuracy", "loss", "ways", *metrics)
+    per_episode = {name: found[name] for name in named if name in found}
+    return _report(found, per_episode, _differ(found["first"][:chunk], alone), normalisations(state.state))
 
 
 def check_episodes(
@@ -197,12 +215,17 @@ def check_episodes(
 
 
 @functools.lru_cache(maxsize=16)  # the size is our choice
-def _evaluator(learner: Learner, devices: tuple[jax.Device, ...] | None, kind_of_key: Hashable) -> Callable:
+def _evaluator(
+    learner: Learner,
+    metrics: tuple[tuple[str, Callable], ...],
+    devices: tuple[jax.Device, ...] | None,
+    kind_of_key: Hashable,
+) -> Callable:
     """The compiled evaluation of a chunk of episodes, cached so that a second call does not compile again."""
 
     def run(shared, keys):
         keys = jax.random.wrap_key_data(keys, impl=kind_of_key)
-        return map_tasks(functools.partial(_episode, learner, *shared), keys)
+        return map_tasks(functools.partial(_episode, learner, metrics, *shared), keys)
 
     return jax.jit(over_devices(run, devices))
 
@@ -220,11 +243,11 @@ def _chunk(
 def _chunk_of_shapes(learner, structure, shapes, episodes, most, devices):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = jax.tree.unflatten(structure, shapes)
-    return chunk_of(episodes, most, functools.partial(_episode, learner, False), *arguments, key, devices=devices)
+    return chunk_of(episodes, most, functools.partial(_episode, learner, (), False), *arguments, key, devices=devices)
 
 
-def _episode(learner, is_blanked, sample, params, state, key):
-    """What is measured in one episode; if `is_blanked`, with all queries except the first set to zero."""
+def _episode(learner, metrics, is_blanked, sample, params, state, key):
+    """What is measured in one episode, by name; if `is_blanked`, with all queries except the first set to zero."""
     sample_key, adapt_key = jax.random.split(key)
     task = drawn(sample, sample_key)
     check_is_task(task)
@@ -234,15 +257,24 @@ def _episode(learner, is_blanked, sample, params, state, key):
     adapted = learner.adapt(params, state, task.support, key=adapt_key)
     extra = {"mask": query.mask} if takes_mask(learner.predict) else {}
     outputs = learner.predict(params, state, adapted, inputs, **extra)
+    asked = {name: _scalar(name, metric(outputs, query.targets, query.mask)) for name, metric in metrics}
     outputs = outputs.mean if isinstance(outputs, losses.Gaussian) else outputs
     labelled = (outputs, query.targets, query.mask)
     if not _classifies(learner, params, state, task):
         sizes = {"shots": task.support.mask.sum(), "queries": query.mask.sum()}
-        return {"first": outputs[0], "loss": losses.squared_error(*labelled)} | sizes
+        return asked | {"first": outputs[0], "loss": losses.squared_error(*labelled)} | sizes
     found = {"loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
     # Outputs of absent classes are so large that beside them `_differ` would see no change.
     first = jnp.where(losses.class_counts(task.support) > 0, outputs[0], 0)
-    return found | {"first": first} | _protocol(task)
+    return asked | found | {"first": first} | _protocol(task)
+
+
+def _scalar(name, value):
+    if jnp.shape(value):
+        raise ValueError(
+            f"metrics has {name!r}, which gives an array of shape {jnp.shape(value)}; it must be a scalar."
+        )
+    return value
 
 
 def _classifies(learner, params, state, task):
@@ -299,7 +331,9 @@ def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
     )
 
 
-def _report(found: dict[str, np.ndarray], transductive: bool, policies: tuple[str, ...]) -> Report:
+def _report(
+    found: dict[str, np.ndarray], per_episode: dict[str, np.ndarray], transductive: bool, policies: tuple[str, ...]
+) -> Report:
     accuracy, ci95 = _interval(found["accuracy"]) if "accuracy" in found else (None, None)
     loss, loss_ci95 = _interval(found["loss"])
     return Report(
@@ -314,7 +348,7 @@ def _report(found: dict[str, np.ndarray], transductive: bool, policies: tuple[st
         normalisation=policies,
         transductive=transductive,
         nonfinite=int((~np.isfinite(found["loss"])).sum()),
-        per_episode={name: found[name] for name in ("accuracy", "loss", "ways") if name in found},
+        per_episode=per_episode,
     )
 
 

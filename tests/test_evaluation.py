@@ -333,6 +333,39 @@ def test_an_episode_without_a_real_query_is_refused():
         jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), empty)
 
 
+def test_what_else_is_measured_is_that_of_each_episode():
+    def count(outputs, targets, mask):
+        return (outputs.argmax(1) == targets.argmax(1)).sum()
+
+    metrics = {"right": count, "calibration_error": losses.calibration_error}
+    per_episode = evaluated(BATCH, data.episodes(TABLE, ways=3, shots=1, queries=2), metrics=metrics).per_episode
+    np.testing.assert_allclose(per_episode["right"] / 6, per_episode["accuracy"], rtol=1e-6)
+    assert per_episode["calibration_error"].shape == (40,)
+
+
+def test_a_metric_is_given_a_gaussian_whole():
+    learner = learners.cnp(models.mlp(hidden=(), outputs=None), loss_fn=losses.gaussian_nll)
+    sample = data.sinusoid(shots=3, queries=2)
+    state = jmeta.init_state(learner, optax.sgd(0.1), jax.random.key(0), sample(jax.random.key(1)))
+    report = jmeta.evaluate(
+        learner, state, sample, key=jax.random.key(2), episodes=3, metrics={"nll": losses.gaussian_nll}
+    )
+    assert np.isfinite(report.per_episode["nll"]).all()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"loss": losses.cross_entropy}, "metrics has 'loss', a name that evaluation uses itself; rename it"),
+        ({"mine": 0.5}, "mine is 0.5; it must be a function of outputs, targets and a mask"),
+        ({"each": lambda *labelled: labelled[2]}, r"metrics has 'each', which gives an array of shape \(6,\)"),
+    ],
+)
+def test_what_is_no_metric_is_refused(metrics, message):
+    with pytest.raises(ValueError, match=message):
+        evaluated(IDENTITY, data.episodes(TABLE, ways=3, shots=1, queries=2), metrics=metrics)
+
+
 def test_an_object_that_compares_by_arrays_is_a_sampler_like_any_other():
     @dataclasses.dataclass(frozen=True)
     class Sampler:

@@ -123,7 +123,6 @@ def inner_loop(
     check_counts(steps=steps)
     check_counts(least=1, unroll=unroll)
     chosen = checked_options(**options)
-    meta_gradient, proximal = chosen["meta_gradient"], chosen["proximal"]
     if unroll > 1 and chosen["checkpoint"]:
         raise ValueError(f"unroll is {unroll}; with checkpoint=True it must be 1.")
     _check_arrays(params, data, steps)
@@ -134,32 +133,42 @@ def inner_loop(
     scan = functools.partial(scan_steps, unroll=unroll)
     axes = axes_of(objective, params, data)
     params = vary_over(params, axes)
-    if meta_gradient == "implicit":
-        if jax.tree.leaves(rule_params):
-            raise ValueError(
-                'rule has parameters of its own, but meta_gradient is "implicit", under which they have no gradient; '
-                "use a rule without any, such as optax.sgd(0.1)."
-            )
+    if chosen["meta_gradient"] != "implicit":
+        start = start_descent(rule, rule_params, params, axes)
+        return _differentiated_step_by_step(objective, start, rule, rule_params, data, steps, scan, chosen)
+    if jax.tree.leaves(rule_params):
+        raise ValueError(
+            'rule has parameters of its own, but meta_gradient is "implicit", under which they have no gradient; '
+            "use a rule without any, such as optax.sgd(0.1)."
+        )
+    return _differentiated_at_the_minimum(objective, params, axes, rule, data, steps, scan, chosen)
 
-        def minimise(objective, start, data):
-            step = descent_step(constant_gradient(proximal_objective(objective, start, proximal)), rule)
-            return scan(step, start_descent(rule, (), start, axes), data, steps)[0]
 
-        solver = {name: chosen[name] for name in ("proximal", "cg_steps", "damping")}
-        return implicit_minimum(objective, params, minimise=minimise, data=data, **solver)
+def _differentiated_step_by_step(objective, start, rule, rule_params, data, steps, scan, chosen):
+    params, _ = start
+    proximal = chosen["proximal"]
     if isinstance(proximal, jax.core.Tracer) or proximal:
         objective = proximal_objective(objective, params, proximal)
-    exact = {"second_order": steps, "first_order": 0, "truncated": min(chosen["last_steps"], steps)}[meta_gradient]
+    modes = {"second_order": steps, "first_order": 0, "truncated": min(chosen["last_steps"], steps)}
+    exact = modes[chosen["meta_gradient"]]
     early = jax.tree.map(lambda leaf: leaf[: steps - exact], data)
     late = jax.tree.map(lambda leaf: leaf[steps - exact :], data)
-    carry = start_descent(rule, rule_params, params, axes)
-    carry = scan(descent_step(constant_gradient(objective), rule, rule_params), carry, early, steps - exact)
+    carry = scan(descent_step(constant_gradient(objective), rule, rule_params), start, early, steps - exact)
     if exact:
         check_at_zero(rule, params)
         how = {name: chosen[name] for name in ("differentiation", "checkpoint")}
         step = descent_step(exact_gradient(objective, **how), rule, rule_params)
         carry = (_scan_in_segments if chosen["checkpoint"] else scan)(step, carry, late, exact)
     return carry[0]
+
+
+def _differentiated_at_the_minimum(objective, params, axes, rule, data, steps, scan, chosen):
+    def minimise(objective, start, data):
+        step = descent_step(constant_gradient(proximal_objective(objective, start, chosen["proximal"])), rule)
+        return scan(step, start_descent(rule, (), start, axes), data, steps)[0]
+
+    solver = {name: chosen[name] for name in ("proximal", "cg_steps", "damping")}
+    return implicit_minimum(objective, params, minimise=minimise, data=data, **solver)
 
 
 def descent_step(gradient: Callable, rule: InnerOptimizer, rule_params: PyTree = ()) -> Callable:
