@@ -4,8 +4,8 @@
     python -m benchmarks.accelerator --workloads omniglot --sizes 32 128
 
 Each workload, form of convolution and set of XLA's options is measured in a process of its own. All tasks of a step
-are vmapped at once, and more are added until it does not gain by them or has no memory for them. The result of a
-process goes to benchmarks/results/accelerator/PLATFORM-WORKLOAD-FORM-OPTIONS.json.
+are vmapped at once, and more are added until it does not gain by them or fails, for want of memory for example. The
+result of a process goes to benchmarks/results/accelerator/DEVICE-WORKLOAD-FORM-OPTIONS.json.
 """
 
 import functools
@@ -24,7 +24,7 @@ from jax.interpreters import mlir
 import jmeta
 from benchmarks import peers, peers_jmeta
 from benchmarks.names import check_names
-from benchmarks.record import provenance, RESULTS, save
+from benchmarks.record import device_name, provenance, RESULTS, save
 from benchmarks.timing import in_turns
 from benchmarks.workloads import tasks_of, Workload, WORKLOADS
 from jmeta.checks import check_counts
@@ -74,15 +74,14 @@ def main(
     for size in sizes:
         check_counts(least=1, sizes=size)
     peers.share_memory()
-    platform = jax.default_backend()
-    options = options or (tuple(OPTIONS) if platform == "gpu" else ("default",))
+    options = options or (tuple(OPTIONS) if jax.default_backend() == "gpu" else ("default",))
     out.mkdir(parents=True, exist_ok=True)
     for name in workloads:
-        workload = WORKLOADS[name]
+        workload, made_by = WORKLOADS[name], provenance()
         for form, option in itertools.product(forms if workload.image else forms[:1], options):
             with peers.process_of_its_own() as process:
                 rows = process.submit(measure, workload, form, option, dtypes, sizes).result()
-            save({"workload": name, **provenance(), "rows": rows}, out / f"{platform}-{name}-{form}-{option}.json")
+            save({"workload": name, **made_by, "rows": rows}, out / f"{device_name()}-{name}-{form}-{option}.json")
 
 
 def measure(
@@ -98,12 +97,10 @@ def measure(
             try:
                 row = measure_step(workload._replace(tasks=size), dtype, OPTIONS[option], operations)
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                row = {"tasks_per_second": 0.0, "out_of_memory": True}
+                row = {"tasks_per_second": 0.0, "failed": str(error).partition("\n")[0]}
             rows.append({"form": form, "xla": option, "dtype": dtype, "tasks": size, **row})
             print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
-            if "out_of_memory" in row or row["tasks_per_second"] < GAIN * rate:
+            if "failed" in row or row["tasks_per_second"] < GAIN * rate:
                 break
             rate = row["tasks_per_second"]
     return rows

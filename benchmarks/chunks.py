@@ -15,7 +15,7 @@ import optax
 import tyro
 
 import jmeta
-from benchmarks.record import provenance, RESULTS, save
+from benchmarks.record import device_name, provenance, RESULTS, save
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models
 from jmeta.batching import largest_array
@@ -42,7 +42,7 @@ def main(*, out: Path = RESULTS) -> None:
         out: folder of the result.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    made_by, rows = provenance(), []
     for name, (learner, sample) in WORKLOADS.items():
         optimizer = optax.sgd(0.01)
         state = jmeta.init_state(learner, optimizer, jax.random.key(0), sample(jax.random.key(1)))
@@ -54,8 +54,7 @@ def main(*, out: Path = RESULTS) -> None:
         rates = {chunk: round(TASKS / float(np.median(times)), 1) for chunk, times in seconds.items()}
         rows.append({"workload": name, "largest_array_bytes": largest, "tasks_per_second": rates})
         print(f"{name:24} {largest / 2**20:8.3f} MiB  {rates}", flush=True)
-    result = {**provenance(), "tasks": TASKS, "rows": rows}
-    save(result, out / f"chunks-{jax.default_backend()}.json")
+    save({**made_by, "tasks": TASKS, "rows": rows}, out / f"chunks-{device_name()}.json")
 
 
 def meta_step(learner, optimizer, state, tasks, chunk) -> Callable:

@@ -253,7 +253,7 @@ def build(name: str, suite: Suite) -> jmeta.Learner:
 
 def run(name: str, suite: Suite, data_dir: str | None, budget: Budget, seed: int) -> dict[str, Any]:
     """What is reported of one learner."""
-    entry = suite.entries[name]
+    made_by, entry = provenance(), suite.entries[name]
     tasks = {**suite.tasks, **entry.tasks}
     sample = sampler(suite.source, "train", data_dir, **{key: tasks[key] for key in ("ways", "shots", "queries")})
     init_key, test_key = jax.random.split(jax.random.key(seed))
@@ -273,7 +273,7 @@ def run(name: str, suite: Suite, data_dir: str | None, budget: Budget, seed: int
         "training_tasks": tasks,
         "outer_rate": entry.rate,
         "seed": seed,
-        **provenance(),
+        **made_by,
         "budget": budget.limits(),
         **training,
         "tests": tests,

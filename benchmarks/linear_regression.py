@@ -52,6 +52,7 @@ def main(
     """
     if meta_steps < 1 or meta_steps % DISPATCH:
         raise ValueError(f"meta_steps is {meta_steps}; it must be a multiple of {DISPATCH}, 1 or more times.")
+    made_by = provenance()
     learner = learners.in_context(models.mlp(hidden=(), outputs=None), loss_fn=losses.squared_error)
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, meta_steps))
     state = jmeta.init_state(learner, optimizer, jax.random.key(seed), sample(jax.random.key(0)))
@@ -74,7 +75,7 @@ def main(
         "outer_rate": rate,
         "seed": seed,
         "episodes": EPISODES,
-        **provenance(),
+        **made_by,
         "errors": {name: round(float(values.mean()), 4) for name, values in errors.items()},
         "ratio": round(float(ratio(errors, 0.0)), 4),
         "ratio_beyond_noise": round(float(ratio(errors, NOISE**2)), 4),

@@ -124,7 +124,7 @@ def main(
         seed: of the initial parameters, the training tasks and the test episodes.
         out: folder of the result.
     """
-    configuration = CONFIGURATIONS[name]
+    made_by, configuration = provenance(), CONFIGURATIONS[name]
     init_key, train_key, test_key = jax.random.split(jax.random.key(seed), 3)
     learner, optimizer = build(configuration)
     state, seconds, curve = train(configuration, learner, optimizer, data_dir, init_key, train_key)
@@ -133,7 +133,7 @@ def main(
         "name": name,
         "configuration": dataclasses.asdict(configuration),
         "seed": seed,
-        **provenance(),
+        **made_by,
         "training_seconds": round(seconds, 1),
         "validation": curve,
         "tests": [test(learner, state, table, ways, shots, test_key) for ways, shots in configuration.tests],

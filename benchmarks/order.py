@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 import jmeta
 from benchmarks import flops
 from benchmarks.names import check_names
-from benchmarks.record import provenance, RESULTS, save
+from benchmarks.record import device_name, provenance, RESULTS, save
 from benchmarks.tables import order_table
 from benchmarks.timing import in_turns
 from jmeta import data, learners, losses, models, plotting
@@ -91,29 +91,30 @@ def main(
     Args:
         models: which networks: mlp, conv4-32, conv4-64, resnet12.
         steps: numbers of inner steps.
-        modes: ways to differentiate; the first of them is what others are compared with.
+        modes: ways to differentiate; first order is always one, with which the others are compared.
         repeats: timed meta-steps of each.
         out: folder of the result.
     """
     check_names("models", models, WORKLOADS)
     check_names("modes", modes, MODES)
+    modes = ("first order", *(mode for mode in modes if mode != "first order"))
     out.mkdir(parents=True, exist_ok=True)
     for name in models:
-        rows = []
+        made_by, rows = provenance(), []
         for number in steps:
             rows += measure(name, number, modes, repeats)
             print("\n".join(map(line, rows[-len(modes) * len(WORKLOADS[name].chunks) :])), flush=True)
-            save_and_draw(out, name, {**provenance(), "repeats": repeats, "rows": rows})
+            save_and_draw(out, name, {**made_by, "repeats": repeats, "rows": rows})
 
 
 def save_and_draw(out: Path, name: str, result: dict[str, Any]) -> None:
     """The result of a network, and the table and figure of all."""
-    platform = jax.default_backend()
-    save(result, out / f"{platform}-{name}.json")
-    files = [file for network in WORKLOADS if (file := out / f"{platform}-{network}.json").exists()]
+    device = device_name()
+    save(result, out / f"{device}-{name}.json")
+    files = [file for network in WORKLOADS if (file := out / f"{device}-{network}.json").exists()]
     rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
-    write_whole(out / f"{platform}.md", order_table(rows) + "\n")
-    draw(rows, out / f"{platform}.png")
+    write_whole(out / f"{device}.md", order_table(rows) + "\n")
+    draw(rows, out / f"{device}.png")
 
 
 class Compiled(NamedTuple):
@@ -140,7 +141,6 @@ def measure(name: str, steps: int, modes: Sequence[str], repeats: int) -> list[d
         first = next(other for other in rows if other["chunk"] == row["chunk"])
         for figure in ("milliseconds", "flops", "temporary_bytes"):
             row[f"{figure}_ratio"] = round(row[figure] / max(first[figure], 1e-9), 3)
-        row["compared_with"] = first["mode"]
     return rows
 
 
@@ -187,7 +187,7 @@ def line(row: dict[str, Any]) -> str:
         f"compiled in {row['compile_seconds']:6.2f} s  {row['milliseconds']:9.2f} ms "
         f"({' to '.join(f'{at:.2f}' for at in row['quartiles_milliseconds'])})  "
         f"{row['tasks_per_second']:9.2f} tasks/s  {row['temporary_bytes'] / 2**20:8.2f} MiB  "
-        f"to {row['compared_with']}: time {row['milliseconds_ratio']:.2f}, arithmetic {row['flops_ratio']:.2f}, "
+        f"to first order: time {row['milliseconds_ratio']:.2f}, arithmetic {row['flops_ratio']:.2f}, "
         f"memory {row['temporary_bytes_ratio']:.2f}"
     )
 

@@ -9,7 +9,8 @@ Each peer works in a process of its own, so that what one does to memory and thr
 turns. Processes differ, as in where their memory lies, so that all of this is done anew in every round. They run where
 JAX does, on the CPU or on a GPU that PyTorch sees too. A peer that fails is left out, and the result says why.
 Peers that are not installed (`pip install '.[bench]'`) are left out, unless they are named. A result goes to
-benchmarks/results/peers/PLATFORM-WORKLOAD.json, a table and a figure of all to PLATFORM.md and PLATFORM.png beside it.
+benchmarks/results/peers/DEVICE-WORKLOAD.json after every round, a table and a figure of all to DEVICE.md and DEVICE.png
+beside it. A workload that fails costs no other its result; the command fails after the last.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -36,7 +38,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import peers_jmeta
 from benchmarks.names import check_names
-from benchmarks.record import provenance, RESULTS, save, usable_cores
+from benchmarks.record import device_name, provenance, RESULTS, save, usable_cores
 from benchmarks.tables import peer_table
 from benchmarks.timing import mean_seconds, timed_in_turns
 from benchmarks.workloads import Tasks, tasks_of, Workload, WORKLOADS
@@ -67,10 +69,7 @@ PEERS = {
 }
 # What takes minutes a step or many GiB on a CPU, and is left out there unless it is named: workloads, and peers of one.
 LARGE = ("resnet12",)
-LARGE_FOR = {
-    "omniglot-32": ("naive_vmap", "func_loop", "func_vmap", "torchopt_loop"),
-    "miniimagenet": ("naive_vmap", "func_loop", "func_vmap", "torchopt_loop"),
-}
+LARGE_FOR = {"omniglot-32": ("naive_vmap", "func_vmap"), "miniimagenet": ("naive_vmap", "func_vmap")}
 TOLERANCE = 1e-6
 
 
@@ -171,20 +170,34 @@ def main(
     check_positive(rounds=rounds, repeats=repeats)
     peers_of = {name: chosen(name, peers) for name in workloads}
     out.mkdir(parents=True, exist_ok=True)
+    failures = []
     for name in workloads:
         result = {"workload": name, **WORKLOADS[name]._asdict(), **provenance()}
-        packages = {PEERS[peer].package for peer in peers_of[name]} - {"jmeta"}  # whose version is the commit
+        # jmeta's version is the commit; PyTorch's counts for what is built on it.
+        packages = {PEERS[peer].package for peer in peers_of[name]} - {"jmeta"}
+        packages |= {"torch" for peer in peers_of[name] if PEERS[peer].file == "peers_torch"}
         result["versions"] |= {package: version(package) for package in packages}
-        result |= measure(WORKLOADS[name], peers_of[name], rounds, repeats)
-        print(f"{name}:", *map(line, result["rows"]), sep="\n  ", flush=True)
-        for peer, why in result["failed"].items():
-            print(f"  {peer:16} failed: {why}", flush=True)
-        platform = jax.default_backend()
-        save(result, out / f"{platform}-{name}.json")
-        files = [file for name in WORKLOADS if (file := out / f"{platform}-{name}.json").exists()]
-        results = [json.loads(file.read_text()) for file in files]
-        write_whole(out / f"{platform}.md", peer_table(results) + "\n")
-        draw(results, out / f"{platform}.png")
+        try:
+            for figures in measure(WORKLOADS[name], peers_of[name], rounds, repeats):
+                write(result | figures, out)
+        except Exception as error:
+            failures.append(error)
+            traceback.print_exc()
+    if failures:
+        raise failures[0]
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    """Prints and saves the result of a workload, and the table and the figure of all on this device."""
+    print(f"{result['workload']}:", *map(line, result["rows"]), sep="\n  ", flush=True)
+    for peer, why in result["failed"].items():
+        print(f"  {peer:16} failed: {why}", flush=True)
+    device = device_name()
+    save(result, out / f"{device}-{result['workload']}.json")
+    files = [file for name in WORKLOADS if (file := out / f"{device}-{name}.json").exists()]
+    results = [json.loads(file.read_text()) for file in files]
+    write_whole(out / f"{device}.md", peer_table(results) + "\n")
+    draw(results, out / f"{device}.png")
 
 
 def measures() -> Measures:
@@ -193,8 +206,14 @@ def measures() -> Measures:
 
 
 def share_memory() -> None:
-    """Has this process and those it starts take of an accelerator's memory what they need, and not nearly all."""
+    """Has this process and those it starts take of an accelerator's memory what they need, and not nearly all.
+
+    Raises:
+        ValueError: on a TPU, which serves one process at a time; the others would go on on the CPU.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if jax.default_backend() == "tpu":
+        raise ValueError("this benchmark has several processes, and a TPU serves one; run it on a CPU or a GPU.")
 
 
 class Round(NamedTuple):
@@ -205,30 +224,30 @@ class Round(NamedTuple):
     failed: dict[str, str]  # peers that could not begin or go on, and why
 
 
-def measure(workload: Workload, peers: list[str], rounds: int, repeats: int) -> dict[str, Any]:
-    """A row for each peer, and the rate of the machine's own matrix product, all timed in turns."""
+def measure(workload: Workload, peers: list[str], rounds: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """A row for each peer, and the rate of the machine's own matrix product, all timed in turns; after each round."""
     errors, unchecked = checked(tuple(peers), of_check(workload))
     tasks = tasks_of(workload)
     weights = peers_jmeta.initial_weights(workload, tasks)
     found: list[Round] = []
     failed = dict(unchecked)
+    side, operations = measures().side, peers_jmeta.operations(workload, tasks)
     for _ in range(rounds):
-        found.append(one_round(workload, [peer for peer in peers if peer not in failed], weights, tasks, repeats))
+        peers = [peer for peer in peers if peer not in failed]
+        found.append(one_round(workload, peers, weights, tasks, repeats))
         failed |= found[-1].failed
-    peers = [peer for peer in peers if peer not in failed]
-    side = measures().side
-    product_rate = 2 * side**3 / float(np.median([one.seconds["product"] for one in found]))
-    operations = peers_jmeta.operations(workload, tasks)
-    rows = [{"peer": peer, **summary(found, peer, workload), "error": errors[peer]} for peer in peers]
-    for row in rows:
-        row["of_product_rate"] = round(row["tasks_per_second"] * operations / product_rate, 3)
-    return {
-        "rounds": rounds,
-        "repeats": repeats,
-        "product_gigaflops": round(product_rate / 1e9, 1),
-        "rows": rows,
-        "failed": failed,
-    }
+        product_rate = 2 * side**3 / float(np.median([one.seconds["product"] for one in found]))
+        of_rate = operations / product_rate
+        rows = [
+            summary(found, peer, workload, of_rate) | {"error": errors[peer]} for peer in peers if peer not in failed
+        ]
+        yield {
+            "rounds": len(found),
+            "repeats": repeats,
+            "product_gigaflops": round(product_rate / 1e9, 1),
+            "rows": rows,
+            "failed": failed,
+        }
 
 
 def one_round(workload: Workload, peers: list[str], weights: Weights, tasks: Tasks, repeats: int) -> Round:
@@ -262,19 +281,27 @@ def left_out_if_it_fails(peer: str, process: ProcessPoolExecutor, failed: dict[s
         process.shutdown()  # and with it what it holds
 
 
-def summary(found: list[Round], peer: str, workload: Workload) -> dict[str, Any]:
+def summary(found: list[Round], peer: str, workload: Workload, of_rate: float) -> dict[str, Any]:
     """What a peer does in a second, its first calls and its memory, the medians; and each round's own.
 
-    How many times as fast jmeta is, is the median of what it is in each round.
+    How many times as fast jmeta is, is the median of what it is in each round. `of_rate` is what a task is of a
+    second of the machine's own product.
     """
     seconds = [second for one in found for second in one.seconds[peer]]
     number = workload.tasks * workload.meta_steps
-    high, median, low = (round(number / float(np.quantile(seconds, at)), 2) for at in (0.25, 0.5, 0.75))
+    high, median, low = (number / float(np.quantile(seconds, at)) for at in (0.25, 0.5, 0.75))
     times = [{name: float(np.median(one.seconds[name])) for name in ("jmeta", peer)} for one in found]
     of_rounds = {"jmeta_over_it": [round(time[peer] / time["jmeta"], 3) for time in times]}
     of_rounds |= {figure: [one.first[peer][figure] for one in found] for figure in found[0].first[peer]}
     medians = {figure: round(float(np.median(values)), 3) for figure, values in of_rounds.items()}
-    return {"tasks_per_second": median, "quartiles": [low, high], **medians, "of_rounds": of_rounds}
+    return {
+        "peer": peer,
+        "tasks_per_second": round(median, 2),
+        "quartiles": [round(low, 2), round(high, 2)],
+        **medians,
+        "of_rounds": of_rounds,
+        "of_product_rate": round(median * of_rate, 3),
+    }
 
 
 def product(side: int, dtype: str = "float32") -> Callable:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -17,20 +18,23 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def provenance() -> dict[str, Any]:
-    """By which code and versions and on what machine a result was made."""
+    """By which code and versions and on what machine a result is made; asked for before it is, lest the code change."""
     return {
         "commit": commit(),
-        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
+        "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "python": platform.python_version(),
         "machine": machine(),
     }
 
 
 def commit() -> str | None:
-    """Of the clone that this runs in, "-dirty" behind it where code is not as committed; None without Git."""
+    """Of the clone that this runs in, "-dirty" behind it where code is not as committed.
+
+    Without Git it is what JMETA_COMMIT says, for a copy on a machine that has no clone, or None.
+    """
     found, changed = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "--", "../jmeta", "*.py")
     if found is None or changed is None:
-        return None
+        return os.environ.get("JMETA_COMMIT")
     return f"{found}-dirty" if changed else found
 
 
@@ -49,9 +53,25 @@ def machine() -> dict[str, Any]:
     return {
         "device": device.device_kind,
         "platform": device.platform,
-        "processor": platform.machine(),
+        "processor": processor(),
         "cores": usable_cores(),
     }
+
+
+def processor() -> str:
+    """Its model, where Linux tells, or else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def device_name() -> str:
+    """Of the device, as in the names of result files: "cpu", or what an accelerator calls itself."""
+    device = jax.devices()[0]
+    return "cpu" if device.platform == "cpu" else re.sub("[^a-z0-9]+", "-", device.device_kind.lower()).strip("-")
 
 
 def usable_cores() -> int:

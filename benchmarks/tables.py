@@ -50,7 +50,7 @@ def _device(machine):
 
 def chunks() -> str:
     """Tasks per second of a meta-step by how many tasks are vmapped at a time."""
-    return on_each_platform("chunks-{}.json", _chunk_table)
+    return on_each_device("chunks-*.json", _chunk_table)
 
 
 def _chunk_table(results):
@@ -62,18 +62,23 @@ def _chunk_table(results):
     return _table(["MAML, 1 inner step", "largest array", *found[0]["tasks_per_second"]], rows)
 
 
-PLATFORMS = ("cpu", "gpu", "tpu")
-
-
-def on_each_platform(pattern: str, table: Callable[[list[dict[str, Any]]], str]) -> str:
-    """A table of the CPU's results, and below it one of every other platform's that has some, with its device."""
-    found = {platform: _results(pattern.format(platform)) for platform in PLATFORMS}
-    tables = [_on_its_device(platform, results, table) for platform, results in found.items() if results]
+def on_each_device(pattern: str, table: Callable[[list[dict[str, Any]]], str]) -> str:
+    """A table of the CPU's results, and below it one of every accelerator's that has some, with its name."""
+    found = _results(pattern)
+    of_cpu = [result for result in found if result["machine"]["platform"] == "cpu"]
+    tables = [table(of_cpu)] if of_cpu else []
+    for device, results in on_accelerators(found).items():
+        tables.append(f"On {device}:\n\n{table(results)}")
     return "\n\n".join(tables) or "There are no results yet."
 
 
-def _on_its_device(platform, results, table):
-    return table(results) if platform == "cpu" else f"On {_device(results[0]['machine'])}:\n\n{table(results)}"
+def on_accelerators(found: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The results of each accelerator, by its name."""
+    devices: dict[str, list[dict[str, Any]]] = {}
+    for result in found:
+        if result["machine"]["platform"] != "cpu":
+            devices.setdefault(result["machine"]["device"], []).append(result)
+    return devices
 
 
 def _results(pattern):
@@ -82,7 +87,7 @@ def _results(pattern):
 
 def accelerator() -> str:
     """A meta-step by number of tasks, precision, form of convolution and XLA's options, of the committed results."""
-    return on_each_platform("accelerator/{}-*.json", accelerator_table)
+    return on_each_device("accelerator/*.json", accelerator_table)
 
 
 def accelerator_table(results: Iterable[dict[str, Any]]) -> str:
@@ -98,15 +103,20 @@ def accelerator_table(results: Iterable[dict[str, Any]]) -> str:
 
 
 def _step_cells(row):
-    if "out_of_memory" in row:
-        return ["out of memory", "", "", "", ""]
+    if "failed" in row:
+        return [f"failed: {row['failed']}", "", "", "", ""]
     cells = [_rate(row["tasks_per_second"]), f"{row['teraflops']:.3g}", f"{row['of_product_rate']:.1%}"]
     return [*cells, f"{row['temporary_mebibytes']:,.0f} MiB", f"{row['compile_seconds']:.1f} s"]
 
 
 def peers() -> str:
     """jmeta beside each peer, workload by workload, of the committed results."""
-    return on_each_platform("peers/{}-*.json", lambda results: peer_table(_in_order(results)))
+
+    def table(results):
+        results = _in_order(results)
+        return peer_table(results) + made_by(results, lambda result: result["workload"])
+
+    return on_each_device("peers/*.json", table)
 
 
 def peer_table(results: Iterable[dict[str, Any]]) -> str:
@@ -139,7 +149,15 @@ TORCH = (*TORCH_LOOPS, "func_vmap")
 
 def peers_in_short() -> str:
     """How many times as fast jmeta is as the best of each kind of peer."""
-    return on_each_platform("peers/{}-*.json", _short_peer_table)
+    return on_each_device("peers/*.json", _short_peer_table)
+
+
+def made_by(results: Iterable[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> str:
+    """By which commits results were made, below their table."""
+    commits: dict[str, list[str]] = {}
+    for result in results:
+        commits.setdefault(result.get("commit") or "not noted", []).append(f"`{name(result)}`")
+    return "\n\nCommits: " + "; ".join(f"{commit} ({', '.join(names)})" for commit, names in commits.items()) + "."
 
 
 def _short_peer_table(results):
@@ -149,7 +167,7 @@ def _short_peer_table(results):
     for result in _in_order(results):
         best = [over_the_best(result, kind) for kind in kinds]
         cells = [result["workload"], _rate(result["rows"][0]["tasks_per_second"])]
-        rows.append([*cells, *(f"{statistics.median(ratios):.2f} x" if ratios else "" for ratios in best)])
+        rows.append([*cells, *(in_rounds(ratios, "{:.2f}") if ratios else "" for ratios in best)])
     return _table(header, rows)
 
 
@@ -172,7 +190,7 @@ def devices() -> str:
         found = {row["peer"]: row for row in result["rows"]}
         if one := found.get("jmeta_one_device"):
             rates = [_rate(row["tasks_per_second"]) for row in (one, found["jmeta"])]
-            rows.append([result["workload"], *rates, f"{one['jmeta_over_it']:.2f}"])
+            rows.append([result["workload"], *rates, in_rounds(one["of_rounds"]["jmeta_over_it"], "{:.2f}")])
     return _table(["workload", "one device, tasks/s", "a device for each core", "over one"], rows)
 
 
@@ -190,16 +208,21 @@ TARGETS = (
     ("protonet-training", TORCH, 1.5),
     ("omniglot-evaluation", TORCH, 3.0),
 )
+# The same on an accelerator.
+ACCELERATOR_TARGETS = (("omniglot-32", TORCH_LOOPS, 20.0), ("omniglot-32", ("func_vmap",), 3.0))
 
 
 def targets() -> str:
     """What jmeta is meant to reach beside what it reached."""
     header = ["workload", "jmeta against", "meant", "measured", "met"]
     found = {result["workload"]: result for result in _results("peers/cpu-*.json")}
-    rows = []
-    for workload, others, target in TARGETS:
-        against = "the best of PyTorch's" if others == TORCH else " and ".join(f"`{name}`" for name in others)
-        rows.append([workload, against, f">= {target:g} x", *compared(found.get(workload), others, target)])
+    rows = [_peer_target(workload, found, *target) for workload, *target in TARGETS]
+    accelerators = on_accelerators(_results("peers/*.json")) or {"an accelerator": []}
+    for device, results in accelerators.items():
+        there = {result["workload"]: result for result in results}
+        for workload, *target in ACCELERATOR_TARGETS:
+            of_device, *cells = _peer_target(workload, there, *target)
+            rows.append([f"{of_device} on {device}", *cells])
     jmeta = found["omniglot"]["rows"][0]
     rate = jmeta["of_product_rate"]
     rows.append(["omniglot", "a matrix product's rate", ">= 60 %", f"{rate:.0%}", met_in([rate >= 0.6])])
@@ -214,6 +237,16 @@ def targets() -> str:
     exact = [row for row in order if (row["mode"], row["chunk"]) == ("mixed", "default")]
     rows += itertools.chain.from_iterable(map(second_order_targets, exact))
     return _table(header, rows)
+
+
+def _peer_target(workload, found, others, target):
+    result = found.get(workload)
+    against = " and ".join(f"`{name}`" for name in others)
+    if kind := {TORCH: "peers", TORCH_LOOPS: "loops"}.get(others):
+        others = [row["peer"] for row in (result["rows"] if result else ()) if row["peer"] in others]
+        number = f"of {len(others)}" if others else "of all"
+        against = f"`{others[0]}`" if len(others) == 1 else f"the best {number} {kind} in PyTorch"
+    return [workload, against, f">= {target:g} x", *compared(result, others, target)]
 
 
 def second_order_targets(exact: dict[str, Any]) -> Iterator[list[str]]:
@@ -234,9 +267,15 @@ def compared(result: dict[str, Any] | None, peers: Iterable[str], target: float)
     ratios = over_the_best(result, peers) if result else []
     if not ratios:
         return "not measured", ""
-    failed = [f"`{peer}`" for peer in peers if peer in result["failed"]]
-    told = f", {' and '.join(failed)} having failed" if failed else ""
-    return in_rounds(ratios, "{:.2f}") + " x" + told, met_in([ratio >= target for ratio in ratios])
+    there = [row["peer"] for row in result["rows"]]
+    others = {
+        "having failed": [peer for peer in peers if peer in result["failed"]],
+        "not measured": [peer for peer in peers if peer not in (*there, *result["failed"])],
+    }
+    told = "".join(f", {' and '.join(f'`{peer}`' for peer in some)} {what}" for what, some in others.items() if some)
+    met = met_in([ratio >= target for ratio in ratios])
+    # The best of all may be one that was not measured.
+    return in_rounds(ratios, "{:.2f}") + " x" + told, "not known" if others["not measured"] and met == "yes" else met
 
 
 def met_in(met: Sequence[bool]) -> str:
@@ -254,7 +293,11 @@ NETWORKS = ("mlp", "conv4-32", "conv4-64", "resnet12")
 
 def order() -> str:
     """What a meta-step costs by how it is differentiated, of the committed results."""
-    return on_each_platform("order/{}-*.json", lambda results: order_table(_by_network(results)))
+
+    def table(results):
+        return order_table(_by_network(results)) + made_by(results, lambda result: result["rows"][0]["model"])
+
+    return on_each_device("order/*.json", table)
 
 
 def _by_network(results):
@@ -281,7 +324,7 @@ def order_table(rows: Iterable[dict[str, Any]]) -> str:
 
 def order_in_short() -> str:
     """What an exact meta-step of Conv4 costs beside first order, and with `checkpoint=True`."""
-    return on_each_platform("order/{}-conv4-64.json", _short_order_table)
+    return on_each_device("order/*-conv4-64.json", _short_order_table)
 
 
 def _short_order_table(results):

@@ -1,4 +1,4 @@
-"""Every code block of README.md runs, with less training and smaller networks than it says, MLPs in the commands."""
+"""The Python of README.md and its commands of jmeta run, with less training, smaller networks, MLPs in the commands."""
 
 import re
 import shlex

@@ -66,7 +66,7 @@ def test_a_measurement_writes_what_its_table_reads(tmp_path, monkeypatch, in_thi
     assert accelerator_table([result]).splitlines()[-1].startswith("| sinusoid | jmeta | default | float32 | 2 | ")
 
 
-FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand where")
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,8 @@ def test_tasks_are_added_while_a_step_gains_by_them_and_has_memory(monkeypatch, 
     monkeypatch.setattr(accelerator, "measure_step", step)
     rows = accelerator.measure(SINUSOID, "jmeta", "default", ("float32",), (8, 32, 128))
     assert [row["tasks"] for row in rows] == tried
-    assert [row["tasks"] for row in rows if "out_of_memory" in row] == (tried[-1:] if FULL in rates else [])
-
-
-def test_another_failure_of_a_step_is_not_taken_for_a_lack_of_memory(monkeypatch):
-    monkeypatch.setattr(accelerator, "measure_step", Mock(side_effect=jax.errors.JaxRuntimeError("INTERNAL: no")))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        accelerator.measure(SINUSOID, "jmeta", "default", ("float32",), (8,))
+    failed = {row["tasks"]: row["failed"] for row in rows if "failed" in row}
+    assert failed == ({tried[-1]: "RESOURCE_EXHAUSTED: Out of memory"} if FULL in rates else {})
 
 
 def test_unknown_names_and_empty_batches_are_refused():
