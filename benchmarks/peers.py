@@ -9,8 +9,9 @@ Each peer works in a process of its own, so that what one does to memory and thr
 turns. Processes differ, as in where their memory lies, so that all of this is done anew in every round. They run where
 JAX does, on the CPU or on a GPU that PyTorch sees too. A peer that fails is left out, and the result says why.
 Peers that are not installed (`pip install '.[bench]'`) are left out, unless they are named. A result goes to
-benchmarks/results/peers/DEVICE-WORKLOAD.json after every round, a table and a figure of all to DEVICE.md and DEVICE.png
-beside it. A workload that fails costs no other its result; the command fails after the last.
+benchmarks/results/peers/DEVICE-WORKLOAD.json, before that every round to DEVICE-WORKLOAD.partial; a table and a figure
+of all to DEVICE.md and DEVICE.png beside it. A workload that fails costs no other its result; the command fails after
+the last.
 """
 
 import contextlib
@@ -178,8 +179,12 @@ def main(
         packages |= {"torch" for peer in peers_of[name] if PEERS[peer].file == "peers_torch"}
         result["versions"] |= {package: version(package) for package in packages}
         try:
+            partial = out / f"{device_name()}-{name}.partial"  # so that fewer rounds never take the place of more
             for figures in measure(WORKLOADS[name], peers_of[name], rounds, repeats):
-                write(result | figures, out)
+                result |= figures
+                save(result, partial)
+            write(result, out)
+            partial.unlink()
         except Exception as error:
             failures.append(error)
             traceback.print_exc()

@@ -243,9 +243,10 @@ def _peer_target(workload, found, others, target):
     result = found.get(workload)
     against = " and ".join(f"`{name}`" for name in others)
     if kind := {TORCH: "peers", TORCH_LOOPS: "loops"}.get(others):
-        others = [row["peer"] for row in (result["rows"] if result else ()) if row["peer"] in others]
-        number = f"of {len(others)}" if others else "of all"
-        against = f"`{others[0]}`" if len(others) == 1 else f"the best {number} {kind} in PyTorch"
+        there = [row["peer"] for row in (result["rows"] if result else ()) if row["peer"] in others]
+        number = f"of {len(there)}" if there else "of all"
+        against = f"`{there[0]}`" if len(there) == 1 else f"the best {number} {kind} in PyTorch"
+        others = [*there, *(peer for peer in others if result and peer in result["failed"])]
     return [workload, against, f">= {target:g} x", *compared(result, others, target)]
 
 

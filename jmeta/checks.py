@@ -108,15 +108,15 @@ def check_examples(name: str, examples: Examples) -> None:
             f"{name} is of type {type(examples).__name__}; it must be jmeta.Examples, with inputs, targets and a mask."
         )
     inputs, targets, mask = (np.shape(getattr(examples, field)) for field in Examples._fields)
-    if len(targets) != 2:
-        raise ValueError(
-            f"{name}.targets have shape {targets}; they must be [K, N] one-hot, such as "
-            "jax.nn.one_hot(labels, ways), or [K, D] for regression."
-        )
     if not inputs[:1] == targets[:1] == mask:
         raise ValueError(
             f"{name} has inputs of shape {inputs}, targets of {targets} and a mask of {mask}; for one task they must "
             "be [K, ...], [K, N] and [K]."
+        )
+    if len(targets) != 2:
+        raise ValueError(
+            f"{name}.targets have shape {targets}; they must be [K, N] one-hot, such as "
+            "jax.nn.one_hot(labels, ways), or [K, D] for regression."
         )
 
 

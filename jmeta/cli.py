@@ -175,7 +175,7 @@ def train(command: Train) -> None:
     task = tasks(jax.random.key(0))  # a real one, because a transfer baseline checks its classes
     jax.eval_shape(lambda key: learner.init(key, task), jax.random.key(0))
     with sole_writer(folder), warnings.catch_warnings():  # only now, so that a mistake leaves no folder behind
-        warnings.filterwarnings("ignore", "SIG(INT|TERM) ended the run")  # as is told below
+        warnings.filterwarnings("ignore", "SIG(INT|TERM) (ended the run|came in the last)")  # as is told below
         if command.resume is None:
             _check_empty(folder)  # another run may have started there since
         write_whole(folder / "run.json", json.dumps(dataclasses.asdict(run), indent=1) + "\n")
@@ -275,7 +275,7 @@ def evaluate_run(command: Evaluate) -> None:
     protocol = dataclasses.replace(configuration.protocol, **{k: v for k, v in given.items() if v is not None})
     name = command.data or configuration.data
     check_protocol(name, ways=command.ways, data_dir=command.data_dir)
-    key = jax.random.fold_in(key_of(command.seed), 1)  # the key of the seed itself has been used in training
+    key = key_of(command.seed)
     if command.out is not None:
         _check_file(command.out)
     sample = build_sampler(name, protocol, "test", command.data_dir or configuration.data_dir)

@@ -134,8 +134,9 @@ def evaluate(
         episodes: number of episodes, at least 2.
         metrics: what else to measure in each episode, by name: functions of the outputs
             for the query set, as `predict` gives them, its targets and mask,
-            `(outputs, targets, mask) -> scalar`, such as `losses.calibration_error`;
+            `(outputs, targets, mask) -> scalar`, such as `losses.gaussian_nll`. They are
             compiled with the rest, so pass the same functions to later calls.
+            (`losses.calibration_error` of the few queries of an episode is too high.)
         tasks_per_chunk: how many to vmap at once, at most, on each device; None
             chooses.
         devices: devices to divide the episodes over, such as `jax.local_devices()`;
@@ -168,6 +169,8 @@ def evaluate(
     """
     check_counts(least=2, episodes=episodes)
     check_chunk(tasks_per_chunk)
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"metrics is of type {type(metrics).__name__}; it must be a dict of functions by their names.")
     check_functions("of outputs, targets and a mask", **metrics)
     if taken := metrics.keys() & set(MEASURED):
         raise ValueError(f"metrics has {min(taken)!r}, a name that evaluation uses itself; rename it.")
@@ -270,11 +273,9 @@ def _episode(learner, metrics, is_blanked, sample, params, state, key):
 
 
 def _scalar(name, value):
-    if jnp.shape(value):
-        raise ValueError(
-            f"metrics has {name!r}, which gives an array of shape {jnp.shape(value)}; it must be a scalar."
-        )
-    return value
+    if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
+        raise ValueError(f"metrics has {name!r}, which gives {value}; it must give a scalar.")
+    return jnp.asarray(value)
 
 
 def _classifies(learner, params, state, task):

@@ -337,8 +337,14 @@ def test_what_else_is_measured_is_that_of_each_episode():
     def count(outputs, targets, mask):
         return (outputs.argmax(1) == targets.argmax(1)).sum()
 
-    metrics = {"right": count, "calibration_error": losses.calibration_error}
-    per_episode = evaluated(BATCH, data.episodes(TABLE, ways=3, shots=1, queries=2), metrics=metrics).per_episode
+    metrics = {
+        "right": count,
+        "calibration_error": losses.calibration_error,
+        "size": lambda *labelled: len(labelled[2]),
+    }
+    sample, options = data.episodes(TABLE, ways=3, shots=1, queries=2), {"metrics": metrics, "tasks_per_chunk": 1}
+    per_episode = evaluated(BATCH, sample, **options).per_episode
+    assert set(per_episode["size"]) == {6}
     np.testing.assert_allclose(per_episode["right"] / 6, per_episode["accuracy"], rtol=1e-6)
     assert per_episode["calibration_error"].shape == (40,)
 
@@ -358,7 +364,12 @@ def test_a_metric_is_given_a_gaussian_whole():
     [
         ({"loss": losses.cross_entropy}, "metrics has 'loss', a name that evaluation uses itself; rename it"),
         ({"mine": 0.5}, "mine is 0.5; it must be a function of outputs, targets and a mask"),
-        ({"each": lambda *labelled: labelled[2]}, r"metrics has 'each', which gives an array of shape \(6,\)"),
+        ({"each": lambda *labelled: labelled[2]}, r"metrics has 'each', which gives .*\[6\].*; it must give a scalar"),
+        (
+            {"pair": lambda *labelled: {"one": 1.0}},
+            "metrics has 'pair', which gives {'one': 1.0}; it must give a scalar",
+        ),
+        ([losses.accuracy], "metrics is of type list; it must be a dict of functions by their names"),
     ],
 )
 def test_what_is_no_metric_is_refused(metrics, message):

@@ -34,7 +34,7 @@ class ClassTable:
         """The number of classes."""
         return len(self.names)
 
-    def take(self, classes: Sequence[int] | Iterator[int] | Array) -> "ClassTable":
+    def take(self, classes: Sequence[int] | Iterator[int] | np.ndarray | Array) -> "ClassTable":
         """A table of some of the classes, for example to hold the others out.
 
         Args:

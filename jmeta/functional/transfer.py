@@ -64,8 +64,8 @@ def transfer_learner(
 
     Raises:
         ValueError: for fewer than 2 classes, a negative number of steps or something that
-            is no optimizer; from `init` and `loss`, for a task without `class_ids`, or with one that is not below
-            `classes`. Under `jit` class ids cannot be checked; the loss of such a task
+            is no optimizer; from `init` and `loss`, for a task without `class_ids`, or
+            with one that is not below `classes`. Under `jit` class ids cannot be checked; the loss of such a task
             is then NaN.
 
     Example:

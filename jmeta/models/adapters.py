@@ -24,8 +24,9 @@ def from_linen(module: nn.Module) -> Model:
             `**kwargs`, the keywords `train` and `mask` (for an `nn.Sequential`, its
             first layer's). In place of `train` it may declare `training`,
             `is_training`, or their opposites `deterministic` or `use_running_average`.
-            Flax's own layers are passed none of these: they have no `train`, and their
-            `mask` means something else. A key seeds the `dropout` and
+            A switch that the module has as a field, and is set, is left as it is. Flax's
+            own layers are passed none of these: their fields say what they do, and
+            their `mask` means something else. A key seeds the `dropout` and
             `params` streams; Linen draws other streams from `params`. Collections other
             than `params` become the state, whose shapes must not change, so do not sow
             values. A string field `norm` names the normalisation policy in reports.
@@ -42,7 +43,7 @@ def from_linen(module: nn.Module) -> Model:
     first = _first_layer(module)
     called = type(first).__call__ if isinstance(first, nn.Module) else first
     is_own = _is_by_flax(called)
-    switches, has_mask = ({}, False) if is_own else (_switches(called), accepts(called, "mask"))
+    switches, has_mask = ({}, False) if is_own else (_switches(first, called), accepts(called, "mask"))
     stated = _policy(module)
 
     def switched(train):
@@ -79,10 +80,12 @@ def _first_layer(module):
     return module
 
 
-def _switches(called):
-    """The switches that a `__call__` declares, or `train` if it takes any keyword."""
-    declared = {name: value for name, value in SWITCHES.items() if name in inspect.signature(called).parameters}
-    return declared or ({"train": True} if accepts(called, "train") else {})
+def _switches(layer, called):
+    """`train` if the `__call__` takes it, or else the other switches that it declares and no field has set."""
+    if accepts(called, "train"):
+        return {"train": True}
+    declared = inspect.signature(called).parameters
+    return {name: on for name, on in SWITCHES.items() if name in declared and getattr(layer, name, None) is None}
 
 
 def _is_by_flax(called):

@@ -307,6 +307,28 @@ class Running(nn.Module):
         return nn.BatchNorm(use_running_average=use_running_average)(x)
 
 
+class Fixed(nn.Module):
+    deterministic: bool | None = None
+
+    @nn.compact
+    def __call__(self, x, deterministic=None):
+        return nn.Dropout(0.5)(x, nn.merge_param("deterministic", self.deterministic, deterministic))
+
+
+class Frozen(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False, use_running_average=True):
+        return nn.BatchNorm(use_running_average=use_running_average)(x)
+
+
+@pytest.mark.parametrize("network", [Fixed(True), Frozen()])
+def test_a_switch_that_is_the_modules_own_is_left_as_it_is(network):
+    model, inputs = models.from_linen(network), jnp.arange(1.0, 9.0).reshape(4, 2)
+    params, state = model.init(KEY, inputs)
+    outputs, _ = model.apply(params, state, inputs, train=True, key=KEY)
+    np.testing.assert_allclose(outputs, inputs, rtol=1e-4)
+
+
 @pytest.mark.parametrize("network", [Trained, Deterministic, Running])
 def test_a_linen_module_is_told_of_training_by_the_name_it_has_for_it(network):
     model, inputs = models.from_linen(network()), jnp.arange(1.0, 9.0).reshape(4, 2)
