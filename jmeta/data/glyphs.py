@@ -1,5 +1,6 @@
 """An endless family of handwritten-like characters, drawn on the device: data without files."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -55,33 +56,27 @@ def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15) -> Callable[[Arr
     """
     check_counts(least=2, ways=ways)
     check_counts(least=1, shots=shots, queries=queries)
-    return jax.tree_util.Partial(_sample, _Sizes(ways, shots, queries))
+    return _Sampler(ways, shots, queries)
 
 
-@jax.tree_util.register_static
 @dataclass(frozen=True)
-class _Sizes:
+class _Sampler:  # compared by its sizes, so that what is compiled for one serves another of the same
     ways: int
     shots: int
     queries: int
 
-
-def _sample(sizes, key):  # a plain function, which can be pickled
-    return _draw(sizes, key)
-
-
-@jax.jit
-def _draw(sizes, key):
-    ways, shots, queries = sizes.ways, sizes.shots, sizes.queries
-    # Few draws of many numbers, since each call of a random generator takes long to compile.
-    class_key, id_key, example_key, pen_key = jax.random.split(key, 4)
-    characters = jax.vmap(_character)(jax.random.uniform(class_key, (ways, sum(CHARACTER))))
-    changes = jax.random.normal(example_key, (ways, shots + queries, sum(DRAWING)))
-    pens = jax.random.uniform(pen_key, (ways, shots + queries), minval=PEN[0], maxval=PEN[1])
-    images = jax.vmap(jax.vmap(_drawing, (None, 0, 0)))(characters, changes, pens)
-    # No class comes twice, so each gets a random number of its own.
-    class_ids = (jax.random.bits(id_key, (ways,), "uint32") >> 1).astype(jnp.int32)
-    return Task(_examples(images[:, :shots]), _examples(images[:, shots:]), class_ids)
+    @functools.partial(jax.jit, static_argnums=0)
+    def __call__(self, key):
+        # Few draws of many numbers, since each call of a random generator takes long to compile.
+        class_key, id_key, example_key, pen_key = jax.random.split(key, 4)
+        characters = jax.vmap(_character)(jax.random.uniform(class_key, (self.ways, sum(CHARACTER))))
+        examples = self.ways, self.shots + self.queries
+        changes = jax.random.normal(example_key, (*examples, sum(DRAWING)))
+        pens = jax.random.uniform(pen_key, examples, minval=PEN[0], maxval=PEN[1])
+        images = jax.vmap(jax.vmap(_drawing, (None, 0, 0)))(characters, changes, pens)
+        # No class comes twice, so each gets a random number of its own.
+        class_ids = (jax.random.bits(id_key, (self.ways,), "uint32") >> 1).astype(jnp.int32)
+        return Task(_examples(images[:, : self.shots]), _examples(images[:, self.shots :]), class_ids)
 
 
 def _examples(images):

@@ -1,5 +1,6 @@
 """Sinusoid regression (Finn et al., 2017, section 5.1)."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,28 +36,21 @@ def sinusoid(*, shots: int = 10, queries: int = 10) -> Callable[[Array], Task]:
         (5, 1)
     """
     check_counts(least=1, shots=shots, queries=queries)
-    return jax.tree_util.Partial(_sample, _Sizes(shots, queries))
+    return _Sampler(shots, queries)
 
 
-@jax.tree_util.register_static
 @dataclass(frozen=True)
-class _Sizes:
+class _Sampler:  # compared by its sizes, so that what is compiled for one serves another of the same
     shots: int
     queries: int
 
-
-def _sample(sizes, key):  # a plain function, which can be pickled
-    return _draw(sizes, key)
-
-
-@jax.jit
-def _draw(sizes, key):
-    shots, queries = sizes.shots, sizes.queries
-    # One call draws all numbers of a task: on a CPU a call costs more than the few numbers in it.
-    fractions = jnp.split(jax.random.uniform(key, (2 + shots + queries, 1)), (1, 2))
-    amplitude, phase, x = (
-        low + (high - low) * fraction
-        for (low, high), fraction in zip((AMPLITUDES, PHASES, INPUTS), fractions, strict=True)
-    )
-    points = Examples(x, amplitude * jnp.sin(x - phase), jnp.ones(len(x), x.dtype))
-    return Task(Examples(*(a[:shots] for a in points)), Examples(*(a[shots:] for a in points)))
+    @functools.partial(jax.jit, static_argnums=0)
+    def __call__(self, key):
+        # One call draws all numbers of a task: on a CPU a call costs more than the few numbers in it.
+        fractions = jnp.split(jax.random.uniform(key, (2 + self.shots + self.queries, 1)), (1, 2))
+        amplitude, phase, x = (
+            low + (high - low) * fraction
+            for (low, high), fraction in zip((AMPLITUDES, PHASES, INPUTS), fractions, strict=True)
+        )
+        points = Examples(x, amplitude * jnp.sin(x - phase), jnp.ones(len(x), x.dtype))
+        return Task(Examples(*(a[: self.shots] for a in points)), Examples(*(a[self.shots :] for a in points)))
