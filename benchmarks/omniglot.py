@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import optax
 import tyro
-from tqdm import tqdm
 
 import jmeta
 from benchmarks.record import provenance, RESULTS, save
 from jmeta import data, learners, models
 
 TEST_EPISODES = 1000
+VALIDATIONS = 20  # in a training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +124,9 @@ def main(
         out: folder of the result.
     """
     made_by, configuration = provenance(), CONFIGURATIONS[name]
-    init_key, train_key, test_key = jax.random.split(jax.random.key(seed), 3)
+    train_key, test_key = jax.random.split(jax.random.key(seed))
     learner, optimizer = build(configuration)
-    state, seconds, curve = train(configuration, learner, optimizer, data_dir, init_key, train_key)
+    state, seconds, curve = train(configuration, learner, optimizer, data_dir, train_key)
     table = data.omniglot("test", data_dir=data_dir)
     result = {
         "name": name,
@@ -147,30 +146,30 @@ def train(
     learner: jmeta.Learner,
     optimizer: optax.GradientTransformation,
     data_dir: str | None,
-    init_key: jax.Array,
-    train_key: jax.Array,
-    reports: int = 20,
+    key: jax.Array,
 ) -> tuple[jmeta.TrainState, float, list[dict[str, Any]]]:
     """The trained state, the seconds it took (compilation and validation included), and validation accuracies."""
     ways, shots, queries = configuration.ways, configuration.shots, configuration.queries
     sample = data.episodes(data.omniglot("train", data_dir=data_dir), ways=ways, shots=shots, queries=queries)
     validation = data.episodes(data.omniglot("val", data_dir=data_dir), ways=5, shots=1, queries=15)
-    start = time.perf_counter()
-    state = jmeta.init_state(learner, optimizer, init_key, sample(train_key))
-    loop = jmeta.make_train_loop(
-        jmeta.make_train_step(learner, optimizer), sample, batch_size=configuration.batch_size, steps=10
+    start, curve = time.perf_counter(), []
+
+    def note(step, metrics):
+        if (accuracy := metrics.get("validation_accuracy")) is not None:
+            print(f"step {step}: validation accuracy {100 * accuracy:.1f} %", flush=True)
+            curve.append({"step": step, "seconds": round(time.perf_counter() - start, 1), "accuracy": accuracy})
+
+    state = jmeta.fit(
+        learner,
+        optimizer,
+        sample,
+        key=key,
+        steps=configuration.steps,
+        batch_size=configuration.batch_size,
+        validation=validation,
+        save_every=configuration.steps // VALIDATIONS,
+        on_log=note,
     )
-    loop = jax.jit(loop, donate_argnums=0)
-    curve = []
-    for step in (bar := tqdm(range(0, configuration.steps, 10), mininterval=10)):
-        state, metrics = loop(state)
-        if (step + 10) % (configuration.steps // reports) == 0:
-            report = jmeta.evaluate(learner, state, validation, key=train_key, episodes=200)
-            curve.append(
-                {"step": step + 10, "seconds": round(time.perf_counter() - start, 1), "accuracy": report.accuracy}
-            )
-            bar.write(f"step {step + 10}: loss {np.mean(metrics['loss']):.3f}, validation {report}")
-    jax.block_until_ready(state.params)
     return state, time.perf_counter() - start, curve
 
 

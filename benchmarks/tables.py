@@ -161,13 +161,15 @@ def made_by(results: Iterable[dict[str, Any]], name: Callable[[dict[str, Any]], 
 
 
 def _short_peer_table(results):
-    header = ["workload", "jmeta, tasks/s", "plain JAX", "PyTorch, task by task", "PyTorch, vmapped"]
+    header = ["workload", "machine, GFLOP/s", "jmeta, tasks/s"]
+    header += [f"times {peer}" for peer in ("plain JAX", "PyTorch, task by task", "PyTorch, vmapped")]
     kinds = (("naive_vmap", "optax_loop"), TORCH_LOOPS, ("func_vmap",))
     rows = []
     for result in _in_order(results):
         best = [over_the_best(result, kind) for kind in kinds]
-        cells = [result["workload"], _rate(result["rows"][0]["tasks_per_second"])]
-        rows.append([*cells, *(in_rounds(ratios, "{:.2f}") if ratios else "" for ratios in best)])
+        machine, rate = f"{result['product_gigaflops']:.0f}", _rate(result["rows"][0]["tasks_per_second"])
+        ratios = [in_rounds(of_kind, "{:.2f}") if of_kind else "" for of_kind in best]
+        rows.append([result["workload"], machine, rate, *ratios])
     return _table(header, rows)
 
 

@@ -1,4 +1,4 @@
-"""jmeta: meta-learning in JAX. One noun, the `Learner`: pure functions written for one task."""
+"""jmeta: meta-learning in JAX. Every algorithm is a `Learner`: four pure functions, written for one task."""
 
 from jmeta import checkpoints, data, functional, learners, losses, models
 from jmeta.evaluation import evaluate, Report

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,16 @@ def check_chunk(tasks_per_chunk: int | None) -> None:
 def is_count(value: Any, least: int = 0) -> bool:
     """Whether `value` is an integer, Python's or NumPy's, and at least `least`."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether `value` is a number or an array of one without an axis, and not a tree of them."""
+    return jax.tree_util.all_leaves([value]) and jnp.shape(value) == ()
+
+
+def has_fields(value: Any, fields: Sequence[str]) -> bool:
+    """Whether `value` has these fields, such as those of `Task`, whatever its type is."""
+    return all(hasattr(value, field) for field in fields)
 
 
 def check_model(**networks: Any) -> None:
@@ -95,7 +105,7 @@ def drawn(sample: Callable[[Array], Task], key: Array) -> Task:
 
 def check_is_task(task: Any) -> None:
     """Raises a `ValueError` if `task` lacks a field of `Task`."""
-    if not all(hasattr(task, name) for name in Task._fields):
+    if not has_fields(task, Task._fields):
         raise ValueError(
             f"the task is of type {type(task).__name__}; it must be a jmeta.Task, and a sampler must return one."
         )
@@ -103,7 +113,7 @@ def check_is_task(task: Any) -> None:
 
 def check_examples(name: str, examples: Examples) -> None:
     """Raises a `ValueError` unless these are `Examples` of one length whose targets have two axes."""
-    if not all(hasattr(examples, field) for field in Examples._fields):
+    if not has_fields(examples, Examples._fields):
         raise ValueError(
             f"{name} is of type {type(examples).__name__}; it must be jmeta.Examples, with inputs, targets and a mask."
         )
@@ -123,10 +133,10 @@ def check_examples(name: str, examples: Examples) -> None:
 def as_examples(name: str, examples: Any) -> Examples:
     """The examples as `Examples` of NumPy or JAX arrays; raises a `ValueError` if they are not examples."""
     check_examples(name, examples)
-    return Examples(*(_as_array(getattr(examples, field)) for field in Examples._fields))
+    return Examples(*(as_array(getattr(examples, field)) for field in Examples._fields))
 
 
-def _as_array(values: Any) -> Any:
+def as_array(values: Any) -> Any:
     """A JAX array as it is, else a copy: JAX may read a NumPy array after the call, when it may have been changed."""
     return values if isinstance(values, jax.Array) else np.array(values)
 
@@ -227,8 +237,11 @@ def telling_of_another_state(learner: Learner, state: TrainState, sample: Callab
 
 
 def check_transformation(name: str, optimizer: Any) -> None:
-    """Raises a `ValueError` that names the argument if it is not an optimizer, with `init` and `update`."""
-    if not is_transformation(optimizer):
+    """Raises a `ValueError` that names the argument if it is not an optimizer, with `init` and `update`.
+
+    Nor is a `functional.InnerRule`, which has a `start` too: its parameters would never be learned.
+    """
+    if not is_transformation(optimizer) or hasattr(optimizer, "start"):
         raise ValueError(f"{name} is {optimizer!r}; it must be an optax transformation, such as optax.sgd(0.1).")
 
 

@@ -34,7 +34,7 @@ from jmeta.configuration import (
     stand_in,
     task_sizes,
 )
-from jmeta.evaluation import evaluate, in_words
+from jmeta.evaluation import evaluate
 from jmeta.files import sole_writer, write_whole
 from jmeta.fitting import check_schedule, check_taken, fit
 from jmeta.runs import load, read_run, Run
@@ -191,8 +191,6 @@ def train(command: Train) -> None:
             out=folder,
             config=identity(configuration),
             log_every=run.log_every,
-            # On a terminal `fit` itself prints them, above its progress bar.
-            on_log=None if sys.stderr.isatty() else functools.partial(print_validation, run.episodes),
             save_every=run.save_every,
             nonfinite=configuration.nonfinite,  # type: ignore[arg-type]  # checked there
             max_task_norm=max_task_norm,
@@ -204,19 +202,8 @@ def train(command: Train) -> None:
     print(f"trained for {state.step} meta-steps; evaluate with: jmeta evaluate {folder}")
 
 
-def print_validation(episodes: int, step: int, metrics: dict[str, float]) -> None:
-    """Prints a validation as `fit` does on a terminal; a log that cannot be written does not end the training."""
-    if "validation_loss" not in metrics:
-        return
-    accuracy, ci95 = (metrics.get(name) for name in ("validation_accuracy", "validation_accuracy_ci95"))
-    loss, loss_ci95, nonfinite = (metrics[f"validation_{name}"] for name in ("loss", "loss_ci95", "nonfinite"))
-    line = in_words(accuracy, ci95, loss, loss_ci95, episodes, int(nonfinite))
-    with contextlib.suppress(OSError, UnicodeError):
-        print(f"step {step}: validation {line}", flush=True)
-
-
 def _begun(command: Train) -> tuple[Path, Run]:
-    """A new run."""
+    """The folder, which holds no run yet, and the new run that the options describe."""
     if command.out is None:
         raise ValueError("train needs --out, the folder of a new run, or --resume, the folder of a run to continue.")
     _check_empty(command.out)
@@ -257,7 +244,7 @@ def _check_resumed(arguments: list[str]) -> None:
 
 
 def _resumed(folder: Path, command: Train) -> tuple[Path, Run]:
-    """The run in the folder, with the steps and the folder of its data that are given."""
+    """The folder and its run, with the steps and the folder of its data that are given."""
     run = read_run(folder)
     if data_dir := _from_anywhere(command.configuration.data_dir):
         check_protocol(run.configuration.data, ways=None, data_dir=data_dir)

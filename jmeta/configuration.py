@@ -172,35 +172,43 @@ def build_learner(configuration: Configuration) -> Learner:
     """
     source = _named("data", configuration.data, SOURCES)
     factory = _named("learner", configuration.learner, LEARNERS)
-    for name, value in dataclasses.asdict(configuration).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}; it must be a finite number.")
-    rates = {name: getattr(configuration, name) for name in ("learning_rate", "inner_rate")}
-    check_positive(**{name: rate for name, rate in rates.items() if rate is not None})
+    _check_numbers(configuration)
     parameters = inspect.signature(factory).parameters
-    classes = configuration.classes
-    if "classes" in parameters:
-        if source.classes is None and not source.regression:
-            raise ValueError(
-                f"{configuration.learner} is trained to classify all classes of its data, but {configuration.data} "
-                "has new ones in every task; use --data omniglot."
-            )
-        if classes is None:
-            classes = source.classes
-        elif source.classes is not None and classes < source.classes:
-            raise ValueError(
-                f"classes is {classes}, but {configuration.data} has {source.classes}, each of which needs an output; "
-                "leave it out."
-            )
     rate = configuration.inner_rate
     if rate is None and configuration.learner in DESCEND_IN_WEIGHTS:
         rate = source.inner_rate
-    options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS} | {"classes": classes}
+    options: dict[str, Any] = {name: getattr(configuration, name) for name in LEARNER_OPTIONS}
+    options["classes"] = _classes(configuration, source) if "classes" in parameters else configuration.classes
     if rate is not None:
         options |= {"inner_rate": rate} if "inner_rate" in parameters else {"inner_optimizer": optax.sgd(rate)}
     if source.regression:
         options["loss_fn"] = REGRESSION.get(configuration.learner, losses.squared_error)
     return factory(_build_model(configuration, source), **_accepted(factory, configuration.learner, options))
+
+
+def _check_numbers(configuration: Configuration) -> None:
+    """Raises a `ValueError` for a number that is not finite, or a rate that is not positive."""
+    for name, value in dataclasses.asdict(configuration).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be a finite number.")
+    rates = {name: getattr(configuration, name) for name in ("learning_rate", "inner_rate")}
+    check_positive(**{name: rate for name, rate in rates.items() if rate is not None})
+
+
+def _classes(configuration: Configuration, source: Source) -> int | None:
+    """How many classes a transfer baseline is trained on: as many as one asks for, or those of the source."""
+    classes = configuration.classes
+    if source.classes is None and not source.regression:
+        raise ValueError(
+            f"{configuration.learner} is trained to classify all classes of its data, but {configuration.data} has new "
+            "ones in every task; use --data omniglot."
+        )
+    if classes is not None and source.classes is not None and classes < source.classes:
+        raise ValueError(
+            f"classes is {classes}, but {configuration.data} has {source.classes}, each of which needs an output; "
+            "leave it out."
+        )
+    return source.classes if classes is None else classes
 
 
 def build_optimizer(configuration: Configuration) -> optax.GradientTransformation:

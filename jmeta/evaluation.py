@@ -32,6 +32,7 @@ from jmeta.checks import (
     check_samplers,
     drawn,
     is_of_classes,
+    is_scalar,
     telling_of_another_state,
 )
 from jmeta.files import to_json
@@ -42,6 +43,10 @@ from jmeta.types import Array, Learner, normalisations, PyTree, Task, TrainState
 # A prediction counts as unchanged if its outputs change by at most this share, for `Report.transductive`. Our choice,
 # far above the rounding of float32.
 ROUNDING = 1e-4
+
+# So many episodes are run again with all queries blank except the first, for `Report.transductive`; more than one, as a
+# prediction may not be finite. Our choice.
+BLANKED = 4
 
 # What is measured in every episode.
 MEASURED = ("loss", "accuracy", "ways", "shots", "queries", "first", "orphans", "unclassed")
@@ -62,7 +67,8 @@ class Report:
         shots: support examples per class, likewise; per task for regression.
         queries: query examples per class, likewise; per task for regression.
         normalisation: the model's policies; empty if it states none.
-        transductive: whether the prediction for one query changed when the others did.
+        transductive: whether the prediction for one query changed when the others did, in
+            the first of four episodes where it is finite; True, to be safe, if there is none.
         nonfinite: number of episodes whose loss is not finite, for example because
             adaptation diverged. The mean loss is then not finite either, and accuracy
             counts a query with a NaN among its outputs as wrong.
@@ -84,24 +90,17 @@ class Report:
     per_episode: dict[str, np.ndarray] = field(repr=False, compare=False)
 
     def __str__(self) -> str:
-        return in_words(self.accuracy, self.ci95, self.loss, self.loss_ci95, self.episodes, self.nonfinite)
+        if self.accuracy is None or self.ci95 is None:
+            figure = f"mean squared error {self.loss:.4g} ± {self.loss_ci95:.2g}"
+        else:
+            figure = f"accuracy {100 * self.accuracy:.1f} ± {100 * self.ci95:.1f} %"
+        diverged = f", {self.nonfinite} with a loss that is not finite" if self.nonfinite else ""
+        return f"{figure} (95 % CI, {self.episodes} episodes{diverged})"
 
     def to_json(self, **kwargs: Any) -> str:
         """The whole report as JSON, with null for numbers that are not finite; keywords go to `json.dumps`."""
         values = {name: array.tolist() for name, array in self.per_episode.items()}
         return to_json({**asdict(self), "per_episode": values}, **kwargs)
-
-
-def in_words(
-    accuracy: float | None, ci95: float | None, loss: float, loss_ci95: float, episodes: int, nonfinite: int
-) -> str:
-    """An evaluation in a line, with the accuracy or, for regression, which has none, the error."""
-    if accuracy is None or ci95 is None:
-        figure = f"mean squared error {loss:.4g} ± {loss_ci95:.2g}"
-    else:
-        figure = f"accuracy {100 * accuracy:.1f} ± {100 * ci95:.1f} %"
-    diverged = f", {nonfinite} with a loss that is not finite" if nonfinite else ""
-    return f"{figure} (95 % CI, {episodes} episodes{diverged})"
 
 
 def evaluate(
@@ -182,22 +181,29 @@ def evaluate(
     check_learner(learner)
     check_samplers(sample=sample)
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
-    number = device_count(devices)
-    each = math.ceil(episodes / number)
-    run = _evaluator(learner, tuple(metrics.items()), devices, jax.random.key_impl(key))
+    structure, kind_of_key = jax.tree.structure(arguments[0]), jax.random.key_impl(key)
+    run = _evaluator(learner, tuple(metrics.items()), devices, structure, kind_of_key)
+    again = _run_again(episodes)
     with telling_of_another_state(learner, state, sample):
-        chunk = number * _chunk(learner, arguments, each, tasks_per_chunk, devices)
+        chunk = device_count(devices) * _chunk(learner, arguments, episodes, tasks_per_chunk, devices)
         # The last chunk is padded with the first episodes, so that one compiled function serves all chunks. The keys
         # are NumPy arrays: cutting JAX's keys into chunks would run a program for each chunk.
-        keys, _ = filled_up(np.asarray(jax.random.key_data(jax.random.split(key, episodes))), chunk)
-        chunks = keys.reshape(-1, chunk, *keys.shape[1:])
-        parts = [run((False, *arguments), keys) for keys in chunks]
-    found = {name: np.concatenate([part[name] for part in parts])[:episodes] for name in parts[0]}
+        keys = np.asarray(jax.random.key_data(jax.random.split(key, episodes)))
+        # An episode that is run again has its place in the next chunk: elsewhere rounding may differ, and grow in an
+        # inner loop.
+        at = min(chunk, episodes)
+        keys = np.insert(keys, at, keys[:again], axis=0)
+        is_blanked = np.insert(np.zeros(episodes, bool), at, np.ones(again, bool))
+        (keys, is_blanked), _ = filled_up((keys, is_blanked), chunk)
+        chunks = [slice(start, start + chunk) for start in range(0, len(keys), chunk)]
+        parts = [run(arguments, (keys[rows], is_blanked[rows])) for rows in chunks]
+    everything = {name: np.concatenate([part[name] for part in parts])[: episodes + again] for name in parts[0]}
+    found = {name: np.delete(values, slice(at, at + again), axis=0) for name, values in everything.items()}
     _check_found(found)
-    alone = np.asarray(run((True, *arguments), chunks[0])["first"])[:episodes]
+    alone = everything["first"][at : at + again]
     named = ("accuracy", "loss", "ways", *metrics)
     per_episode = {name: found[name] for name in named if name in found}
-    return _report(found, per_episode, _differ(found["first"][:chunk], alone), normalisations(state.state))
+    return _report(found, per_episode, _differ(found["first"][:again], alone), normalisations(state.state))
 
 
 def check_episodes(
@@ -213,22 +219,28 @@ def check_episodes(
     One episode is traced and none computed: choosing a chunk traces it, and `evaluate`, if it is to choose too, finds
     the choice in the cache.
     """
-    arguments = as_argument(sample), state.params, state.state
-    _chunk(learner, arguments, math.ceil(episodes / device_count(devices)), None, devices)
+    _chunk(learner, (as_argument(sample), state.params, state.state), episodes, None, devices)
 
 
-@functools.lru_cache(maxsize=16)  # the size is our choice
+def _run_again(episodes: int) -> int:
+    """How many episodes are run again."""
+    return min(BLANKED, episodes)
+
+
+@functools.lru_cache(maxsize=64)  # our choice: more than the protocols that one is likely to take turns with
 def _evaluator(
     learner: Learner,
     metrics: tuple[tuple[str, Callable], ...],
     devices: tuple[jax.Device, ...] | None,
+    sampler_structure: Hashable,  # only keys the cache: what is dropped from it frees what its sampler holds
     kind_of_key: Hashable,
 ) -> Callable:
     """The compiled evaluation of a chunk of episodes, cached so that a second call does not compile again."""
 
-    def run(shared, keys):
+    def run(shared, batch):
+        keys, is_blanked = batch
         keys = jax.random.wrap_key_data(keys, impl=kind_of_key)
-        return map_tasks(functools.partial(_episode, learner, metrics, *shared), keys)
+        return map_tasks(functools.partial(_episode, learner, metrics, *shared), keys, is_blanked)
 
     return jax.jit(over_devices(run, devices))
 
@@ -236,20 +248,24 @@ def _evaluator(
 def _chunk(
     learner: Learner, arguments: PyTree, episodes: int, most: int | None, devices: tuple[jax.Device, ...] | None
 ) -> int:
-    """How many of its `episodes` a device vmaps at once: at most `most`, or as `chunk_of` chooses if that is None."""
+    """How many episodes a device vmaps at once: at most `most`, or what `chunk_of` chooses for None.
+
+    With those that are run again they make two chunks or more.
+    """
+    each = math.ceil((episodes + _run_again(episodes)) / (2 * device_count(devices)))
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple(jax.eval_shape(lambda *leaves: leaves, *leaves))
-    return _chunk_of_shapes(learner, structure, shapes, episodes, most, devices)
+    return _chunk_of_shapes(learner, structure, shapes, each, most, devices)
 
 
-@functools.lru_cache(maxsize=64)  # entries are small, so more of them; our choice
-def _chunk_of_shapes(learner, structure, shapes, episodes, most, devices):
+@functools.lru_cache(maxsize=64)  # as above
+def _chunk_of_shapes(learner, structure, shapes, each, most, devices):
     key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = jax.tree.unflatten(structure, shapes)
-    return chunk_of(episodes, most, functools.partial(_episode, learner, (), False), *arguments, key, devices=devices)
+    arguments = *jax.tree.unflatten(structure, shapes), key, False
+    return chunk_of(each, most, functools.partial(_episode, learner, ()), *arguments, devices=devices)
 
 
-def _episode(learner, metrics, is_blanked, sample, params, state, key):
+def _episode(learner, metrics, sample, params, state, key, is_blanked):
     """What is measured in one episode, by name; if `is_blanked`, with all queries except the first set to zero."""
     sample_key, adapt_key = jax.random.split(key)
     task = drawn(sample, sample_key)
@@ -264,7 +280,7 @@ def _episode(learner, metrics, is_blanked, sample, params, state, key):
     outputs = outputs.mean if isinstance(outputs, losses.Gaussian) else outputs
     labelled = (outputs, query.targets, query.mask)
     if not _classifies(learner, params, state, task):
-        sizes = {"shots": task.support.mask.sum(), "queries": query.mask.sum()}
+        sizes = {"shots": (task.support.mask > 0).sum(), "queries": (query.mask > 0).sum()}
         return asked | {"first": outputs[0], "loss": losses.squared_error(*labelled)} | sizes
     found = {"loss": losses.cross_entropy(*labelled), "accuracy": losses.accuracy(*labelled)}
     # Outputs of absent classes are so large that beside them `_differ` would see no change.
@@ -273,7 +289,7 @@ def _episode(learner, metrics, is_blanked, sample, params, state, key):
 
 
 def _scalar(name, value):
-    if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
+    if not is_scalar(value):
         raise ValueError(f"metrics has {name!r}, which gives {value}; it must give a scalar.")
     return jnp.asarray(value)
 
@@ -322,14 +338,15 @@ def _check_classes(found: dict[str, np.ndarray]) -> None:
 
 
 def _differ(outputs: np.ndarray, others: np.ndarray) -> bool:
-    """Whether which predictions of [episodes, N] are finite changed, or the first finite one by more than rounding."""
+    """Whether the first finite one of [episodes, N] predictions changed by more than rounding.
+
+    True also if a prediction is finite in only one of the two, or if none is finite, when it cannot be known.
+    """
     finite, others_finite = (np.isfinite(values).all(-1) for values in (outputs, others))
-    if (finite != others_finite).any():
+    if (finite != others_finite).any() or not finite.any():
         return True
     first = finite.argmax()
-    return bool(
-        finite[first] and np.abs(outputs[first] - others[first]).max() > ROUNDING * np.abs(outputs[first]).max()
-    )
+    return bool(np.abs(outputs[first] - others[first]).max() > ROUNDING * np.abs(outputs[first]).max())
 
 
 def _report(

@@ -81,7 +81,8 @@ def fit(
     SIGTERM end it after the current dispatch, with a checkpoint and a warning. If a
     validation fails (out of memory, for example), the checkpoint is saved and the error
     raised; resuming does not repeat that validation. A warning is given the first time
-    non-finite tasks are left out. The progress bar shows only on a terminal.
+    non-finite tasks are left out. Validations are printed, unless `on_log` is given; the
+    progress bar shows only on a terminal.
 
     Args:
         learner: the learner to be trained.
@@ -109,7 +110,8 @@ def fit(
             learner or optimizer.
         log_every: meta-steps in a dispatch, and between lines of metrics.
         on_log: `(step, metrics)`, called for each line of metrics with what
-            `metrics.jsonl` has, validation included: for a plot, or another tracker.
+            `metrics.jsonl` has, validation included: for a plot, or another tracker,
+            which then tells of validations in place of `fit`.
             Steps after the last checkpoint of a killed run come again when it resumes.
         save_every: meta-steps between checkpoints and evaluations, a multiple
             of `log_every`.
@@ -182,8 +184,8 @@ def fit(
             held.enter_context(sole_writer(out))
         kept = _Kept(out, config, steps)
         state = unshared(on_each_device(kept.newest(state), step_devices))
-        most = min(log_every, max(LEAST_ROOM, steps))
-        options = most, batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
+        room = min(log_every, max(LEAST_ROOM, steps))
+        options = room, batch_size, tasks_per_chunk, nonfinite, float(max_task_norm), step_devices
         loop = _compiled_loop(learner, optimizer, *options, jax.tree.structure(sampler))
         dispatch = functools.partial(_dispatch, loop, sampler)
 
@@ -193,15 +195,13 @@ def fit(
         report: Report | None = None  # of the last dispatch
         while done < steps and not stopping:
             # Up to the next line of metrics, wherever the run was stopped before.
-            before, begun = state, done
-            state, metrics, is_finite, seconds = dispatch(state, min(log_every - done % log_every, steps - done))
+            begun = done
+            most = min(log_every - done % log_every, steps - done)
+            state, tried, metrics, is_finite, seconds = dispatch(state, most)
             last_finite = _last_finite(metrics, done, before=last_finite)
-            fruitless = begun + len(metrics["loss"]) - last_finite
-            is_hopeless = fruitless >= max(min(LEAST_PATIENCE, steps), len(metrics["loss"]))
-            good = _good_steps(metrics, is_finite, is_hopeless, nonfinite)
-            if good < len(metrics["loss"]):
-                if nonfinite == "raise":
-                    state, good = _last_good(dispatch, before, good)
+            is_hopeless = begun + tried - last_finite >= max(min(LEAST_PATIENCE, steps), tried)
+            good = _good_steps(int(state.step) - begun, tried, is_finite, is_hopeless)
+            if good < tried:
                 done += good
                 try:
                     reporter.write(done, {name: values[:good] for name, values in metrics.items()}, None, seconds)
@@ -306,11 +306,11 @@ def _config(given: dict[str, Any], **own: Any) -> dict[str, Any]:
 # sampler, so that a loop that is dropped frees what its sampler holds. The size is our choice.
 @functools.lru_cache(maxsize=16)
 def _compiled_loop(
-    learner, optimizer, most, batch_size, tasks_per_chunk, nonfinite, max_task_norm, devices, sampler_structure
+    learner, optimizer, room, batch_size, tasks_per_chunk, nonfinite, max_task_norm, devices, sampler_structure
 ):
-    """`(state, sampler, steps) -> (state, metrics [most], whether parameters and state are finite)`.
+    """`(state, sampler, steps) -> (state, steps tried, metrics [room], whether parameters and state are finite)`.
 
-    One compiled function serves any number of steps up to `most`.
+    One compiled function serves any number of steps up to `room`. A step that `"raise"` refuses is the last.
     """
     train_step = make_train_step(
         learner,
@@ -321,31 +321,38 @@ def _compiled_loop(
         devices=devices,
     )
 
-    # Under "raise" the state before a dispatch is kept, so that its good steps can be run again.
-    @functools.partial(jax.jit, donate_argnames=() if nonfinite == "raise" else ("state",))
+    @functools.partial(jax.jit, donate_argnames="state")
     def loop(state, sampler, steps):
         one_step = jax.jit(make_train_loop(train_step, sampler, batch_size=batch_size, steps=1))
+        start = state.step
 
-        def add(step, carry):
-            state, metrics = carry
-            state, found = one_step(state)
-            return state, jax.tree.map(lambda values, new: values.at[step].set(new[0]), metrics, found)
+        def goes_on(carry):
+            tried, state, _ = carry
+            return (tried < steps) & (state.step == start + tried)
+
+        def add(carry):
+            tried, before, metrics = carry
+            state, found = one_step(before)
+            # The loop has split the key even if the step was refused. Such a run, resumed, meets the same tasks again.
+            state = state._replace(key=jnp.where(state.step == before.step, before.key, state.key))
+            return tried + 1, state, jax.tree.map(lambda values, new: values.at[tried].set(new[0]), metrics, found)
 
         _, shapes = jax.eval_shape(one_step, state)
-        metrics = jax.tree.map(lambda leaf: jnp.zeros(most, leaf.dtype), shapes)
-        state, metrics = lax.fori_loop(0, steps, add, (state, metrics))
-        return state, metrics, all_finite((state.params, state.state))
+        metrics = jax.tree.map(lambda leaf: jnp.zeros(room, leaf.dtype), shapes)
+        tried, state, metrics = lax.while_loop(goes_on, add, (jnp.int32(0), state, metrics))
+        return state, tried, metrics, all_finite((state.params, state.state))
 
     return loop
 
 
 def _dispatch(loop, sampler, state, steps):
-    """Runs `steps` meta-steps: the state, their metrics, whether parameters and state are finite, and seconds."""
+    """Tries up to `steps` meta-steps: the state, how many, metrics, whether the state is finite, and seconds."""
     start = time.perf_counter()
     # A number of one type, or the loop would be compiled again for steps that the user counts in NumPy's.
-    state, metrics, is_finite = loop(state, sampler, np.int32(steps))
-    metrics = jax.tree.map(lambda values: np.asarray(values)[:steps], metrics)  # waits for the device
-    return state, metrics, bool(is_finite), time.perf_counter() - start
+    state, tried, metrics, is_finite = loop(state, sampler, np.int32(steps))
+    tried = int(tried)  # waits for the device
+    metrics = jax.tree.map(lambda values: np.asarray(values)[:tried], metrics)
+    return state, tried, metrics, bool(is_finite), time.perf_counter() - start
 
 
 def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> int:
@@ -354,25 +361,14 @@ def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> i
     return done + int(found[-1]) + 1 if len(found) else before
 
 
-def _good_steps(metrics: dict[str, np.ndarray], is_finite: bool, is_hopeless: bool, nonfinite: Nonfinite) -> int:
-    """How many meta-steps of a dispatch went well; the last counts only if it left finite parameters.
+def _good_steps(taken: int, tried: int, is_finite: bool, is_hopeless: bool) -> int:
+    """How many meta-steps of a dispatch went well: of those taken, the last only if it left finite parameters.
 
     None did if it is hopeless: no task was finite in it, nor for long enough before it.
     """
-    skipped = metrics["nonfinite_tasks"]
-    bad = skipped > 0 if nonfinite == "raise" else np.full(len(skipped), is_hopeless)
-    bad[-1] |= not is_finite
-    return int(bad.argmax()) if bad.any() else len(bad)
-
-
-def _last_good(dispatch, state, good):
-    """The state after `good` steps, or after those before one that ruined it; and the number of steps."""
-    for number in range(good):
-        after, _, is_finite, _ = dispatch(state, 1)
-        if not is_finite:
-            return state, number
-        state = after
-    return state, good
+    if taken < tried:
+        return taken
+    return 0 if is_hopeless else taken - (not is_finite)
 
 
 def _not_finite(bad: int, batch_size: int, nonfinite: Nonfinite) -> str:
@@ -396,7 +392,7 @@ def _diverged(what: str, step: int, last_finite: int, folder: Path | None) -> st
 
 
 class _Reporter:
-    """Reports a run's progress: a bar on a terminal, metrics in the run's folder, and to a function."""
+    """Reports a run's progress: a bar on a terminal, validations in print, metrics in a folder and to a function."""
 
     def __init__(self, out, on_log, steps, done, batch_size):
         self._on_log = on_log
@@ -418,8 +414,8 @@ class _Reporter:
             values["validation_nonfinite"] = report.nonfinite
             if report.accuracy is not None and report.ci95 is not None:
                 values |= {"validation_accuracy": report.accuracy, "validation_accuracy_ci95": report.ci95}
-            if not self._bar.disable:
-                self._bar.write(f"step {done}: validation {report}")
+            if self._on_log is None:
+                self._print(f"step {done}: validation {report}")
         if self._log is not None:
             self._log.write(done, values)
         if self._on_log is not None:
@@ -427,6 +423,11 @@ class _Reporter:
         rate = {"tasks/s": f"{number * self._batch_size / seconds:.3g}"}
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | rate)
         self._bar.update(number)
+
+    def _print(self, line: str) -> None:
+        """Prints above the bar; output that cannot be written does not end the training."""
+        with contextlib.suppress(OSError, ValueError), self._bar.external_write_mode():
+            print(line, flush=True)
 
     def warn(self, done: int, metrics: dict[str, np.ndarray]) -> None:
         """Warns, once, when tasks are first left out."""

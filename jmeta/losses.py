@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from jmeta.checks import check_counts, check_functions
+from jmeta.checks import check_counts, check_functions, is_scalar
 from jmeta.types import Array, at_least_single, Examples, Learner, Objective, or_one, PyTree, Task
 
 # The 97.5 % quantile of the standard normal distribution.
@@ -85,7 +85,7 @@ def objective(loss_fn: Callable) -> Objective:
 
     def loss(*labelled):
         value = loss_fn(*labelled)
-        if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
+        if not is_scalar(value):
             raise ValueError(
                 f"loss_fn gives {value}; it must give a scalar, such as losses.masked_mean(values, mask) of a value "
                 "for each example."

@@ -28,7 +28,9 @@ from jmeta.checks import (
     check_learner,
     check_task,
     check_transformation,
+    has_fields,
     is_one_hot,
+    is_scalar,
     is_task_of_classes,
     is_traced,
     telling_of_another_state,
@@ -124,8 +126,9 @@ def make_train_step(
             a CPU the cache, and often a single task.
         nonfinite: `"skip"` leaves such tasks out of the mean; a step without a finite
             task changes no parameter. `"raise"` returns the old state if any task is
-            not finite, and leaves stopping to the caller: `fit` stops, a loop of
-            `make_train_loop` goes on with the next tasks.
+            not finite, or a parameter or running statistic would not be (then
+            `"nonfinite_tasks"` may be 0), with the old `step`, and leaves stopping to the
+            caller: `fit` stops, a loop of `make_train_loop` goes on with the next tasks.
         max_task_norm: a task's meta-gradient longer than this is scaled down to it
             before the mean; `math.inf` for no bound. The default is meant not to matter
             where losses are means over examples and targets are of order one; where
@@ -206,7 +209,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(unravel(gradient.astype(flat.dtype)), opt_state, params, **extra)
         after = TrainState(optax.apply_updates(params, updates), new_state, opt_state, keys[0], step + 1)
         if nonfinite == "raise":
-            is_taken, before = finite == number, train_state
+            is_taken, before = (finite == number) & all_finite((after.params, after.state)), train_state
         else:
             is_taken, before = finite > 0, train_state._replace(key=keys[0], step=step + 1)
         length = jnp.where(finite > 0, jnp.linalg.norm(gradient), jnp.nan)
@@ -318,6 +321,11 @@ def _to_add_up(leaf: Array) -> Array:
 
 def _number_of_tasks(tasks: Task) -> int:
     """The number of tasks in a batch."""
+    if not has_fields(tasks, Task._fields):
+        raise ValueError(
+            f"tasks is of type {type(tasks).__name__}; a step takes one jmeta.Task whose arrays have an axis of tasks, "
+            "such as jax.vmap(sample)(keys)."
+        )
     shape = jnp.shape(tasks.query.mask)
     if len(shape) != 2 or not shape[0]:
         raise ValueError(
@@ -348,7 +356,7 @@ def _check_metrics(metrics: dict[str, Array]) -> None:
     for name, value in metrics.items():
         if name in ("step", "loss", "gradient_norm", "nonfinite_tasks") or name.startswith("validation_"):
             raise ValueError(f"the learner's loss has a metric {name!r}, a name that training reserves; rename it.")
-        if not jax.tree_util.all_leaves([value]) or jnp.shape(value):
+        if not is_scalar(value):
             raise ValueError(f"the learner's metric {name!r} is {value}; each must be a scalar.")
 
 

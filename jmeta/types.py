@@ -1,4 +1,4 @@
-"""The nouns of jmeta: examples, tasks, models, learners and the state of training.
+"""The types of jmeta: examples, tasks, models, learners and the state of training.
 
 Shape letters, used in every docstring of the library:
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 from jax import export
+from jax.sharding import AxisType
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Traces leave many cycles of small objects; to look for them 70 times as rarely took 1 s of 115 in place of 5.
@@ -30,14 +31,22 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 
-OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot"
-
-
 @pytest.fixture
 def x64():
     """Sixty-four bits, where exactness is tested."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def over_two_devices():
+    """`(function, in_specs, out_specs)` to the function compiled inside `shard_map`, with an axis "tasks" of two."""
+    mesh = jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Auto,))
+
+    def divided(function, in_specs, out_specs):
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+
+    return divided
 
 
 @pytest.fixture
@@ -77,8 +86,7 @@ def as_an_accelerator_would(monkeypatch):
 
 @pytest.fixture(scope="session")
 def omniglot_files():
-    """The folder with `archives/` and `tfds/`: $OMNIGLOT, or beside the checkout."""
-    folder = Path(os.environ.get("OMNIGLOT", OMNIGLOT))
-    if not folder.is_dir():
-        pytest.skip(f"Omniglot is not in {folder}")
-    return folder
+    """The folder $OMNIGLOT, with `archives/` and `tfds/`."""
+    if not (folder := os.environ.get("OMNIGLOT")):
+        pytest.skip("OMNIGLOT names no folder with Omniglot")
+    return Path(folder)

@@ -1,17 +1,21 @@
 """Learners by name."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from jmeta import data
+from jmeta import data, models
 from jmeta.configuration import (
     build_learner,
+    build_optimizer,
     Configuration,
     HEADED,
+    LEARNER_OPTIONS,
     LEARNERS,
+    MODELS,
     Protocol,
     stand_in,
     task_sizes,
@@ -35,6 +39,54 @@ def test_every_learner_can_be_built_by_its_name_and_predicts_its_tasks(name, sou
 
     outputs, task = jax.eval_shape(predicted, jax.random.key(0))
     assert all(leaf.shape == task.query.targets.shape for leaf in jax.tree.leaves(outputs))
+
+
+# One value for each option, of learners that have it.
+OPTIONS = {
+    "maml": {"inner_steps": 3, "test_steps": 4, "inner_batch": 2, "differentiation": "reverse", "checkpoint": True},
+    "imaml": {"proximal": 3.0, "cg_steps": 2, "damping": 4.0},
+    "mamlpp": {"multi_step_until": 7, "first_order_until": 8},
+    "protonet": {"distance": "cosine"},
+}
+TRUNCATED = {"meta_gradient": "truncated", "last_steps": 2, "inner_steps": 3}
+
+
+@pytest.mark.parametrize(("name", "options"), [*OPTIONS.items(), ("maml", TRUNCATED)])
+def test_options_of_a_learner_are_passed_on(name, options, monkeypatch):
+    given = {}
+
+    @functools.wraps(LEARNERS[name])
+    def factory(model, **options):
+        given.update(options)
+
+    monkeypatch.setitem(LEARNERS, name, factory)
+    build_learner(Configuration(learner=name, **options))
+    assert given == options
+
+
+def test_every_option_of_a_learner_is_passed_on_to_one():
+    tried = set().union(*OPTIONS.values(), TRUNCATED)
+    assert tried == set(LEARNER_OPTIONS)
+
+
+def test_options_of_a_network_are_passed_on(monkeypatch):
+    given = {}
+
+    @functools.wraps(MODELS["conv4"])
+    def factory(**options):
+        given.update(options)
+        return models.conv4(**options)
+
+    monkeypatch.setitem(MODELS, "conv4", factory)
+    options = {"norm": "running", "width": 8, "strided": True, "context": 3}
+    build_learner(Configuration(learner="cavia", **options))
+    assert given == {**options, "outputs": 5}
+
+
+def test_the_rate_is_that_of_the_optimizer():
+    optimizer = build_optimizer(Configuration(learning_rate=0.5))
+    updates, _ = optimizer.update(np.ones(3), optimizer.init(np.ones(3)))
+    np.testing.assert_allclose(updates, -0.5, rtol=1e-5)  # Adam's first step
 
 
 def test_sizes_of_a_task_that_are_left_out_are_the_sources_own():

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import gc
+import io
 import os
+import re
 import signal
 import threading
 import time
@@ -158,11 +160,31 @@ def test_a_run_on_several_devices_is_resumed_bit_for_bit_and_is_that_of_one_to_r
     assert fitted(tmp_path, steps=80).step == 80  # and goes on with one
 
 
-def test_a_batch_of_one_task_is_one_devices_and_its_validation_all_devices(tmp_path):
-    state = fitted(tmp_path, steps=20, batch_size=1, devices=jax.devices())
+def test_a_batch_of_one_task_is_one_devices_and_its_validation_all_devices(monkeypatch):
+    used = []
+
+    def noting(*args, devices, **options):
+        used.append(tuple(devices))
+        return jmeta.evaluate(*args, devices=devices, **options)
+
+    monkeypatch.setattr(fitting, "evaluate", noting)
+    state = fitted(steps=20, batch_size=1, devices=jax.devices())
+    assert used == [tuple(jax.devices())]
+    monkeypatch.undo()
     alone = fitted(steps=20, batch_size=1)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), state.params, alone.params)
     assert state.step.devices() == set(jax.devices()[:1])
+
+
+def test_a_run_takes_its_tasks_in_chunks_and_bounds_their_gradients_as_one_asks(monkeypatch):
+    given, make = [], fitting.make_train_step
+    monkeypatch.setattr(
+        fitting, "make_train_step", lambda *args, **kwargs: given.append(kwargs) or make(*args, **kwargs)
+    )
+    options = {"key": jax.random.key(0), "batch_size": 2, "tasks_per_chunk": 1, "max_task_norm": 1e-3}
+    start, after = (jmeta.fit(LEARNER, optax.sgd(1.0), SAMPLE, steps=steps, **options).params for steps in (0, 1))
+    assert {options["tasks_per_chunk"] for options in given} == {1}
+    assert 0 < optax.tree.norm(optax.tree.sub(after, start)) < 1.001e-3
 
 
 def test_metrics_are_written_as_lines_and_for_tensorboard(tmp_path):
@@ -172,7 +194,8 @@ def test_metrics_are_written_as_lines_and_for_tensorboard(tmp_path):
     assert {"loss", "gradient_norm"} <= lines[0].keys()
     assert [line["step"] for line in lines if "validation_loss" in line] == [20, 40, 60]
     assert all("validation_loss_ci95" in line for line in lines if "validation_loss" in line)
-    assert list((tmp_path / "tensorboard").iterdir())
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert all(name.encode() in events.read_bytes() for name in lines[-1].keys() - {"step"})
 
 
 def test_a_line_cut_short_by_a_kill_is_written_again(tmp_path):
@@ -202,7 +225,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
             time.sleep(0.05)
         os.kill(os.getpid(), number)
 
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)  # not waited for if the run fails before that
     thread.start()
     told = rf"{signal.Signals(number).name} ended the run at meta-step \d+ of 10000000; .* goes on from {tmp_path}"
     with handled_by(signal.default_int_handler, number), pytest.warns(UserWarning, match=told):
@@ -382,8 +405,8 @@ def test_a_validation_of_other_ways_is_refused_before_anything_is_trained(tmp_pa
 
 
 def test_a_run_whose_validation_fails_keeps_what_it_has_trained(tmp_path, monkeypatch):
-    def fails(*args, tasks_per_chunk, **kwargs):
-        assert tasks_per_chunk == 1
+    def fails(*args, tasks_per_chunk, episodes, **kwargs):
+        assert (tasks_per_chunk, episodes) == (1, 10)
         raise MemoryError
 
     monkeypatch.setattr(fitting, "evaluate", fails)
@@ -521,9 +544,28 @@ def test_a_model_with_random_streams_is_trained_saved_and_resumed(tmp_path, mode
     assert state.step == 4
 
 
-def test_fit_is_quiet_when_not_on_a_terminal(capsys):
-    fitted(steps=20)
+def test_where_there_is_no_terminal_validations_are_printed_and_nothing_else(capsys):
+    fitted(steps=30)
+    out, err = capsys.readouterr()
+    line = r"step {}: validation mean squared error \S+ ± \S+ \(95 % CI, 10 episodes\)\n"
+    assert re.fullmatch(line.format(20) + line.format(30), out)
+    assert err == ""
+    fitted(steps=20, on_log=lambda *_: None)  # which tells what there is to tell
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("error", [OSError, UnicodeError, ValueError])  # a full disk, no ±, a closed file
+def test_output_that_cannot_be_written_does_not_end_a_run(monkeypatch, error):
+    tried = []
+
+    class Output(io.StringIO):
+        def write(self, text):
+            tried.append(text)
+            raise error
+
+    monkeypatch.setattr("sys.stdout", Output())
+    assert fitted(steps=20).step == 20
+    assert tried
 
 
 @pytest.mark.parametrize(

@@ -129,15 +129,16 @@ def test_what_all_examples_weigh_changes_no_mean_and_no_calibration(x64):
         np.testing.assert_allclose(judge(outputs, targets, mask / 8), judge(outputs, targets, mask), rtol=1e-12)
 
 
-def test_calibration_error_equals_a_loop_over_bins(x64):
+@pytest.mark.parametrize(("options", "bins"), [({}, 15), ({"bins": 4}, 4)])
+def test_calibration_error_equals_a_loop_over_bins(x64, options, bins):
     probabilities = scipy.special.softmax(OUTPUTS, axis=1)[REAL]
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == LABELS[REAL]
     expected = 0.0
-    for low in np.arange(15) / 15:
-        inside = (confidence > low) & (confidence <= low + 1 / 15)
+    for low in np.arange(bins) / bins:
+        inside = (confidence > low) & (confidence <= low + 1 / bins)
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
-    np.testing.assert_allclose(losses.calibration_error(*labelled()), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(losses.calibration_error(*labelled(), **options), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_interval_is_scipys_normal_interval(x64):

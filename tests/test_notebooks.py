@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_ran_from_top_to_bottom_in_less_than_three_minutes(path):
+@pytest.mark.parametrize("name", ["quickstart", "order", "learners", "compose"])
+def test_a_notebook_ran_from_top_to_bottom_in_less_than_three_minutes(name):
+    path = NOTEBOOKS / f"{name}.ipynb"
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     written = [cell["metadata"].get("execution", {}) for cell in cells]

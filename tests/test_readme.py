@@ -1,4 +1,4 @@
-"""The Python of README.md and its commands of jmeta run, with less training, smaller networks, MLPs in the commands."""
+"""The Python of the documents and README's commands run, with less training, smaller networks, MLPs in the commands."""
 
 import re
 import shlex
@@ -9,8 +9,13 @@ import pytest
 
 from jmeta import cli, demo
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-SHORTER = {r"steps=\d+": "steps=2", r"episodes=\d+": "episodes=4", r"width=\d+": "width=4"}
+ROOT = Path(__file__).parents[1]
+SHORTER = {
+    r"steps( ?= ?)\d+": r"steps\g<1>2",
+    r"episodes=\d+": "episodes=4",
+    r"width=\d+": "width=4",
+    r"models.conv4\(norm": "models.conv4(width=4, norm",
+}
 SHORTER_COMMANDS = {
     r"--steps \d+": "--steps 10",
     r"--episodes \d+": "--episodes 4",
@@ -21,8 +26,8 @@ SHORTER_COMMANDS = {
 }
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, document="README.md"):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
 
 
 def shortened(text, by):
@@ -31,14 +36,26 @@ def shortened(text, by):
     return text
 
 
+def printed_by(document, capsys):
+    """What the Python of a document prints, its blocks run one after another."""
+    names = {}
+    for block in blocks("python", document):
+        exec(shortened(block, SHORTER), names)
+    return capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore")  # a user's own code may promote ranks and types
 def test_the_python_blocks_run_one_after_another(capsys):
-    names = {}
-    for block in blocks("python"):
-        exec(shortened(block, SHORTER), names)
-    printed = capsys.readouterr().out
+    printed = printed_by("README.md", capsys)
     assert re.search(r"accuracy [\d.]+ ± [\d.]+ % \(95 % CI, 4 episodes\)", printed)
     assert "('batch',) True" in printed
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_python_blocks_of_your_data_run_one_after_another(capsys):
+    printed = printed_by("docs/your-data.md", capsys)
+    assert re.search(r"accuracy .* episodes\)\n\[\d \d \d\]\n\[\[", printed)
+    assert printed.splitlines()[-1].startswith("mean squared error ")
 
 
 def commands(word):
@@ -67,7 +84,7 @@ def test_the_commands_on_omniglot_run_one_after_another(tmp_path, monkeypatch, o
 
 def run(command, capsys):
     command = shortened(command, SHORTER_COMMANDS)
-    assert cli.main(shlex.split(command)[1:]) == 0, command + "\n" + capsys.readouterr().err
+    assert cli.main(shlex.split(command, comments=True)[1:]) == 0, command + "\n" + capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")  # matplotlib's dependencies warn

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jmeta
-from jmeta import data, learners, losses, models
+from jmeta import data, learners, losses, models, training
 from jmeta.types import Examples, Task
 
 SAMPLE = data.sinusoid(shots=5, queries=5)
@@ -51,22 +51,29 @@ def test_a_state_is_the_same_made_alone_by_vmap_or_inside_a_jit():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), params, alone)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 8])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_every_chunking_gives_the_same_step(x64, chunk):
-    state, tasks = begin(), batch()
+    state, tasks = begin(), batch(5)  # which the last two do not divide
     whole, metrics = compiled_step(100)(state, tasks)
     parts, others = compiled_step(chunk)(state, tasks)
     chex.assert_trees_all_close((whole.params, metrics), (parts.params, others), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("tasks", "chunk"), [(8, None), (7, 2), (1, None)])
+@pytest.mark.parametrize(("tasks", "chunk"), [(8, None), (5, 2), (1, None)])
 def test_a_step_divided_over_devices_is_the_same_for_any_number_of_tasks(x64, tasks, chunk):
     divided = jax.jit(jmeta.make_train_step(LEARNER, OPTIMIZER, tasks_per_chunk=chunk, devices=jax.devices()))
-    state, tasks = begin(), bad_tasks(batch(tasks), 5)
+    state, tasks = begin(), bad_tasks(batch(tasks), 3)
     one, metrics = compiled_step(100)(state, tasks)
     two, others = divided(state, tasks)
     chex.assert_trees_all_close((one.params, metrics), (two.params, others), rtol=1e-10, atol=1e-12)
     assert len(two.step.devices()) == len(jax.devices()) > 1
+
+
+def test_tasks_are_vmapped_as_many_at_a_time_as_one_asks(monkeypatch):
+    sizes, summed = [], training.sum_over_chunks
+    monkeypatch.setattr(training, "sum_over_chunks", lambda *args: sizes.append(args[2]) or summed(*args))
+    jax.eval_shape(jmeta.make_train_step(LEARNER, OPTIMIZER, tasks_per_chunk=3), begin(), batch(6))
+    assert set(sizes) == {3}
 
 
 def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
@@ -82,11 +89,11 @@ def test_a_step_is_the_mean_gradient_over_tasks_and_one_update(x64):
 def test_running_statistics_are_the_mean_over_tasks(x64):
     subject = learners.protonet(models.mlp(hidden=(4,), outputs=None, norm="running"))
     sample = data.glyphs(ways=2, shots=1, queries=1)
-    tasks = jax.vmap(sample)(jax.random.split(jax.random.key(1), 4))
+    tasks = jax.vmap(sample)(jax.random.split(jax.random.key(1), 5))
     state = jmeta.init_state(subject, OPTIMIZER, jax.random.key(0), sample(jax.random.key(1)))
     loss = jax.jit(subject.loss)
     states = [loss(state.params, state.state, task)[1][0] for task in single(tasks)]
-    expected = jax.tree.map(lambda *leaves: sum(leaves) / 4, *states)
+    expected = jax.tree.map(lambda *leaves: sum(leaves) / 5, *states)
     for options in ({"tasks_per_chunk": 3}, {"devices": jax.devices()}):
         after, _ = jax.jit(jmeta.make_train_step(subject, OPTIMIZER, **options))(state, tasks)
         chex.assert_trees_all_close(after.state, expected, rtol=1e-10, atol=1e-12)
@@ -153,6 +160,8 @@ def test_labels_are_refused_for_targets(part):
 def test_a_batch_is_refused_for_a_task_and_a_task_for_a_batch():
     with pytest.raises(ValueError, match=r"task.support has inputs of shape \(3, 5, 1\).*; for one task they must be"):
         jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), batch(3))
+    with pytest.raises(ValueError, match=r"tasks is of type list; a step takes one jmeta\.Task whose arrays"):
+        compiled_step()(begin(), [SAMPLE(jax.random.key(1))])
     for tasks in (SAMPLE(jax.random.key(1)), jax.tree.map(lambda leaf: leaf[:0], batch())):
         with pytest.raises(ValueError, match=r"tasks.query.mask has shape .*; a step takes a batch of tasks"):
             compiled_step()(begin(), tasks)
@@ -470,13 +479,14 @@ def counting(dtype):
     return jmeta.Learner(lambda key, task: (jnp.zeros(()), (start, jnp.zeros(()))), None, None, loss)
 
 
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32, jnp.bool_])
-@pytest.mark.parametrize("chunk", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("dtype", "chunk"), [(jnp.int32, 1), (jnp.int32, 2), (jnp.int32, 4), (jnp.uint32, 2), (jnp.bool_, 2)]
+)
 def test_a_count_in_the_state_is_not_summed_over_tasks(dtype, chunk):
     subject = counting(dtype)
     state = begin(subject)
     step = jmeta.make_train_step(subject, OPTIMIZER, tasks_per_chunk=chunk)
-    after, _ = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=4, steps=2))(state)
+    after, _ = jax.jit(jmeta.make_train_loop(step, SAMPLE, batch_size=3, steps=2))(state)
     before, count = state.state[0], after.state[0]
     assert count.dtype == dtype
     assert count == (True if dtype == jnp.bool_ else before + 2)
@@ -520,6 +530,14 @@ def test_a_step_told_to_raise_gives_back_the_state_it_was_given():
     assert after.key == state.key
     assert metrics["nonfinite_tasks"] == 1
     assert step(state, batch(3))[0].step == 1
+
+
+def test_a_step_told_to_raise_gives_back_the_state_that_an_update_would_ruin():
+    state, optimizer = begin(), optax.scale(jnp.inf)
+    step = jax.jit(jmeta.make_train_step(LEARNER, optimizer, nonfinite="raise"))
+    after, metrics = step(state._replace(opt_state=optimizer.init(state.params)), batch(3))
+    assert_same((after.params, after.step), (state.params, state.step))
+    assert metrics["nonfinite_tasks"] == 0
 
 
 def test_a_tasks_meta_gradient_is_scaled_down_to_the_bound_and_never_up(x64):

@@ -31,6 +31,7 @@ from jax.interpreters import ad
 from jmeta.checks import check_counts
 from jmeta.functional.linear import linear
 from jmeta.functional.primitives import alike, batch_tasks, task_primitive
+from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array, at_least_single
 
 # Measured on two x86 cores (docs/decisions/0003-convolution.md). Where there are few channels, or few pixels in all, a
@@ -112,8 +113,12 @@ def _as_lax(x, w):
 
 
 def _dw_as_lax(x, dy, *, size):
-    kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], dy.shape[-1]), x.dtype)
-    return jax.linear_transpose(functools.partial(_as_lax, x), kernel)(dy)[0]
+    return jax.linear_transpose(functools.partial(_as_lax, x), _zeros(size, x, dy, x.dtype))(dy)[0]
+
+
+def _zeros(size, x, dy, dtype):
+    """A kernel of zeros that varies over devices as the operands do, or JAX would sum its gradient over devices."""
+    return vary_over(jnp.zeros((*size, x.shape[-1], dy.shape[-1]), dtype), varying((x, dy)))
 
 
 def _dw_as_matmul(x, dy, *, size):
@@ -144,8 +149,7 @@ def _dw_in_blocks(x, dy, *, size):
         return total + _dw_by_rows_and_columns(*block, size=size), None
 
     # In half precision a sum of many blocks would stop growing.
-    start = jnp.zeros((*size, x.shape[-1], dy.shape[-1]), at_least_single(x.dtype))
-    total, _ = lax.scan(add, start, whole)
+    total, _ = lax.scan(add, _zeros(size, x, dy, at_least_single(x.dtype)), whole)
     if x.shape[0] % BLOCK:
         total += _dw_by_rows_and_columns(x[blocks * BLOCK :], dy[blocks * BLOCK :], size=size)
     return total.astype(x.dtype)

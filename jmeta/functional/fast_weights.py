@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_counts, check_examples
 from jmeta.functional.classes import exclude_absent
-from jmeta.functional.compiled import compiled_adapt
+from jmeta.functional.compiled import compiled_adapt, compiled_predict
 from jmeta.functional.hoisting import compute_invariants
 from jmeta.functional.inner_loop import axes_of, checked_options, first_step, inner_loop, MetaGradientOptions
 from jmeta.functional.inner_rule import as_rule, InnerOptimizer
@@ -214,7 +214,7 @@ def fast_weight_learner(inner: Descent, objective: Objective, *, inner_steps: in
     def adapt(params, state, support, *, key=None):
         return inner.run(params, state, support, steps=test_steps, key=key)
 
-    @jax.jit
+    @compiled_predict
     def predict(params, state, adapted, inputs, *, mask=None):
         return inner.outputs(params, state, adapted, inputs, mask=mask)[0]
 

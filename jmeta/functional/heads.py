@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.checks import check_examples
 from jmeta.functional.classes import exclude_absent
-from jmeta.functional.compiled import compiled_adapt
+from jmeta.functional.compiled import compiled_adapt, compiled_predict
 from jmeta.functional.encoders import Encoder
 from jmeta.networks import split_key
 from jmeta.types import Array, at_least_single, Examples, Learner, normalisations, Objective, or_one, PyTree
@@ -153,7 +153,7 @@ def head_learner(encoder: Encoder, head: Head, objective: Objective) -> Learner:
         features = encoder.support(params.encoder, state, support.inputs, mask=support.mask, key=encoder_key)
         return fit(params, features, support, key=fit_key)
 
-    @jax.jit
+    @compiled_predict
     def predict(params, state, adapted, inputs, *, mask=None):
         return score(params, adapted, encoder.query(params.encoder, state, inputs, mask=mask))
 

@@ -122,24 +122,26 @@ def implicit_minimum(
 
 
 def _solve(product, vector, stiffness, *, steps):
-    """(H + stiffness)^-1 times a vector, by conjugate gradient with products with H.
-
-    In one precision, at least single, and scaled so that the largest number is one, since squares of small numbers
-    underflow.
-    """
-    leaves = jax.tree.leaves(vector)
-    dtype = at_least_single(jnp.result_type(*leaves))
-    largest = jnp.stack([jnp.abs(leaf).max(initial=0).astype(dtype) for leaf in leaves]).max()
-    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1))  # the solution does not depend on it
+    """(H + stiffness)^-1 times a vector, by conjugate gradient with products with H, in at least single precision."""
+    dtype = at_least_single(jnp.result_type(*jax.tree.leaves(vector)))
 
     def as_given(tree):
         return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, vector)
 
+    @jax.jit  # traced once for all that the solvers make of it
     def matrix(direction):
         return jax.tree.map(lambda hv, v: hv.astype(dtype) + stiffness * v, product(as_given(direction)), direction)
 
-    scaled = jax.tree.map(lambda leaf: leaf.astype(dtype) / scale, vector)
-    guess = jax.tree.map(lambda leaf: leaf / stiffness, scaled)
-    # Below rounding there is nothing left to find, and further steps would divide zero by zero.
-    found, _ = cg(matrix, scaled, guess, tol=float(jnp.finfo(dtype).eps), maxiter=steps)
-    return as_given(jax.tree.map(lambda leaf: scale * leaf, found))
+    def solve(matrix, vector):
+        # Squares of small numbers underflow, so the largest is made one.
+        largest = jnp.stack([jnp.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(vector)]).max()
+        scale = jnp.where(largest > 0, largest, 1)
+        scaled = jax.tree.map(lambda leaf: leaf / scale, vector)
+        guess = jax.tree.map(lambda leaf: leaf / stiffness, scaled)
+        # Below rounding there is nothing left to find, and further steps would divide zero by zero.
+        found, _ = cg(matrix, scaled, guess, tol=float(jnp.finfo(dtype).eps), maxiter=steps)
+        return jax.tree.map(lambda leaf: scale * leaf, found)
+
+    # `cg` by itself would start the solves of its own derivatives, for other vectors, from the guess for this one.
+    lifted = jax.tree.map(lambda leaf: leaf.astype(dtype), vector)
+    return as_given(lax.custom_linear_solve(matrix, lifted, solve, symmetric=True))

@@ -32,11 +32,12 @@ class MetaGradientOptions(TypedDict, total=False):
             `"first_order"`, with inner gradients as constants; `"truncated"`, with
             those before the last `last_steps` as constants; `"implicit"`, at the
             minimum of the inner objective, which needs `proximal` above 0 and cannot be
-            differentiated again in forward mode.
+            differentiated in forward mode.
         differentiation: how exact steps are differentiated. `"mixed"` (default): the
             backward pass of an inner gradient is one forward-over-reverse
-            Hessian-vector product (Kemaev et al., 2025); `"reverse"`: it is reverse
-            over reverse.
+            Hessian-vector product (Kemaev et al., 2025). Then the loss is to be
+            differentiated in reverse mode first, by `jax.grad`; forward mode may follow.
+            `"reverse"`: it is reverse over reverse, and any mode may come first.
         checkpoint: trade time for memory (default False). Of n exact steps about every
             sqrt(n)-th is stored and those between are recomputed, and mixed mode stores
             no intermediate results of an inner gradient.

@@ -7,7 +7,7 @@ from jax.scipy.sparse.linalg import cg
 
 from jmeta.functional.classes import exclude_absent
 from jmeta.functional.implicit import implicit_minimum, proximal_objective
-from jmeta.functional.precision import exact_product, to_solve
+from jmeta.functional.precision import exact_product, in_one_precision
 from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
@@ -45,7 +45,7 @@ def logistic_regression(
         >>> print(abs(weights - 2 * x.T @ (y - jax.nn.softmax(x @ weights))).max() < 1e-6)
         True
     """
-    (features, targets, mask), dtype = to_solve(features, targets, mask)
+    (features, targets, mask), dtype = in_one_precision(features, targets, mask)
     x, y = jnp.where(mask[:, None] > 0, features, 0), targets * mask[:, None]
     present = y.sum(0) > 0
     rounding = jnp.finfo(x.dtype).eps * lax.stop_gradient(jnp.square(x).sum(1).max(initial=0))

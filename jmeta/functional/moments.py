@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jmeta.functional.conv import columns
-from jmeta.functional.precision import exact_product, to_solve
+from jmeta.functional.precision import exact_product, in_one_precision
 from jmeta.functional.primitives import alike
 from jmeta.types import Array, at_least_single, or_one
 
@@ -27,7 +27,7 @@ def moments(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
         >>> moments(jnp.array([[1.0], [3.0], [9.0]]), jnp.array([1, 1, 0]))
         (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
-    (x,), dtype = to_solve(x)
+    (x,), dtype = in_one_precision(x)
     # Pixels are averaged first, so that the mask multiplies only [K, C] numbers and costs nothing.
     weights, pixels = _weights(x, mask), tuple(range(1, x.ndim - 1))
     mean = exact_product(weights, x.mean(pixels))

@@ -6,16 +6,17 @@ from jax.typing import DTypeLike
 from jmeta.types import Array, at_least_single
 
 
-def to_solve(*arrays: Array) -> tuple[list[Array], DTypeLike]:
-    """The arrays in one precision, at least single, and the precision that the solution should have.
+def in_one_precision(*arrays: Array) -> tuple[list[Array], DTypeLike]:
+    """The arrays in their common precision, at least single, and that common precision, for the result.
 
-    JAX factorises nothing in half precision, and labels may be integers.
+    In half precision sums and squares overflow, small steps are rounded away, and JAX factorises nothing; labels may be
+    integers.
 
     Args:
         arrays: features, targets and mask, of any dtypes.
 
     Example:
-        >>> (features, mask), dtype = to_solve(jnp.ones(2, jnp.bfloat16), jnp.ones(2, int))
+        >>> (features, mask), dtype = in_one_precision(jnp.ones(2, jnp.bfloat16), jnp.ones(2, int))
         >>> print(features.dtype, mask.dtype, dtype)
         float32 float32 bfloat16
     """

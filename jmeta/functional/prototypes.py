@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jmeta.functional.inverses import inverses
-from jmeta.functional.precision import exact_product, to_solve
+from jmeta.functional.precision import exact_product, in_one_precision
 from jmeta.types import Array, or_one
 
 # Cosines lie between -1 and 1, and must be scaled up to serve as logits. The initial scale is that of Gidaris &
@@ -31,8 +31,10 @@ def prototypes(features: Array, targets: Array, mask: Array) -> Array:
         Array([[2.],
                [5.]], dtype=float32)
     """
+    # In half precision the sum of a class may be infinite.
+    (features, targets, mask), dtype = in_one_precision(features, targets, mask)
     weights = targets * mask[:, None]
-    return exact_product(weights.T, features) / or_one(weights.sum(0)[:, None])
+    return (exact_product(weights.T, features) / or_one(weights.sum(0)[:, None])).astype(dtype)
 
 
 class Gaussians(NamedTuple):
@@ -70,7 +72,7 @@ def gaussians(features: Array, targets: Array, mask: Array) -> Gaussians:
         [[1.]
          [4.]]
     """
-    (features, targets, mask), _ = to_solve(features, targets, mask)
+    (features, targets, mask), _ = in_one_precision(features, targets, mask)
     points = prototypes(features, targets, mask)
     weights = (targets * mask[:, None]).T  # [N, K]
     everything = _covariances(features, prototypes(features, jnp.ones_like(targets[:, :1]), mask), mask[None])
@@ -96,7 +98,7 @@ def squared_distances(queries: Array, points: Array) -> Array:
         >>> print(squared_distances(jnp.array([[1.0, 2.0]]), jnp.zeros((1, 2))))
         [[5.]]
     """
-    (queries, points), _ = to_solve(queries, points)  # in half precision a distance above 256 is a whole number
+    (queries, points), _ = in_one_precision(queries, points)  # in half precision a distance above 256 is a whole number
     return jnp.square(queries[:, None, :] - points[None, :, :]).sum(-1)
 
 
@@ -123,7 +125,7 @@ def cosine_similarities(queries: Array, points: Array) -> Array:
 
 
 def _normalised(x):
-    (single,), dtype = to_solve(x)  # in half precision the square of a norm above 256 is infinite
+    (single,), dtype = in_one_precision(x)  # in half precision the square of a norm above 256 is infinite
     squared = jnp.square(single).sum(-1, keepdims=True)
     unit = single * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     return unit.astype(dtype)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax.scipy.linalg import solve
 
-from jmeta.functional.precision import exact_product, to_solve
+from jmeta.functional.precision import exact_product, in_one_precision
 from jmeta.types import Array
 
 
@@ -28,7 +28,7 @@ def ridge_regression(features: Array, targets: Array, mask: Array, regularisatio
         >>> ridge_regression(jnp.array([[1.0], [9.0]]), jnp.array([[2.0], [9.0]]), jnp.array([1.0, 0.0]), 1.0)
         Array([[1.000]], dtype=float32)
     """
-    (features, targets, mask), dtype = to_solve(features, targets, mask)
+    (features, targets, mask), dtype = in_one_precision(features, targets, mask)
     root = jnp.where(mask > 0, jnp.sqrt(jnp.where(mask > 0, mask, 1)), 0)[:, None]  # a root has no derivative at zero
     x, y = features * root, targets * root
     if x.shape[0] < x.shape[1]:

@@ -108,11 +108,13 @@ def recurrent(network: Callable) -> Head:
     def score(params, past, features, *, train=False, key=None):
         model = network(past.last.size)
 
-        def answer(feature):
+        def answer(feature, key):
             token = jnp.concatenate([past.last, feature])[None]
             return apply_model(model, params, past.carry, token, mask=jnp.ones(1), train=train, key=key)[0][0]
 
-        return jax.vmap(answer)(features)
+        # Each query draws numbers of its own, whatever padding follows.
+        keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(features)))
+        return jax.vmap(answer)(features, keys)
 
     return Head(init, fit, score)
 

@@ -6,7 +6,7 @@ from jax import lax
 from optax.projections import projection_simplex
 
 from jmeta.functional.inverses import inverses
-from jmeta.functional.precision import exact_product, to_solve
+from jmeta.functional.precision import exact_product, in_one_precision
 from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array
 
@@ -41,7 +41,7 @@ def crammer_singer(features: Array, targets: Array, mask: Array, *, cost: float,
         >>> print(crammer_singer(x, y, jnp.ones(2), cost=10.0, steps=100).round(3))
         [[ 0.5 -0.5]]
     """
-    (features, targets, mask), dtype = to_solve(features, targets, mask)
+    (features, targets, mask), dtype = in_one_precision(features, targets, mask)
     real = (mask > 0).astype(mask.dtype)[:, None]
     x, y = features * real, targets * real
     present = y.sum(0) > 0

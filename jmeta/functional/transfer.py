@@ -14,7 +14,8 @@ from jmeta.functional.classes import exclude_absent
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.heads import head_learner, plain_head
 from jmeta.functional.inner_loop import inner_loop
-from jmeta.functional.precision import to_solve
+from jmeta.functional.inner_rule import as_rule
+from jmeta.functional.precision import in_one_precision
 from jmeta.networks import apply_model
 from jmeta.types import Array, Examples, Learner, Model, Objective, together
 
@@ -64,8 +65,9 @@ def transfer_learner(
 
     Raises:
         ValueError: for fewer than 2 classes, a negative number of steps or something that
-            is no optimizer; from `init` and `loss`, for a task without `class_ids`, or
-            with one that is not below `classes`. Under `jit` class ids cannot be checked; the loss of such a task
+            is no optimizer; from `init`, for an optimizer that needs more than gradients;
+            from `init` and `loss`, for a task without `class_ids`, or with one that is not
+            below `classes`. Under `jit` class ids cannot be checked; the loss of such a task
             is then NaN.
 
     Example:
@@ -86,19 +88,18 @@ def transfer_learner(
     check_counts(least=2, classes=classes)
     check_counts(steps=steps)
     check_transformation("optimizer", optimizer)
+    rule = as_rule(optimizer, "optimizer")
 
     def fit(params, support):
         present = objective.present(support)
-        (features,), _ = to_solve(support.inputs)  # in half precision the steps of a small rate would be rounded away
+        (features,), _ = in_one_precision(support.inputs)  # in half precision small steps would be rounded away
         support = support._replace(inputs=features)
 
         def support_loss(head, _):
             outputs = exclude_absent(classifier.outputs(head, support.inputs), present)
             return objective.loss(outputs, support.targets, support.mask)
 
-        return inner_loop(
-            support_loss, classifier.start(*support), rule=optimizer, steps=steps, meta_gradient="first_order"
-        )
+        return inner_loop(support_loss, classifier.start(*support), rule=rule, steps=steps, meta_gradient="first_order")
 
     head = plain_head(
         lambda key, features: classifier.init(key, features.shape[-1], classes),

@@ -30,7 +30,7 @@ def anil(
     Effectiveness of MAML". Rate and number of steps are those of `maml`, for 5-way
     Omniglot; the paper's experiments are on 20-way Omniglot and 5-way miniImageNet. The
     layers below the head run once, however many steps it takes, so more steps cost
-    little and help (docs/decisions/0012-anil.md).
+    little and help (docs/decisions/0012-anil.md in the repository).
 
     Args:
         model: any network; its output width is the number of ways.

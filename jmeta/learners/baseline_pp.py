@@ -56,9 +56,13 @@ def _init(key, width, classes):
 
 
 def _start(features, targets, mask):
-    """Weights of length 1 / sqrt(3), the mean length of random ones: it determines how fast directions turn."""
+    """Weights of length 1 / sqrt(3), the mean length of random ones: it determines how fast directions turn.
+
+    Where features add up to zero, which has no direction, all weights are the same.
+    """
     total = (features * mask[:, None]).sum(0)
-    direction = total / jnp.maximum(jnp.linalg.norm(total), jnp.finfo(total.dtype).tiny)
+    total = jnp.where(jnp.square(total).sum() == 0, 1, total)
+    direction = total / jnp.linalg.norm(total)
     length = jnp.full(targets.shape[1], 3**-0.5, features.dtype)
     return {"kernel": direction[:, None] * length[None], "length": length}
 

@@ -39,7 +39,8 @@ def imaml(
     steps, `proximal`, `cg_steps` and `damping`.
 
     The meta-gradient can itself be differentiated in reverse mode only. Nothing in it
-    keeps the inner loop from diverging in long training (docs/decisions/0011-imaml.md).
+    keeps the inner loop from diverging in long training (docs/decisions/0011-imaml.md
+    in the repository).
 
     Args:
         model: any network; its output width is the number of ways.

@@ -11,7 +11,7 @@ from jax import lax
 from jmeta import losses
 from jmeta.checks import check_counts, check_examples, check_positive
 from jmeta.functional.classes import exclude_absent
-from jmeta.functional.compiled import compiled_adapt
+from jmeta.functional.compiled import compiled_adapt, compiled_predict
 from jmeta.functional.fast_weights import FastWeights
 from jmeta.functional.inner_loop import (
     checked_options,
@@ -24,7 +24,7 @@ from jmeta.functional.inner_loop import (
 )
 from jmeta.functional.inner_rule import InnerRule
 from jmeta.functional.partition import check_predicates, join, part
-from jmeta.functional.varying import varying
+from jmeta.functional.varying import vary_over, varying
 from jmeta.networks import apply_model, init_model
 from jmeta.types import Array, Learner, Model, PyTree
 
@@ -84,10 +84,11 @@ def mamlpp(
     `inner_loop`'s options.
 
     We depart from the paper in three ways: loss weights fall with each meta-step, not
-    each epoch; running statistics are those of the query set after each inner step,
-    without the support set's; and steps beyond `inner_steps`, which tests may take,
-    reuse the last step's rates, normalisations and statistics. The paper's cosine
-    schedule belongs to the outer optimizer:
+    each epoch; running statistics of an inner step are those of the query set after it,
+    not of the support set, and `adapt` uses them for the support set at the start of that
+    step, too; and steps beyond `inner_steps`, which tests may take, reuse the last step's
+    rates, normalisations and statistics. The paper's cosine schedule belongs to the outer
+    optimizer:
     `optax.adam(optax.cosine_decay_schedule(1e-3, meta_steps))`.
 
     Args:
@@ -179,7 +180,7 @@ def mamlpp(
         fast, _ = scan_steps(step, begin(params, state, support, keys), (steps, keys), test_steps)
         return FastWeights(fast, present)
 
-    @jax.jit
+    @compiled_predict
     def predict(params, state, adapted, inputs, *, mask=None):
         last = min(max(test_steps, 1), inner_steps) - 1
         scales, state = jax.tree.map(lambda leaf: leaf[last], (params.norms, state.model))
@@ -198,19 +199,27 @@ def mamlpp(
 
         step = step_on(task.support, present, params.rates, train=True, gradient_of=annealed)
 
+        def query_pass(weight, fast, at, key):
+            """The query loss after an inner step; one without a weight only serves its running statistics."""
+            axes = varying((fast, at, task, key))
+
+            def judged(fast, at):
+                return vary_over(labelled_loss(fast, at, task.query, present, key, train=True), axes)
+
+            def unweighted(fast, at):
+                if jax.tree.leaves(state.model):
+                    return lax.stop_gradient(judged(fast, at))
+                return vary_over(jax.tree.map(jnp.zeros_like, jax.eval_shape(judged, fast, at)), axes)
+
+            value, (labelled, after) = lax.cond(weight > 0, judged, unweighted, fast, at)
+            # Zero times an infinite loss would be NaN.
+            return jnp.where(weight > 0, weight * value, 0), objective.metrics(*labelled), after
+
         def one(carry, data):
             at, weight, keys = data
             support_key, query_key = (None, None) if keys is None else keys
             fast, memory = step(carry, (at, support_key))
-
-            def judged(fast, at):
-                return labelled_loss(fast, at, task.query, present, query_key, train=True)
-
-            def unweighted(fast, at):  # such a step's query pass only serves its running statistics
-                return lax.stop_gradient(judged(fast, at))
-
-            value, (labelled, state) = lax.cond(weight > 0, judged, unweighted, fast, at)
-            return (fast, memory), (weight * value, objective.metrics(*labelled), state)
+            return (fast, memory), query_pass(weight, fast, at, query_key)
 
         if checkpoint:
             one = jax.checkpoint(one, prevent_cse=False)

@@ -11,6 +11,7 @@ from jmeta.checks import check_model
 from jmeta.functional.fast_weights import descent, fast_weight_learner
 from jmeta.functional.inner_loop import MetaGradientOptions
 from jmeta.functional.inner_rule import InnerOptimizer
+from jmeta.functional.precision import in_one_precision
 from jmeta.functional.prototypes import prototypes
 from jmeta.networks import apply_model
 from jmeta.types import Array, Learner, Model, PyTree
@@ -86,11 +87,14 @@ def proto_maml(
 
     def start(params, state, support, *, train, key):
         features, _ = apply_model(model, params, state, support.inputs, mask=support.mask, train=train, key=key)
-        points = prototypes(features, support.targets, support.mask)
+        # In half precision squares would overflow, and steps of a small rate be rounded away.
+        (features, targets, mask), _ = in_one_precision(features, support.targets, support.mask)
+        points = prototypes(features, targets, mask)
         return PrototypeHead(params, 2 * points.T, -jnp.square(points).sum(-1))
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
         features, state = apply_model(model, params.encoder, state, inputs, mask=mask, train=train, key=key)
+        (features,), _ = in_one_precision(features)
         return features @ params.kernel + params.bias[None], state
 
     inner = descent(

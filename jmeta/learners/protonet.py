@@ -1,6 +1,7 @@
 """Prototypical networks (Snell et al., 2017), by three distances."""
 
 from jmeta import losses
+from jmeta.checks import check_model
 from jmeta.functional.encoders import separate_encoders, shared_encoder
 from jmeta.functional.heads import head_learner, learned_scalars, plain_head
 from jmeta.functional.prototypes import (
@@ -39,7 +40,8 @@ def protonet(model: Model, *, distance: str = "euclidean", support_encoder: Mode
         `adapt` gives `Fitted` with prototypes [N, D], or `Gaussians`.
 
     Raises:
-        ValueError: for an unknown `distance`; from `init`, as for `functional.head_learner`.
+        ValueError: for an unknown `distance`, or a `support_encoder` that is not a
+            `Model`; from `init`, as for `functional.head_learner`.
 
     Example:
         >>> import jax
@@ -52,6 +54,8 @@ def protonet(model: Model, *, distance: str = "euclidean", support_encoder: Mode
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}.")
+    if support_encoder is not None:
+        check_model(support_encoder=support_encoder)
     encoder = shared_encoder(model) if support_encoder is None else separate_encoders(model, support_encoder)
     return head_learner(encoder, DISTANCES[distance], losses.objective(losses.cross_entropy))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jmeta import losses, models
 from jmeta.checks import check_examples, check_model
 from jmeta.functional.classes import exclude_absent, present_in
-from jmeta.functional.compiled import compiled_adapt
+from jmeta.functional.compiled import compiled_adapt, compiled_predict
 from jmeta.functional.encoders import shared_encoder
 from jmeta.functional.prototypes import prototypes
 from jmeta.networks import apply_model, split_key
@@ -109,7 +109,7 @@ def relation(model: Model, *, comparator: Model | None = None) -> Learner:
         features = encoder.support(params.encoder, state.encoder, support.inputs, mask=support.mask, key=key)
         return summarise(features, support)
 
-    @jax.jit
+    @compiled_predict
     def predict(params, state, adapted, inputs, *, mask=None):
         queries = encoder.query(params.encoder, state.encoder, inputs, mask=mask)
         return compare(params.comparator, state.comparator, adapted, queries, mask=mask)[0]

@@ -103,10 +103,11 @@ def from_nnx(constructor: Callable) -> Model:
         constructor: `(nnx.Rngs) -> nnx.Module`. `nnx.Param`s become the parameters and
             all other variables the state, except random streams: each call's `key`
             seeds every stream differently, and without a key they repeat. `train` puts
-            the module in training or evaluation mode. A keyword `mask` of its
-            `__call__` receives the padding mask [K], 1 for a real example, so an attention
-            mask needs another name; Flax's own modules receive none. A string attribute `norm` names the
-            normalisation policy in reports.
+            the module in training or evaluation mode. A keyword `mask` that its
+            `__call__` declares receives the padding mask [K], 1 for a real example, so an
+            attention mask needs another name; `**kwargs`, which often go on to other
+            modules, and Flax's own modules receive none. A string attribute `norm` names
+            the normalisation policy in reports.
 
     Returns:
         A `Model`.
@@ -121,7 +122,7 @@ def from_nnx(constructor: Callable) -> Model:
         >>> model.apply(params, state, jax.numpy.ones((2, 4)))[0].shape
         (2, 3)
     """
-    from flax import nnx  # a sixth of the time that `import jmeta` may take
+    from flax import nnx  # slow to import; `import jmeta` does without it
 
     if isinstance(constructor, nnx.Module | nn.Module) or not callable(constructor):
         raise ValueError(

@@ -46,7 +46,9 @@ def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") ->
         width: filters of the two convolutional blocks that feature maps pass through
             first.
         hidden: units of the fully connected layer before the last.
-        norm: normalisation policy, see `models.layers.Normalise`.
+        norm: normalisation policy of the blocks, see `models.layers.Normalise`. Vectors
+            are not normalised; pass `"none"` for them, or a report would state a policy
+            that is not applied.
 
     Returns:
         A `Model` from pairs [P, H, W, C] or [P, D] to scores [P, 1], without the

@@ -39,7 +39,9 @@ def test_at_full_length_every_learner_trains_for_meta_steps():
 
 
 def test_results_are_of_the_entries_as_they_are():
-    for path in sorted((learners.RESULTS / "learners").glob("*.json")):
+    paths = sorted((learners.RESULTS / "learners").glob("*.json"))
+    assert paths
+    for path in paths:
         result = json.loads(path.read_text())
         suite = learners.SUITES[result["tasks"]]
         entry = suite.entries[result["learner"]]

@@ -23,6 +23,7 @@ def test_a_configuration_is_trained_validated_and_tested(tmp_path, monkeypatch):
     small = dataclasses.replace(omniglot.PROTONET, model=model, ways=5, steps=20, tests=((5, 1),))
     monkeypatch.setitem(omniglot.CONFIGURATIONS, "protonet", small)
     monkeypatch.setattr(omniglot, "TEST_EPISODES", 4)
+    monkeypatch.setattr(omniglot, "VALIDATIONS", 2)
     monkeypatch.setattr(data, "omniglot", noise)
     omniglot.main("protonet", out=tmp_path)
     result = json.loads((tmp_path / "omniglot-protonet.json").read_text())

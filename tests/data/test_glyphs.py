@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jmeta import data
@@ -49,10 +48,9 @@ def test_a_character_has_two_to_four_strokes_half_of_which_start_where_the_last_
     np.testing.assert_allclose(is_joined.mean(), 0.5, atol=0.05)
 
 
-def test_inside_shard_map_the_same_tasks_are_drawn(tasks):
-    mesh = jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Auto,))
+def test_inside_shard_map_the_same_tasks_are_drawn(tasks, over_two_devices):
     draw = jax.vmap(data.glyphs(ways=5, shots=1, queries=15))
-    on_each = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=P("tasks"), out_specs=P("tasks")))
+    on_each = over_two_devices(draw, P("tasks"), P("tasks"))
     found = on_each(jax.random.split(jax.random.key(0), 200))
     np.testing.assert_allclose(found.query.inputs, tasks.query.inputs, atol=1e-4)
 

@@ -55,9 +55,9 @@ def two_characters(monkeypatch):
     module = sys.modules["jmeta.data.omniglot"]
     monkeypatch.setattr(module, "_find", lambda _: "a copy")
 
-    def read_in(order):
+    def read_in(order, **options):
         monkeypatch.setattr(module, "_drawings", lambda _, split: drawings[::order] if split == "train" else [])
-        return data.omniglot("background")
+        return data.omniglot("background", **options)
 
     return drawings, read_in
 
@@ -72,7 +72,12 @@ def test_a_pixel_is_the_mean_of_the_area_that_it_covers(two_characters):
 
 
 def test_lakes_parts_are_not_turned_unless_asked(two_characters):
-    assert two_characters[1](1).names == (("Greek", 1, 0), ("Greek", 2, 0))
+    read_in = two_characters[1]
+    as_they_are, turned = read_in(1), read_in(1, rotations=(90,))
+    assert as_they_are.names == (("Greek", 1, 0), ("Greek", 2, 0))
+    assert turned.names == (("Greek", 1, 90), ("Greek", 2, 90))
+    images, expected = turned.inputs, np.rot90(as_they_are.inputs, axes=(1, 2))
+    assert {image.tobytes() for image in images} == {image.tobytes() for image in expected}
 
 
 def test_a_table_does_not_depend_on_the_order_in_which_drawings_are_read(two_characters):

@@ -1,11 +1,14 @@
 """The convolution equals `lax.conv_general_dilated` in value and in every derivative, in float64."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jmeta.functional import conv
 from jmeta.functional.conv import _dw_as_lax, _dw_as_matmul, _dw_by_rows_and_columns, _dw_in_blocks
@@ -134,3 +137,17 @@ def test_integer_images_are_promoted():
 def test_refuses_what_it_cannot_do(w, stride, message):
     with pytest.raises(ValueError, match=message):
         conv(jnp.ones((1, 4, 4, 2)), jnp.ones(w), stride=stride)
+
+
+@pytest.mark.parametrize("form", [_dw_as_lax, _dw_in_blocks])
+def test_inside_shard_map_a_kernel_gradient_is_of_a_devices_own_images(x64, over_two_devices, form):
+    x, dy = jax.random.normal(jax.random.key(0), (2, 24, 6, 6, 3))
+    gradient = functools.partial(form, size=(3, 3))
+    found = over_two_devices(gradient, P("tasks"), P("tasks"))(x, dy)
+    assert_equal(found, jnp.concatenate([gradient(x[:12], dy[:12]), gradient(x[12:], dy[12:])]))
+
+
+def test_inside_shard_map_the_gradient_of_a_shared_kernel_is_summed_over_devices_once(x64, over_two_devices):
+    x, w = operands((60, 14, 14, 10, 2, (3, 3), 1))  # in blocks on each of two devices
+    gradient = jax.grad(lambda w, x: jnp.sin(conv(x, w)).sum())
+    assert_equal(over_two_devices(gradient, (P(), P("tasks")), P())(w, x), jax.jit(gradient)(w, x))

@@ -152,3 +152,22 @@ def test_the_proximal_term_holds_in_every_mode(x64, steps):
         expected = expected - 0.1 * (2 * X.T @ (X @ expected - Y) / 8 + WEIGHT * (expected - START))
     for mode in (UNROLLED, {"meta_gradient": "first_order"}, {"meta_gradient": "truncated"}, IMPLICIT):
         np.testing.assert_allclose(adapted(START, steps=steps, mode=mode), expected, rtol=1e-10, atol=1e-13)
+
+
+def test_a_derivative_of_it_by_few_steps_of_conjugate_gradient_is_near_and_in_proportion_to_its_cotangent(x64):
+    """The minimum is s / (1 + H), the meta-gradient of half its square s / (1 + H)^2."""
+    hessian = jnp.linspace(0.0, 10.0, 50)
+
+    def meta_gradient(start):
+        def half_square(start):
+            objective = lambda w, _: (hessian * w**2).sum() / 2  # noqa: E731
+            options = {"rule": optax.sgd(0.1), "steps": 400, "proximal": 1.0, "meta_gradient": "implicit"}
+            return jnp.square(inner_loop(objective, start, cg_steps=5, **options)).sum() / 2
+
+        return jax.grad(half_square)(start)
+
+    _, pull_back = jax.vjp(meta_gradient, jnp.ones(50))
+    large, small = (pull_back(size * jnp.ones(50))[0] for size in (1.0, 1e-6))
+    np.testing.assert_allclose(small, 1e-6 * large, rtol=1e-6, atol=1e-12)
+    expected = 1 / (1 + hessian) ** 2
+    assert np.linalg.norm(large - expected) < 0.1 * np.linalg.norm(expected)

@@ -65,6 +65,6 @@ def test_products_and_those_of_derivatives_are_of_all_bits(name):
     assert set(found) == {(lax.Precision.HIGHEST, lax.Precision.HIGHEST)}
 
 
-def test_what_is_drawn_is_the_same_on_every_device():
+def test_products_of_what_is_drawn_are_of_all_bits():
     found = products(jax.make_jaxpr(data.glyphs())(jax.random.key(0)).jaxpr)
     assert set(found) == {(lax.Precision.HIGHEST, lax.Precision.HIGHEST)}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jmeta.functional import conv, linear
 from jmeta.functional.primitives import terms
@@ -69,18 +69,17 @@ def test_a_batch_of_nothing_has_results_of_the_usual_shape(name, axes):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_the_gradient_of_an_operand_that_devices_share_is_the_sum_over_their_examples(x64, name):
+def test_the_gradient_of_an_operand_that_devices_share_is_the_sum_over_their_examples(x64, over_two_devices, name):
     operation, *shapes = OPERATIONS[name]
     x, w = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate(shapes))
 
     def loss(x, w):
         return jnp.sin(operation(x, w)).sum()
 
-    sharded = jax.shard_map(
+    sharded = over_two_devices(
         lambda x, w: (lax.psum(loss(x, w), "tasks"), jax.grad(loss, 1)(x, w)),
-        mesh=jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Auto,)),
-        in_specs=(PartitionSpec("tasks"), PartitionSpec()),
-        out_specs=PartitionSpec(),
+        (PartitionSpec("tasks"), PartitionSpec()),
+        PartitionSpec(),
     )
     expected = loss(x, w), jax.grad(loss, 1)(x, w)
-    chex.assert_trees_all_close(jax.jit(sharded)(x, w), expected, rtol=1e-12)
+    chex.assert_trees_all_close(sharded(x, w), expected, rtol=1e-12)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import jmeta
-from jmeta import data, learners, losses, models
+from jmeta import data, functional, learners, losses, models
 from jmeta.types import Examples, Model, Task
 
 RAW = models.mlp(hidden=(), outputs=None)
@@ -209,6 +209,17 @@ def test_labels_come_one_token_late_and_each_query_after_the_last_example(task):
     close(outputs, held / 2 + 3 * label + 5 * task.query.inputs)
 
 
+def test_each_query_of_a_recurrent_network_draws_numbers_of_its_own():
+    def drawn(params, state, tokens, *, mask=None, train=False, key=None):
+        return jax.random.normal(key, (len(tokens), 2)), jnp.zeros(())
+
+    head = functional.recurrent(lambda outputs: Model(lambda key, tokens: ({}, None), drawn))
+    past, queries = functional.Past(jnp.zeros(()), jnp.zeros(2)), jnp.ones((3, 4))
+    found, fewer = (head.score({}, past, rows, key=jax.random.key(0)) for rows in (queries, queries[:2]))
+    assert len(np.unique(found)) == found.size
+    np.testing.assert_array_equal(found[:2], fewer)
+
+
 def test_examples_that_come_one_by_one_count_whole_whatever_they_weigh(task):
     learner = learners.mann(RAW, **SQUARED)
     params, state = learner.init(jax.random.key(0), task)
@@ -249,17 +260,6 @@ def test_a_conditional_process_of_classes_decodes_the_mean_of_each(x64):
     learner = learners.cnp(RAW, summary=features, decoder=lambda outputs: decoder)
     outputs = first_answers(learner, Task(support, support))
     close(outputs, -np.square([[2.0, 10.0]] - np.asarray(inputs)))
-
-
-def test_a_gaussian_is_evaluated_by_its_mean():
-    sample = data.sinusoid(shots=3, queries=2)
-    whole = learners.cnp(RAW, **GAUSSIAN)
-    mean = whole._replace(predict=lambda *arguments: whole.predict(*arguments).mean)
-    state = jmeta.init_state(whole, optax.sgd(0.0), jax.random.key(0), sample(jax.random.key(1)))
-    one, other = (
-        jmeta.evaluate(learner, state, sample, key=jax.random.key(2), episodes=3) for learner in (whole, mean)
-    )
-    assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
 
 def test_a_conditional_process_without_a_variance_is_refused():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 import jmeta
 from jmeta import data, learners, losses, models
@@ -288,10 +288,11 @@ def test_a_learned_rule_starts_as_maml(task, name):
 
 def test_imaml_is_maml_with_an_implicit_meta_gradient(task):
     options = {"inner_steps": 4, **SGD, **REGRESSION}
-    imaml = learners.imaml(mlp(), **options)
-    maml = learners.maml(mlp(), meta_gradient="implicit", proximal=2.0, damping=22.0, **options)
-    params, state = begin(imaml, task)
-    close(meta_gradient(imaml, params, state, task), meta_gradient(maml, params, state, task), atol=0)
+    for given in ({"proximal": 2.0, "damping": 22.0}, {"proximal": 3.0, "damping": 1.0, "cg_steps": 2}):
+        imaml = learners.imaml(mlp(), **(given if "cg_steps" in given else {}), **options)
+        maml = learners.maml(mlp(), meta_gradient="implicit", **given, **options)
+        params, state = begin(imaml, task)
+        close(meta_gradient(imaml, params, state, task), meta_gradient(maml, params, state, task), atol=0)
 
 
 # MAML++.
@@ -310,6 +311,22 @@ def test_mamlpp_with_a_loss_at_the_last_step_alone_is_maml(task):
     value, gradient = jax.jit(jax.value_and_grad(lambda p: learner.loss(p, state, task)[0]))(params)
     expected = jax.jit(jax.value_and_grad(lambda p: maml.loss(p, state.model, task)[0]))(begin(maml, task)[0])
     close((value, gradient.model), (expected[0], expected[1].model))
+
+
+@pytest.mark.parametrize(("meta_step", "norm", "passes"), [(0, "none", 3), (9, "none", 1), (9, "running", 3)])
+def test_mamlpp_passes_queries_through_the_network_when_a_loss_or_statistics_need_it(task, meta_step, norm, passes):
+    network, calls = mlp(norm=norm), []
+
+    def apply(params, state, inputs, **options):
+        if len(inputs) == len(task.query.mask):
+            jax.debug.callback(lambda _: calls.append(1), inputs[0, 0])
+        return network.apply(params, state, inputs, **options)
+
+    learner = learners.mamlpp(network._replace(apply=apply), inner_steps=3, multi_step_until=9, **REGRESSION)
+    params, state = begin(learner, task)
+    jax.jit(learner.loss)(params, state._replace(meta_step=jnp.int32(meta_step)), task)
+    jax.effects_barrier()
+    assert len(calls) == passes
 
 
 def test_norms_of_mamlpp_must_leave_parameters_that_move(task):
@@ -481,6 +498,15 @@ def test_proto_maml_descends_from_the_prototypes_and_learns_through_them(x64):
     close(meta_gradient(learner, params, state, task).model, expected)
 
 
+def test_proto_maml_of_half_precision_starts_at_finite_weights():
+    inputs = 7 + jax.random.normal(jax.random.key(0), (4, 1600), jnp.float16)
+    examples = Examples(inputs, jnp.repeat(jnp.eye(2, dtype=jnp.float16), 2, axis=0), jnp.ones(4, jnp.float16))
+    learner = learners.proto_maml(models.mlp(hidden=(), outputs=None), test_steps=0)
+    params, state = learner.init(jax.random.key(1), jmeta.Task(examples, examples))
+    outputs = learner.predict(params, state, learner.adapt(params, state, examples), inputs)
+    np.testing.assert_array_equal(outputs.argmax(1), [0, 0, 1, 1])
+
+
 def test_proto_maml_refuses_a_loss_that_is_not_over_classes():
     with pytest.raises(ValueError, match="loss_fn is not over classes"):
         learners.proto_maml(mlp(outputs=None), **REGRESSION)
@@ -522,7 +548,7 @@ def test_a_key_chooses_the_examples_of_each_minibatch(task, name):
 
 
 @pytest.mark.parametrize("name", ["maml", "anil", "boil"])
-def test_inside_shard_map_each_device_adapts_to_its_own_tasks(x64, name):
+def test_inside_shard_map_each_device_adapts_to_its_own_tasks(x64, over_two_devices, name):
     learner = getattr(learners, name)(mlp(), inner_steps=2, **SGD, **REGRESSION)
     tasks = jax.vmap(TASK)(jax.random.split(jax.random.key(0), 2))
     params, state = begin(learner, jax.tree.map(lambda leaf: leaf[0], tasks))
@@ -530,14 +556,12 @@ def test_inside_shard_map_each_device_adapts_to_its_own_tasks(x64, name):
     def mean_loss(params, tasks):
         return jax.vmap(lambda task: learner.loss(params, state, task)[0])(tasks).mean()
 
-    mesh = jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Auto,))
-    divided = jax.shard_map(
+    divided = over_two_devices(
         jax.grad(lambda params, tasks: jax.lax.pmean(mean_loss(params, tasks), "tasks")),
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("tasks")),
-        out_specs=PartitionSpec(),
+        (PartitionSpec(), PartitionSpec("tasks")),
+        PartitionSpec(),
     )
-    close(jax.jit(divided)(params, tasks), jax.jit(jax.grad(mean_loss))(params, tasks))
+    close(divided(params, tasks), jax.jit(jax.grad(mean_loss))(params, tasks))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -66,6 +66,12 @@ def test_the_weights_of_logistic_are_the_minimum_of_the_mean_cross_entropy_and_i
     assert np.abs(weights).max() > 0.1
 
 
+@pytest.mark.parametrize("fewer", [{"newton_steps": 1}, {"cg_steps": 1}])
+def test_fewer_steps_of_the_solver_of_logistic_end_before_the_minimum(x64, fewer):
+    minimum, before = (weights_of(learners.logistic(IDENTITY, **steps), overlapping_classes()) for steps in ({}, fewer))
+    assert np.abs(minimum - before).max() > 1e-3
+
+
 def test_r2d2_regresses_a_line(x64):
     x = jnp.linspace(-1, 1, 7)[:, None]
     line = Examples(x, 2 * x + 1, jnp.ones(7))
@@ -74,18 +80,6 @@ def test_r2d2_regresses_a_line(x64):
     loss, (_, metrics) = learner.loss(params, state, Task(line, line))
     assert loss < 1e-20
     assert metrics == {}
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_the_meta_gradient_of_the_head_is_the_slope_of_the_loss(name, x64):
-    task = task_of_clusters(jax.random.key(0))
-    learner = HEADS[name](IDENTITY)
-    params, state = learner.init(jax.random.key(1), task)
-    loss = jax.jit(lambda head: learner.loss(params._replace(head=head), state, task)[0])
-    gradient = jax.grad(loss)(params.head)
-    for number, slope in gradient.items():
-        above, below = (loss(params.head | {number: params.head[number] + step}) for step in (1e-5, -1e-5))
-        np.testing.assert_allclose(slope, (above - below) / 2e-5, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -1,5 +1,6 @@
 """Prototypical networks against their definition in NumPy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +101,8 @@ def test_refuses_encoders_of_different_width(task):
     learner = learners.protonet(IDENTITY, support_encoder=models.mlp(outputs=1))
     with pytest.raises(ValueError, match="support features have width 1, query features 4; they must agree"):
         learner.init(jax.random.key(0), task)
+
+
+def test_a_support_encoder_that_is_no_model_is_refused_by_its_name():
+    with pytest.raises(ValueError, match=r"support_encoder is of type Dense; it must be a jmeta\.Model"):
+        learners.protonet(IDENTITY, support_encoder=nn.Dense(3))

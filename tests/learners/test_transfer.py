@@ -9,7 +9,8 @@ import pytest
 
 import jmeta
 from jmeta import data, learners
-from jmeta.types import Model
+from jmeta.learners.meta_curvature import curvature
+from jmeta.types import Examples, Model, Task
 
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
 BASELINES = {name: getattr(learners, name) for name in ("baseline", "baseline_pp")}
@@ -49,6 +50,22 @@ def test_a_linear_head_is_fitted_as_the_paper_does(x64):
     head = learners.baseline(IDENTITY, classes=6).adapt(*supervised("baseline", 6), support).head
     np.testing.assert_allclose(head["kernel"], kernel, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(head["bias"], bias, rtol=1e-10, atol=1e-12)
+
+
+def test_a_head_is_fitted_by_the_optimizer_that_is_given(x64):
+    support = episode().support
+    x, y = np.asarray(support.inputs), np.asarray(support.targets)
+    learner = learners.baseline(IDENTITY, classes=6, optimizer=optax.sgd(0.1), fine_tuning_steps=1)
+    head = learner.adapt(*supervised("baseline", 6), support).head
+    np.testing.assert_allclose(head["kernel"], 0.1 * x.T @ (y - 1 / 3) / len(x), rtol=1e-10, atol=1e-12)
+
+
+def test_a_cosine_head_learns_from_features_that_add_up_to_zero():
+    support = Examples(jnp.array([[1.0, 0.0], [-1.0, 0.0]]), jnp.eye(2), jnp.ones(2))
+    learner = learners.baseline_pp(IDENTITY, classes=2)
+    params, state = learner.init(jax.random.key(0), Task(support, support, jnp.arange(2)))
+    outputs = learner.predict(params, state, learner.adapt(params, state, support), support.inputs)
+    np.testing.assert_array_equal(outputs.argmax(1), [0, 1])
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -137,8 +154,11 @@ def test_classes_that_training_does_not_know_are_refused(name):
         BASELINES[name](IDENTITY, classes=1)
     with pytest.raises(ValueError, match="steps is -1"):
         BASELINES[name](IDENTITY, classes=3, fine_tuning_steps=-1)
-    with pytest.raises(ValueError, match=r"optimizer is <function sgd .*; it must be an optax transformation"):
-        BASELINES[name](IDENTITY, classes=3, optimizer=optax.sgd)
+    for wrong in (optax.sgd, curvature(0.1)):
+        with pytest.raises(ValueError, match=r"optimizer is [\s\S]*; it must be an optax transformation"):
+            BASELINES[name](IDENTITY, classes=3, optimizer=wrong)
+    with pytest.raises(ValueError, match="optimizer needs more than gradients"):
+        BASELINES[name](IDENTITY, classes=6, optimizer=optax.polyak_sgd(1.0)).init(jax.random.key(0), task)
 
 
 def test_where_ids_have_no_values_an_unknown_class_makes_the_loss_nan():

@@ -90,7 +90,7 @@ def test_a_transformer_sees_a_set_and_a_query_no_other(x64):
 
 def test_mann_writes_the_key_of_the_token_before_and_what_it_makes_of_this_one(x64):
     tokens = jax.random.normal(KEY, (4, 5))
-    model = models.mann(2, controller=5, slots=4, width=3, heads=2)
+    model = models.mann(2, controller=5, slots=4, width=3, heads=2, decay=0.9)
     params, start, apply = built(model, tokens)
     outputs, _ = apply(params, start, tokens)
 
@@ -115,7 +115,7 @@ def test_mann_writes_the_key_of_the_token_before_and_what_it_makes_of_this_one(x
         keys = np.tanh(affine(layers["keys"], hidden))
         strengths = 1 + np.log1p(np.exp(8 + affine(layers["strengths"], hidden)))
         gates = logistic(affine(layers["gates"], hidden))
-        read, memory = access(memory, written.reshape(2, 3), keys.reshape(2, 3), strengths, gates, decay=0.99)
+        read, memory = access(memory, written.reshape(2, 3), keys.reshape(2, 3), strengths, gates, decay=0.9)
         expected.append(affine(head, np.concatenate([hidden, np.asarray(read).reshape(-1)])))
     np.testing.assert_allclose(outputs, expected, rtol=1e-10, atol=1e-12)
 
