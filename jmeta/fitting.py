@@ -4,19 +4,16 @@ import contextlib
 import functools
 import json
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from tqdm import tqdm
 
 from jmeta import checkpoints
 from jmeta.batching import as_argument, as_devices, on_each_device
@@ -34,7 +31,8 @@ from jmeta.checks import (
 )
 from jmeta.evaluation import check_episodes, evaluate, Report
 from jmeta.files import sole_writer
-from jmeta.metrics import MetricsLog
+from jmeta.reporting import Reporter
+from jmeta.signals import stop_signals
 from jmeta.training import (
     all_finite,
     check_policy,
@@ -165,20 +163,7 @@ def fit(
     sampler = on_each_device(as_argument(sample), step_devices)
     task = drawn(sample, validation_key)
     state = init_state(learner, optimizer, init_key, task, devices=step_devices)
-    validate = None
-    if validation is not None:
-        check_task(drawn(validation, validation_key))
-        validation = on_each_device(as_argument(validation), devices)
-        check_episodes(learner, state, validation, episodes=episodes, devices=devices)
-        validate = functools.partial(
-            evaluate,
-            learner,
-            sample=validation,
-            key=validation_key,
-            episodes=episodes,
-            tasks_per_chunk=tasks_per_chunk,
-            devices=devices,
-        )
+    validate = _validate(learner, state, validation, validation_key, episodes, tasks_per_chunk, devices)
     with contextlib.ExitStack() as held:
         if out is not None:
             held.enter_context(sole_writer(out))
@@ -190,44 +175,35 @@ def fit(
         dispatch = functools.partial(_dispatch, loop, sampler)
 
         done = last_finite = int(state.step)  # the last step that had a finite task
-        stopping = held.enter_context(_stop_signals())
-        reporter = held.enter_context(_Reporter(out, on_log, steps, done, batch_size))
+        stopping = held.enter_context(stop_signals())
+        reporter = held.enter_context(Reporter(out, on_log, steps, done, batch_size))
         report: Report | None = None  # of the last dispatch
         while done < steps and not stopping:
             # Up to the next line of metrics, wherever the run was stopped before.
-            begun = done
-            most = min(log_every - done % log_every, steps - done)
-            state, tried, metrics, is_finite, seconds = dispatch(state, most)
-            last_finite = _last_finite(metrics, done, before=last_finite)
-            is_hopeless = begun + tried - last_finite >= max(min(LEAST_PATIENCE, steps), tried)
-            good = _good_steps(int(state.step) - begun, tried, is_finite, is_hopeless)
-            if good < tried:
-                done += good
+            ran = dispatch(state, begun=done, steps=min(log_every - done % log_every, steps - done))
+            state, report = ran.state, None
+            last_finite = _last_finite(ran, before=last_finite)
+            good = _good_steps(ran, last_finite, patience=min(LEAST_PATIENCE, steps))
+            done += good
+            if good < ran.tried:
                 try:
-                    reporter.write(done, {name: values[:good] for name, values in metrics.items()}, None, seconds)
+                    reporter.write(done, {name: values[:good] for name, values in ran.metrics.items()}, ran.seconds)
                 finally:
                     if nonfinite == "raise" and done > 0:
                         kept.save(state)
-                step = min(done, last_finite) + 1
-                # A step of an earlier dispatch is one that no finite task has followed.
-                bad = batch_size if step <= begun else int(metrics["nonfinite_tasks"][step - 1 - begun])
-                what = _not_finite(bad, batch_size, nonfinite)
-                raise FloatingPointError(_diverged(what, step, last_finite, kept.folder))
-            done += good
+                raise FloatingPointError(_diverged(ran, done, last_finite, batch_size, nonfinite, kept.folder))
             is_due = done % save_every == 0 or done == steps
-            report = None
             try:
                 try:
-                    if validate is not None and is_due:
-                        report = validate(state)
+                    report = validate(state) if is_due else None
                 finally:
-                    reporter.write(done, metrics, report, seconds)
+                    reporter.write(done, ran.metrics, ran.seconds, report)
             finally:
                 # Saved even if its validation or metrics fail. A dispatch without a finite task changed no parameter:
                 # its checkpoint would take the place of one that may be needed.
-                if is_due and last_finite > begun:
+                if is_due and last_finite > ran.begun:
                     kept.save(state, report)
-            reporter.warn(done, metrics)
+            reporter.warn(done, ran.metrics)
         kept.save(state, report)
     if done < steps:
         goes_on = "" if out is None else f"; fit with the same arguments goes on from {out}"
@@ -252,6 +228,17 @@ def check_taken(folder: Path, taken: int, steps: int) -> None:
         raise ValueError(
             f"steps is {steps}, but the run in {folder} has already taken {taken}; it must be at least {taken}."
         )
+
+
+def _validate(learner, state, sample, key, episodes, tasks_per_chunk, devices):
+    """`(state) -> Report` of the validation tasks, which are tried on the first state; `-> None` if there are none."""
+    if sample is None:
+        return lambda state: None
+    check_task(drawn(sample, key))
+    sample = on_each_device(as_argument(sample), devices)
+    check_episodes(learner, state, sample, episodes=episodes, devices=devices)
+    options = {"episodes": episodes, "tasks_per_chunk": tasks_per_chunk, "devices": devices}
+    return lambda state: evaluate(learner, state, sample, key=key, **options)
 
 
 class _Kept:
@@ -345,40 +332,64 @@ def _compiled_loop(
     return loop
 
 
-def _dispatch(loop, sampler, state, steps):
-    """Tries up to `steps` meta-steps: the state, how many, metrics, whether the state is finite, and seconds."""
+class _Dispatch(NamedTuple):
+    """What came of the meta-steps of one dispatch.
+
+    Attributes:
+        state: the state after the last step that was taken.
+        begun: the step before the first.
+        tried: the number of steps tried: those taken, and perhaps one that `"raise"` refused.
+        metrics: [tried] those of each step.
+        is_finite: whether parameters and running statistics are finite.
+        seconds: how long it took.
+    """
+
+    state: TrainState
+    begun: int
+    tried: int
+    metrics: dict[str, np.ndarray]
+    is_finite: bool
+    seconds: float
+
+
+def _dispatch(loop, sampler, state, *, begun, steps):
+    """Tries up to `steps` meta-steps after step `begun`, that of the state."""
     start = time.perf_counter()
     # A number of one type, or the loop would be compiled again for steps that the user counts in NumPy's.
     state, tried, metrics, is_finite = loop(state, sampler, np.int32(steps))
     tried = int(tried)  # waits for the device
     metrics = jax.tree.map(lambda values: np.asarray(values)[:tried], metrics)
-    return state, tried, metrics, bool(is_finite), time.perf_counter() - start
+    return _Dispatch(state, begun, tried, metrics, bool(is_finite), time.perf_counter() - start)
 
 
-def _last_finite(metrics: dict[str, np.ndarray], done: int, *, before: int) -> int:
-    """The last step with a finite task among those after `done`, or else `before`."""
-    found = np.flatnonzero(~np.isnan(metrics["loss"]))
-    return done + int(found[-1]) + 1 if len(found) else before
+def _last_finite(ran: _Dispatch, *, before: int) -> int:
+    """The last step with a finite task, which was `before` up to this dispatch."""
+    found = np.flatnonzero(~np.isnan(ran.metrics["loss"]))
+    return ran.begun + int(found[-1]) + 1 if len(found) else before
 
 
-def _good_steps(taken: int, tried: int, is_finite: bool, is_hopeless: bool) -> int:
-    """How many meta-steps of a dispatch went well: of those taken, the last only if it left finite parameters.
+def _good_steps(ran: _Dispatch, last_finite: int, patience: int) -> int:
+    """How many steps of a dispatch went well: of those taken, the last only if it left finite parameters.
 
-    None did if it is hopeless: no task was finite in it, nor for long enough before it.
+    None did if no task was finite in it, nor for `patience` steps.
     """
-    if taken < tried:
+    taken = int(ran.state.step) - ran.begun
+    if taken < ran.tried:
         return taken
-    return 0 if is_hopeless else taken - (not is_finite)
+    is_hopeless = ran.begun + ran.tried - last_finite >= max(patience, ran.tried)
+    return 0 if is_hopeless else taken - (not ran.is_finite)
 
 
-def _not_finite(bad: int, batch_size: int, nonfinite: Nonfinite) -> str:
-    """What ended a run, given the `bad` tasks of its last step; `"skip"` does not stop for only some of them."""
+def _diverged(
+    ran: _Dispatch, done: int, last_finite: int, batch_size: int, nonfinite: Nonfinite, folder: Path | None
+) -> str:
+    """The error message for a run that went well up to `done`, without a finite task after `last_finite`."""
+    step = min(done, last_finite) + 1
+    # A step of an earlier dispatch is one that no finite task has followed.
+    bad = batch_size if step <= ran.begun else int(ran.metrics["nonfinite_tasks"][step - 1 - ran.begun])
+    # Under "skip", some bad tasks stop nothing: it was all of them, or else the parameters.
     is_of_tasks = bad > 0 if nonfinite == "raise" else bad == batch_size
-    return f"{bad} of {batch_size} tasks are" if is_of_tasks else "a parameter or running statistic is"
-
-
-def _diverged(what: str, step: int, last_finite: int, folder: Path | None) -> str:
-    """The error message for a run that went wrong at `step`; no task was finite after `last_finite`."""
+    what = f"{bad} of {batch_size} tasks are" if is_of_tasks else "a parameter or running statistic is"
     saved = [] if folder is None else sorted(checkpoints.saved_steps(folder))
     # A step may have a finite loss and still ruin the parameters: only a finite step after it proves a checkpoint good.
     good = max((at for at in saved if at < last_finite), default=None)
@@ -389,90 +400,3 @@ def _diverged(what: str, step: int, last_finite: int, folder: Path | None) -> st
         f"{what} not finite at meta-step {step}; {kept}. A task is not finite if its loss, state or meta-gradient is "
         "not: at the first step check the data, padding included, later the rates, inner steps and max_task_norm."
     )
-
-
-class _Reporter:
-    """Reports a run's progress: a bar on a terminal, validations in print, metrics in a folder and to a function."""
-
-    def __init__(self, out, on_log, steps, done, batch_size):
-        self._on_log = on_log
-        self._log = None if out is None else MetricsLog(out, step=done)
-        self._bar = tqdm(total=steps, initial=done, unit="step", disable=None)
-        self._batch_size = batch_size
-        self._has_warned = False
-
-    def write(self, done: int, metrics: dict[str, np.ndarray], report: Report | None, seconds: float) -> None:
-        """Reports the steps up to `done`, which took `seconds`, and the validation after them."""
-        number = len(metrics["loss"])
-        if number == 0:
-            return
-        # A step without a finite task has no loss.
-        values = {name: _mean(array[~np.isnan(array)]) for name, array in metrics.items()}
-        values["nonfinite_tasks"] = int(metrics["nonfinite_tasks"].sum())
-        if report is not None:
-            values |= {"validation_loss": report.loss, "validation_loss_ci95": report.loss_ci95}
-            values["validation_nonfinite"] = report.nonfinite
-            if report.accuracy is not None and report.ci95 is not None:
-                values |= {"validation_accuracy": report.accuracy, "validation_accuracy_ci95": report.ci95}
-            if self._on_log is None:
-                self._print(f"step {done}: validation {report}")
-        if self._log is not None:
-            self._log.write(done, values)
-        if self._on_log is not None:
-            self._on_log(done, dict(values))
-        rate = {"tasks/s": f"{number * self._batch_size / seconds:.3g}"}
-        self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | rate)
-        self._bar.update(number)
-
-    def _print(self, line: str) -> None:
-        """Prints above the bar; output that cannot be written does not end the training."""
-        with contextlib.suppress(OSError, ValueError), self._bar.external_write_mode():
-            print(line, flush=True)
-
-    def warn(self, done: int, metrics: dict[str, np.ndarray]) -> None:
-        """Warns, once, when tasks are first left out."""
-        skipped, number = int(metrics["nonfinite_tasks"].sum()), len(metrics["loss"]) * self._batch_size
-        if skipped and not self._has_warned:
-            self._has_warned = True
-            warn(
-                f"{skipped} of the last {number} tasks before meta-step {done} was over were left out because their "
-                "loss, state or meta-gradient is not finite; later ones are only counted in the metrics."
-            )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
-        if self._log is not None:
-            self._log.close()
-
-
-def _mean(numbers):
-    """The mean, NaN if there are no numbers."""
-    return float(numbers.mean()) if len(numbers) else float("nan")
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """The signals SIGINT and SIGTERM that have come while the block runs; a second one of a kind acts as usual."""
-    stopping: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A handler that was not installed from Python is None; a signal that is ignored, as for a job in the background,
-    # is to stay so.
-    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
-
-    def stop(number, _):
-        stopping.append(signal.Signals(number))
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -30,7 +30,12 @@ ALLOWED = {
     "evaluation": ("types", "checks", "networks", "losses", "files", "batching"),
     "plotting": ("types", "evaluation"),
     "training": ("types", "checks", "trees", "networks", "losses", "batching"),
-    "fitting": ("types", "checks", "files", "metrics", "checkpoints", "batching", "evaluation", "training"),
+    "reporting": ("checks", "metrics", "evaluation"),
+    "signals": (),
+    "fitting": (
+        *("types", "checks", "files", "checkpoints", "batching", "evaluation", "training"),
+        *("reporting", "signals"),
+    ),
     "configuration": ("types", "checks", "losses", "functional", "models", "learners", "data", "training"),
     "runs": ("types", "checkpoints", "training", "configuration"),
 }
