@@ -452,8 +452,6 @@ def test_the_meta_gradient_is_finite_not_zero_and_the_slope_of_the_loss(subject)
 def test_an_example_twice_at_half_its_weight_is_that_example_once(subject):
     if subject.case.ordered or subject.case.slots_in is not None:
         pytest.skip("this learner takes examples one by one")
-    if subject.case == CASES["siamese"]:
-        pytest.skip("a query is judged by its best pair, not by all")
 
     def first_twice(examples):
         inputs, targets = (jnp.concatenate([leaf[:1], leaf]) for leaf in examples[:2])

@@ -70,7 +70,8 @@ def siamese(model: Model) -> Learner:
         return params.bias + jnp.abs(queries[:, None] - features[None]) @ params.weights
 
     def score(params, support, queries):
-        return scores_by_class(pairs(params, queries, support.inputs), support.targets, support.mask).max(1)
+        # An example of little weight is as good a match as any.
+        return scores_by_class(pairs(params, queries, support.inputs), support.targets, support.mask > 0).max(1)
 
     learner = head_learner(encoder, plain_head(init, lambda params, support: support, score), objective)
 

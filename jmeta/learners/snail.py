@@ -24,9 +24,10 @@ def snail(
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).
         sequence: `(outputs) -> Model` from `(queries [Q, outputs + 1 + D], prompt
             [K, outputs + 1 + D], mask [K])` to [Q, outputs]; see `functional.prompted`.
-            The convolutions of `models.snail` span 26 tokens; for other tasks set its
-            `length` to one more than the number of support examples. A longer one costs
-            layers; what a shorter one does not reach is left to attention.
+            The convolutions of `models.snail` reach over 26 tokens, 5-way 5-shot and a
+            query; for other tasks set its `length` to one more than the number of
+            support examples. A longer one costs layers; what a shorter one does not
+            reach is left to attention.
         loss_fn: the loss on the query set, `(outputs, targets, mask) -> scalar`;
             `losses.squared_error` for regression.
 

@@ -81,10 +81,8 @@ def _first_layer(module):
 
 
 def _switches(layer, called):
-    """`train` if the `__call__` takes it, or else the other switches that it declares and no field has set."""
-    if accepts(called, "train"):
-        return {"train": True}
-    declared = inspect.signature(called).parameters
+    """`train` if the `__call__` takes it, or else the other switches that it declares; none that a field has set."""
+    declared = ["train"] if accepts(called, "train") else inspect.signature(called).parameters
     return {name: on for name, on in SWITCHES.items() if name in declared and getattr(layer, name, None) is None}
 
 

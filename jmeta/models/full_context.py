@@ -81,6 +81,7 @@ class AttentionLSTM(nn.Module):
     def __call__(self, inputs: tuple[Array, Array, Array]) -> Array:
         """Queries [Q, D] in the context of a support set."""
         queries, support, mask = inputs
+        queries = queries.astype(jnp.result_type(queries, float))  # features may be integers
         cell = _lstm_cell(queries.shape[-1])
         hidden, memory = jnp.zeros_like(queries), jnp.zeros_like(queries)
         for _ in range(self.steps):

@@ -147,6 +147,16 @@ def test_a_query_in_the_context_of_padding_alone_has_a_finite_gradient():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+def test_the_context_of_integers_is_that_of_the_same_numbers_as_floats():
+    model, queries, support = models.attention_lstm(steps=2), jnp.arange(6).reshape(2, 3), jnp.eye(3, dtype=int)
+    params, _ = model.init(jax.random.key(0), (queries, support, jnp.ones(3)))
+    outputs, expected = (
+        model.apply(params, {}, (queries.astype(dtype), support.astype(dtype), jnp.ones(3)))[0]
+        for dtype in (jnp.int32, jnp.float32)
+    )
+    np.testing.assert_array_equal(outputs, expected)
+
+
 def test_the_support_context_adds_both_directions(x64):
     features = np.random.default_rng(0).normal(size=(3, 2))
     model = models.bidirectional_lstm()

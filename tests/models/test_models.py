@@ -337,13 +337,21 @@ class Fixed(nn.Module):
         return nn.Dropout(0.5)(x, nn.merge_param("deterministic", self.deterministic, deterministic))
 
 
+class Set(nn.Module):
+    train: bool | None = None
+
+    @nn.compact
+    def __call__(self, x, train=None):
+        return nn.BatchNorm(use_running_average=not nn.merge_param("train", self.train, train))(x)
+
+
 class Frozen(nn.Module):
     @nn.compact
     def __call__(self, x, train=False, use_running_average=True):
         return nn.BatchNorm(use_running_average=use_running_average)(x)
 
 
-@pytest.mark.parametrize("network", [Fixed(True), Frozen()])
+@pytest.mark.parametrize("network", [Fixed(True), Set(False), Frozen()])
 def test_a_switch_that_is_the_modules_own_is_left_as_it_is(network):
     model, inputs = models.from_linen(network), jnp.arange(1.0, 9.0).reshape(4, 2)
     params, state = model.init(KEY, inputs)
