@@ -191,7 +191,8 @@ def learned_scalars(**start: float) -> Callable:
 
 def learned_regularisation(params: dict[str, Array], support: Examples) -> Array:
     """Lambda, stored as its logarithm, times the number of real examples, so that it means the same for any number."""
-    return jnp.exp(params["log_regularisation"]) * or_one(support.mask.sum())
+    number = support.mask.sum(dtype=at_least_single(support.mask.dtype))
+    return jnp.exp(params["log_regularisation"]) * or_one(number)
 
 
 def check_stateless(name: str, state: PyTree) -> None:

@@ -115,7 +115,7 @@ def squared_mahalanobis_distances(queries: Array, classes: Gaussians) -> Array:
 
 
 def cosine_similarities(queries: Array, points: Array) -> Array:
-    """Cosines [Q, N] between `queries` [Q, D] and `points` [N, D]; zero where either is zero.
+    """Cosines [Q, N] between `queries` [Q, D] and `points` [N, D]; zero where the square of either's length is.
 
     Example:
         >>> print(cosine_similarities(jnp.array([[3.0, 4.0]]), jnp.array([[1.0, 0.0], [0.0, 2.0]])))
@@ -127,5 +127,6 @@ def cosine_similarities(queries: Array, points: Array) -> Array:
 def _normalised(x):
     (single,), dtype = in_one_precision(x)  # in half precision the square of a norm above 256 is infinite
     squared = jnp.square(single).sum(-1, keepdims=True)
-    unit = single * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    is_long = squared >= jnp.finfo(single.dtype).tiny  # the derivative of a shorter vector's would be infinite
+    unit = single * jnp.where(is_long, 1 / jnp.sqrt(jnp.where(is_long, squared, 1)), 0)
     return unit.astype(dtype)

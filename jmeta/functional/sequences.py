@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jmeta.functional.heads import check_stateless, Head
 from jmeta.functional.orders import real_last
-from jmeta.networks import apply_model, model_of_width, split_key
+from jmeta.networks import apply_model, model_of_width, split_key, takes_mask
 from jmeta.types import Array, PyTree, take_rows
 
 
@@ -84,7 +84,8 @@ def recurrent(network: Callable) -> Head:
         random order.
 
     Raises:
-        ValueError: from `init`, if `network` does not return a `Model`.
+        ValueError: from `init`, if `network` does not return a `Model`, or one that
+            takes no `mask`.
 
     Example:
         >>> from jmeta import Examples, models
@@ -96,7 +97,10 @@ def recurrent(network: Callable) -> Head:
     """
 
     def init(key, support):
-        return model_of_width("network", network, support.targets.shape[-1]).init(key, _offset_tokens(support))[0]
+        model = model_of_width("network", network, support.targets.shape[-1])
+        if not takes_mask(model.apply):
+            raise ValueError("network gives a Model whose apply takes no `mask`, without which padding is read too.")
+        return model.init(key, _offset_tokens(support))[0]
 
     def fit(params, support, *, train=False, key=None):
         order_key, network_key = split_key(key)

@@ -12,8 +12,9 @@ from jmeta.functional.varying import vary_over, varying
 from jmeta.models.layers import check_widths, Dense
 from jmeta.types import Array, Model, PyTree
 
-# Heads then multiply cosines by about 9 at first. A slot equal to the key, among 127 orthogonal to it, has nearly all
-# of the weight, where bare cosines give it a fiftieth.
+# Heads then multiply cosines by about 9 at first. A slot equal to the key, among 127 orthogonal to it, would have
+# nearly all of the weight, where bare cosines give it a fiftieth. (Slots not yet used are not orthogonal to it: until
+# training closes the gates, each takes a little of what is written.)
 SHARPNESS = 8.0
 
 

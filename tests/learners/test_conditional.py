@@ -28,6 +28,7 @@ def mann(outputs):
     return models.mann(outputs, controller=6, slots=5, width=4, heads=2)
 
 
+MASKLESS = Model(RAW.init, lambda params, state, inputs, *, train=False, key=None: (inputs, state))
 SQUARED = {"loss_fn": losses.squared_error}
 GAUSSIAN = {"loss_fn": losses.gaussian_nll}
 SMALL = {
@@ -57,6 +58,7 @@ def test_other_ways_than_it_was_initialised_with_are_an_error(name):
         ),
         (learners.in_context(RAW, sequence=nn.Dense(1), **SQUARED), "sequence is of type Dense; it must be a function"),
         (learners.mann(RAW, network=lambda outputs: nn.Dense(1), **SQUARED), "what network makes is of type Dense"),
+        (learners.mann(RAW, network=lambda outputs: MASKLESS, **SQUARED), "a Model whose apply takes no `mask`"),
         (
             learners.cnp(RAW, decoder=models.mlp(outputs=2), **GAUSSIAN),
             "decoder is of type Model; it must be a function from",
@@ -66,7 +68,7 @@ def test_other_ways_than_it_was_initialised_with_are_an_error(name):
             "outputs have width 1; it was asked for 2",
         ),
     ],
-    ids=["a model", "a module", "no model made", "a decoder", "a width"],
+    ids=["a model", "a module", "no model made", "no mask", "a decoder", "a width"],
 )
 def test_a_network_of_another_kind_is_refused(learner, message):
     with pytest.raises(ValueError, match=message):
@@ -270,6 +272,6 @@ def test_a_conditional_process_without_a_variance_is_refused():
 @pytest.mark.long
 def test_a_conditional_process_learns_curves():
     learner, sample = learners.cnp(RAW, **GAUSSIAN), data.sinusoid()
-    state = jmeta.fit(learner, optax.adam(1e-3), sample, key=jax.random.key(0), steps=500, batch_size=16)
+    state = jmeta.fit(learner, optax.adam(1e-3), sample, key=jax.random.key(0), steps=2000, batch_size=16)
     report = jmeta.evaluate(learner, state, sample, key=jax.random.key(1))
-    assert report.loss + report.loss_ci95 < 4.25 / 2  # 4.25 is the variance of the targets
+    assert report.loss + report.loss_ci95 < 4.25 / 4  # 4.25 is the variance of the targets

@@ -10,6 +10,7 @@ from sklearn.svm import LinearSVC
 
 from jmeta import data, learners, losses
 from jmeta.functional import present_in
+from jmeta.functional.heads import learned_regularisation
 from jmeta.types import Examples, Model, Task
 
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
@@ -20,6 +21,11 @@ def task_of_clusters(key, ways=5, shots=2, width=8):
     inputs = np.random.default_rng(0).normal(size=(ways, 6, width)) + 6 * np.eye(ways, width)[:, None]
     table = data.class_table(inputs.reshape(-1, width), np.repeat(np.arange(ways), 6))
     return data.episodes(table, ways=ways, shots=shots, queries=3)(key)
+
+
+def test_examples_are_counted_beyond_256_in_half_precision():
+    support = Examples(jnp.ones((301, 2)), jnp.ones((301, 2)), jnp.ones(301, jnp.bfloat16))
+    assert float(learned_regularisation({"log_regularisation": 0.0}, support)) == 301
 
 
 def test_r2d2_is_ridge_regression_with_a_regularised_bias_and_mean_squared_errors(x64):
