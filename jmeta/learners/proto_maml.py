@@ -48,9 +48,9 @@ def proto_maml(
     features except for a term that all classes share: weights 2c, bias -|c|^2. The
     meta-gradient flows through that start. Inner gradients are constants, as in the
     paper, unless `meta_gradient="second_order"`. Ten steps are those of the authors'
-    first configuration for ImageNet. The rate is ours, for networks that are not pre-trained,
-    where theirs is 1e-4; and tests take as many steps as training, where theirs take
-    five more.
+    first configuration for ImageNet. The rate is ours, for networks that are not
+    pre-trained, where theirs is 1e-4; and tests take as many steps as training, where
+    theirs take five more.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`).

@@ -31,6 +31,24 @@ def test_distances_and_cosines_equal_numpy(x64):
     np.testing.assert_allclose(cosine_similarities(jnp.asarray(q), jnp.asarray(p)), cosines, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("length", [300.0, 1e-4])
+def test_cosines_of_half_precision_are_of_vectors_of_any_length(length):
+    vectors = jnp.array([[length, 0], [0, length]], jnp.float16)
+    np.testing.assert_allclose(cosine_similarities(vectors, vectors), np.eye(2), rtol=1e-3)
+
+
+def test_prototypes_of_half_precision_are_finite_where_the_sum_of_a_class_is_not():
+    features, ones = jnp.full((400, 1), 200.0, jnp.float16), jnp.ones((400, 1), jnp.float16)
+    found = prototypes(features, ones, ones[:, 0])
+    assert found.dtype == jnp.float16
+    np.testing.assert_array_equal(found, [[200.0]])
+
+
+def test_prototypes_of_soft_targets_are_weighted_means():
+    found = prototypes(jnp.array([[1.0], [4.0]]), jnp.array([[0.25, 0.75], [0.5, 0.5]]), jnp.ones(2))
+    np.testing.assert_allclose(found, [[3.0], [2.2]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("length", [0.0, 1e-30, 1e-22, 1e-20, 1e-19])
 def test_the_cosine_of_a_vector_too_short_to_square_is_zero_with_a_finite_gradient(length):
     vector = jnp.array([[length, 0.0, 0.0]])
