@@ -35,14 +35,14 @@ from jmeta.functional.varying import vary_over, varying
 from jmeta.types import Array, at_least_single
 
 # Measured on two x86 cores (docs/decisions/0003-convolution.md). Where there are few channels, or few pixels in all, a
-# matrix of columns costs less than `lax.conv`. For the kernel gradient, columns win where channels or the pixels of a
-# map are few; otherwise shifts of rows and columns do, with many pixels in blocks of images that stay in the cache.
-# The bound on channels was not measured between 1 and 32.
+# matrix of columns costs less than `lax.conv`, unless it is large. For the kernel gradient, columns win where channels
+# or the pixels of a map are few; otherwise shifts of rows and columns do. Large ones are made for a block of images at a
+# time, which stays in the cache. The bound on channels was not measured between 3 and 32.
 FEW_CHANNELS = 8
 FEW_ROWS = 100
 SMALL_MAP = 16
-FEW_PIXELS = 5000
-BLOCK = 5
+LARGE = 1_500_000  # numbers in the matrices that a form makes of all images
+BLOCK = 400_000  # numbers in those of a block, if one image has not more
 # Columns are made of h * w shifts, or of w shifts along rows and then h along columns. The latter is less to compile,
 # but copies again what is made first, which costs time where numbers are many. (Measured on the CPU; strided
 # convolutions are made the same way everywhere.)
@@ -141,30 +141,34 @@ def _dw_by_rows_and_columns(x, dy, *, size):
     return product.reshape(h, features, w, channels).transpose(0, 2, 3, 1)
 
 
-def _dw_in_blocks(x, dy, *, size):
-    blocks = x.shape[0] // BLOCK
-    whole = [a[: blocks * BLOCK].reshape(blocks, BLOCK, *a.shape[1:]) for a in (x, dy)]
+def _dw_in_blocks(form, x, dy, *, size, images):
+    """The sum of a form's results for so many images at a time."""
+    blocks = [a.reshape(-1, images, *a.shape[1:]) for a in (x, dy)]
 
     def add(total, block):
-        return total + _dw_by_rows_and_columns(*block, size=size), None
+        return total + form(*block, size=size), None
 
     # In half precision a sum of many blocks would stop growing.
-    total, _ = lax.scan(add, _zeros(size, x, dy, at_least_single(x.dtype)), whole)
-    if x.shape[0] % BLOCK:
-        total += _dw_by_rows_and_columns(x[blocks * BLOCK :], dy[blocks * BLOCK :], size=size)
-    return total.astype(x.dtype)
+    return lax.scan(add, _zeros(size, x, dy, at_least_single(x.dtype)), blocks)[0].astype(x.dtype)
 
 
 def _conv_on_cpu(x, w):
     is_small = x.shape[-1] <= FEW_CHANNELS or math.prod(x.shape[:3]) <= FEW_ROWS
-    return (_as_matmul if is_small else _as_lax)(x, w)
+    is_large = math.prod(x.shape) * math.prod(w.shape[:2]) > LARGE
+    return (_as_matmul if is_small and not is_large else _as_lax)(x, w)
 
 
 def _dw_on_cpu(x, dy, *, size):
-    images, H, W, channels = x.shape
+    (h, w), (images, H, W, channels) = size, x.shape
     if channels <= FEW_CHANNELS or H * W <= SMALL_MAP:
-        return _dw_as_matmul(x, dy, size=size)
-    return (_dw_by_rows_and_columns if images * H * W <= FEW_PIXELS else _dw_in_blocks)(x, dy, size=size)
+        form, numbers = _dw_as_matmul, H * W * h * w * channels
+    else:
+        form, numbers = _dw_by_rows_and_columns, H * W * (w * channels + h * dy.shape[-1])
+    if images * numbers <= LARGE:
+        return form(x, dy, size=size)
+    most = max(BLOCK // numbers, 1)
+    divisors = (block for block in range(1, most + 1) if images % block == 0)  # so that all blocks are of one size
+    return _dw_in_blocks(form, x, dy, size=size, images=max(divisors))
 
 
 def _task_by_task(form):

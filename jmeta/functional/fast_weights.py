@@ -117,8 +117,7 @@ def descent(
 
     def begin(params, state, examples, **mode):
         """Where the parameters that move start, and the others."""
-        at = start(params, state, examples, **mode)
-        return (at, None) if moves is None else part(at, moves)
+        return part(start(params, state, examples, **mode), moves)
 
     def init(key, task):
         check_examples("task.support", task.support)
@@ -137,8 +136,9 @@ def descent(
         def loss_on(moving, data):
             rows, key = data
             some = examples if rows is None else minibatch(examples, rows)
-            whole = moving if moves is None else join(moving, fixed)
-            outputs, _ = apply_model(model, whole, state, some.inputs, mask=some.mask, train=train, key=key)
+            outputs, _ = apply_model(
+                model, join(moving, fixed), state, some.inputs, mask=some.mask, train=train, key=key
+            )
             return objective.loss(exclude_absent(outputs, present), some.targets, some.mask)
 
         is_unrolled = may_unroll and train and 1 < steps <= MOST_UNROLLED_STEPS and _is_small_and_dense(moving)
@@ -161,7 +161,7 @@ def descent(
         return FastWeights(fast, present)
 
     def outputs(params, state, adapted, inputs, *, mask=None, train=False, key=None):
-        whole = adapted.params if moves is None else join(adapted.params, part(params.model, moves)[1])
+        whole = join(adapted.params, part(params.model, moves)[1])
         values, state = apply_model(model, whole, state, inputs, mask=mask, train=train, key=key)
         return exclude_absent(values, adapted.present), state
 

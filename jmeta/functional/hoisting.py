@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, Literal
 
-from jmeta.types import is_inexact, PyTree
+from jmeta.types import PyTree
 
 
 def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
@@ -29,11 +29,14 @@ def hoist(function: Callable, *examples: PyTree) -> tuple[Callable, list]:
         6.0
     """
     closed, structure = _traced(function, examples)
+    free = [jnp.asarray(value) for value in closed.consts]  # NumPy doubles may become single precision
+    # Without the values: a rule may be kept for longer than the trace that they belong to.
+    emptied = closed.replace(consts=[None] * len(free))
 
     def explicit(free, *arguments):
-        return _evaluated(closed.replace(consts=free), structure, arguments)
+        return _evaluated(emptied.replace(consts=free), structure, arguments)
 
-    return explicit, [jnp.asarray(value) for value in closed.consts]  # NumPy doubles may become single precision
+    return explicit, free
 
 
 def compute_invariants(function: Callable, *examples: PyTree) -> Callable:
@@ -89,23 +92,3 @@ def _evaluated(closed, structure, arguments):
 
 def _variables(operands):
     return {operand for operand in operands if not isinstance(operand, Literal)}
-
-
-def separate(tree: PyTree) -> tuple[list, list, Callable]:
-    """The differentiable leaves, the others, and a function `(differentiable, others) -> tree`.
-
-    Example:
-        >>> smooth, others, join = separate({"x": 1.0, "index": 2})
-        >>> join([3.0], others)
-        {'index': 2, 'x': 3.0}
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    is_smooth = [is_inexact(leaf) for leaf in leaves]
-    smooth = [leaf for leaf, flag in zip(leaves, is_smooth, strict=True) if flag]
-    others = [leaf for leaf, flag in zip(leaves, is_smooth, strict=True) if not flag]
-
-    def join(smooth, others):
-        parts = iter(smooth), iter(others)
-        return jax.tree.unflatten(structure, [next(parts[0] if flag else parts[1]) for flag in is_smooth])
-
-    return smooth, others, join

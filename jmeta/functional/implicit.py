@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
-from jmeta.functional.hoisting import hoist, separate
+from jmeta.functional.hoisting import hoist
+from jmeta.functional.partition import join, smooth_part
 from jmeta.types import Array, at_least_single, PyTree
 
 
@@ -90,7 +91,7 @@ def implicit_minimum(
     stiffness = proximal + damping
     last = jax.tree.map(lambda leaf: leaf[-1], data)
     explicit, free = hoist(objective, params, last)
-    smooth, others, join = separate((free, data))
+    smooth, others = smooth_part((free, data))
 
     @jax.custom_vjp
     def minimum(start, smooth, others):

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 
-from jmeta.functional.hoisting import hoist, separate
+from jmeta.functional.hoisting import hoist
+from jmeta.functional.partition import join, smooth_part
 from jmeta.functional.primitives import terms
 from jmeta.types import Array
 
@@ -54,7 +55,7 @@ def mixed_gradient(objective: Callable, *, policy: Callable = products_saveable)
 
     def gradient(params, data):
         explicit, free = hoist(objective, params, data)
-        smooth, others, join = separate((free, data))
+        smooth, others = smooth_part((free, data))
 
         def value(params, smooth, others):
             free, data = join(smooth, others)

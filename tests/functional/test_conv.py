@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jmeta.functional import conv
-from jmeta.functional.conv import _dw_as_lax, _dw_as_matmul, _dw_by_rows_and_columns, _dw_in_blocks
+from jmeta.functional.conv import _dw_as_lax, _dw_as_matmul, _dw_by_rows_and_columns, _dw_in_blocks, _dw_on_cpu
 
 # Batch, height, width, channels, filters, kernel, stride; chosen to reach every form on the CPU.
 SHAPES = {
@@ -19,9 +19,10 @@ SHAPES = {
     "large batch, odd size": (17, 9, 7, 12, 4, (3, 3), 1),
     "few pixels": (7, 6, 9, 10, 3, (3, 5), 1),
     "small map": (17, 4, 4, 12, 4, (3, 3), 1),
-    "blocks": (10, 24, 23, 10, 2, (3, 5), 1),
-    "blocks with a remainder": (27, 14, 14, 10, 2, (3, 3), 1),
-    "many numbers in columns": (23, 27, 28, 8, 2, (3, 5), 1),
+    "blocks of an image": (4, 110, 113, 9, 2, (3, 3), 1),
+    "blocks of two": (12, 64, 65, 9, 2, (3, 3), 1),
+    "many numbers in columns": (22, 28, 28, 8, 2, (3, 3), 1),
+    "columns in blocks of four": (24, 27, 28, 8, 2, (3, 5), 1),
     "strided": (4, 7, 8, 3, 2, (3, 3), 2),
     "strided, many numbers in columns": (23, 27, 28, 9, 2, (3, 5), 2),
     "pointwise": (2, 5, 5, 3, 2, (1, 1), 2),
@@ -88,13 +89,13 @@ def test_what_an_accelerator_would_run_equals_lax_in_every_derivative(x64, as_an
 
 
 def test_reverse_over_reverse_inside_a_scan_equals_lax(x64):
-    x, w = operands(SHAPES["blocks with a remainder"])
+    x, w = operands(SHAPES["blocks of two"])
 
     def run(convolve):
         gradient = jax.grad(scalar(convolve, 1), 1)
 
         def descended(w):
-            w, _ = lax.scan(lambda w, _: (w - 0.01 * gradient(x, w), None), w, None, length=2)
+            w, _ = lax.scan(lambda w, _: (w - 0.001 * gradient(x, w), None), w, None, length=2)
             return scalar(convolve, 1)(x, w)
 
         return jax.jit(jax.grad(descended))(w)
@@ -102,20 +103,40 @@ def test_reverse_over_reverse_inside_a_scan_equals_lax(x64):
     assert_equal(run(conv), run(reference))
 
 
-@pytest.mark.parametrize("name", ["few pixels", "blocks", "blocks with a remainder"])
-def test_every_form_of_the_kernel_gradient_is_the_same(x64, name):
-    x, w = operands(SHAPES[name])
+FORMS = {
+    "columns": _dw_as_matmul,
+    "rows and columns": _dw_by_rows_and_columns,
+    "columns in blocks": functools.partial(_dw_in_blocks, _dw_as_matmul, images=4),
+    "rows and columns in blocks": functools.partial(_dw_in_blocks, _dw_by_rows_and_columns, images=3),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_kernel_gradient_is_the_same(x64, form):
+    x, w = operands((12, 6, 9, 10, 3, (3, 5), 1))
     dy = reference(x, w)
-    forms = [
-        form(x, dy, size=w.shape[:2]) for form in (_dw_as_lax, _dw_as_matmul, _dw_by_rows_and_columns, _dw_in_blocks)
-    ]
-    for form in forms[1:]:
-        assert_equal(forms[0], form)
+    assert_equal(FORMS[form](x, dy, size=(3, 5)), _dw_as_lax(x, dy, size=(3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("large batch, odd size", []),
+        ("blocks of an image", [4]),
+        ("blocks of two", [6]),
+        ("columns in blocks of four", [6]),
+    ],
+)
+def test_large_kernel_gradients_are_made_of_as_many_images_at_a_time_as_fit_and_divide_them(name, blocks):
+    batch, height, width, channels, filters, size, _ = SHAPES[name]
+    x, dy = (jax.ShapeDtypeStruct((batch, height, width, of), float) for of in (channels, filters))
+    made = jax.make_jaxpr(functools.partial(_dw_on_cpu, size=size))(x, dy)
+    assert [equation.params["length"] for equation in made.eqns if equation.primitive.name == "scan"] == blocks
 
 
 def test_a_kernel_gradient_in_half_precision_is_added_up_over_blocks_in_single():
     pixels = jnp.ones((2000, 1, 1, 1), jnp.bfloat16)  # beyond 256, numbers of this precision are more than 1 apart
-    found = _dw_in_blocks(pixels, pixels, size=(1, 1))
+    found = _dw_in_blocks(_dw_as_matmul, pixels, pixels, size=(1, 1), images=1)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found.ravel(), 2000.0)
 
@@ -139,7 +160,7 @@ def test_refuses_what_it_cannot_do(w, stride, message):
         conv(jnp.ones((1, 4, 4, 2)), jnp.ones(w), stride=stride)
 
 
-@pytest.mark.parametrize("form", [_dw_as_lax, _dw_in_blocks])
+@pytest.mark.parametrize("form", [_dw_as_lax, FORMS["rows and columns in blocks"]])
 def test_inside_shard_map_a_kernel_gradient_is_of_a_devices_own_images(x64, over_two_devices, form):
     x, dy = jax.random.normal(jax.random.key(0), (2, 24, 6, 6, 3))
     gradient = functools.partial(form, size=(3, 3))
@@ -148,6 +169,6 @@ def test_inside_shard_map_a_kernel_gradient_is_of_a_devices_own_images(x64, over
 
 
 def test_inside_shard_map_the_gradient_of_a_shared_kernel_is_summed_over_devices_once(x64, over_two_devices):
-    x, w = operands((60, 14, 14, 10, 2, (3, 3), 1))  # in blocks on each of two devices
+    x, w = operands((24, *SHAPES["blocks of two"][1:]))  # in blocks on each of two devices
     gradient = jax.grad(lambda w, x: jnp.sin(conv(x, w)).sum())
     assert_equal(over_two_devices(gradient, (P(), P("tasks")), P())(w, x), jax.jit(gradient)(w, x))

@@ -144,6 +144,18 @@ def test_no_steps_change_nothing(meta_gradient):
     assert inner_loop(lambda w, _: w**2, 3.0, steps=0, data=keys, **options) == 3.0
 
 
+@pytest.mark.parametrize("meta_gradient", ["second_order", "implicit"])
+def test_no_value_of_a_trace_outlives_it(meta_gradient):
+    """A rule of differentiation does, if JAX keeps what was traced with it."""
+
+    def loss(w, x):
+        options = {"rule": optax.sgd(0.1), "proximal": 1.0, "meta_gradient": meta_gradient}
+        return inner_loop(lambda w, _: jnp.sin(x * w).sum(), w, steps=2, **options)
+
+    with jax.checking_leaks():
+        jax.make_jaxpr(jax.grad(loss))(1.0, jnp.ones(3))
+
+
 def test_a_bound_on_the_length_of_inner_gradients_is_a_rule():
     rule = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
     gradient = jax.grad(lambda w: inner_loop(lambda w, _: (w**2).sum(), w, rule=rule, steps=2).sum())(jnp.ones(3))
