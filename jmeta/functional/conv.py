@@ -36,8 +36,8 @@ from jmeta.types import Array, at_least_single
 
 # Measured on two x86 cores (docs/decisions/0003-convolution.md). Where there are few channels, or few pixels in all, a
 # matrix of columns costs less than `lax.conv`, unless it is large. For the kernel gradient, columns win where channels
-# or the pixels of a map are few; otherwise shifts of rows and columns do. Large ones are made for a block of images at a
-# time, which stays in the cache. The bound on channels was not measured between 3 and 32.
+# or the pixels of a map are few; otherwise shifts of rows and columns do. Large matrices are made for a block of images
+# at a time, which stays in the cache. The bound on channels was not measured between 3 and 32.
 FEW_CHANNELS = 8
 FEW_ROWS = 100
 SMALL_MAP = 16
