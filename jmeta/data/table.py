@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.types import Array
+from jmeta.checks import is_count
+from jmeta.types import Array, Examples
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["inputs", "starts", "counts"], meta_fields=["names"])
@@ -59,6 +60,32 @@ class ClassTable:
         starts, counts = np.asarray(self.starts)[chosen], np.asarray(self.counts)[chosen]
         rows = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])
         return _grouped(self.inputs[rows], counts, [self.names[number] for number in chosen])
+
+    def examples(self, ways: int | None = None) -> Examples:
+        """All examples as one labelled set, such as the support set of these classes.
+
+        Args:
+            ways: columns of the targets, for a learner that keeps a number of ways; None
+                for as many as there are classes.
+
+        Returns:
+            `Examples` in the order of the table; column n of the targets is the class
+            `names[n]`.
+
+        Raises:
+            ValueError: for fewer ways than classes.
+
+        Example:
+            >>> table = class_table(np.zeros((3, 4), np.float32), ["owl", "hen", "owl"])
+            >>> print(table.names, table.examples().targets.tolist())
+            ('hen', 'owl') [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+        """
+        ways = len(self) if ways is None else ways
+        if not is_count(ways, least=len(self)):
+            raise ValueError(f"ways is {ways}; it must be a whole number, at least that of the classes, {len(self)}.")
+        number = len(self.inputs)
+        classes = jnp.repeat(jnp.arange(len(self)), self.counts, total_repeat_length=number)
+        return Examples(self.inputs, jax.nn.one_hot(classes, ways), jnp.ones(number))
 
     def __repr__(self) -> str:
         each = f"{self.inputs.dtype}{list(self.inputs.shape[1:])}"

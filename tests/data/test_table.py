@@ -1,6 +1,7 @@
 """Tables from plain arrays."""
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,6 +61,22 @@ def test_labels_that_numpy_would_make_alike_are_classes_of_their_own(labels):
 def test_numbers_of_any_order_of_bytes_and_any_length_are_taken(dtype):
     table = data.class_table(np.array([[1], [2], [3]], dtype), [1, 0, 1])
     np.testing.assert_array_equal(table.inputs, [[2], [1], [3]])
+
+
+@pytest.mark.parametrize("ways", [None, 3, 5])
+def test_all_examples_of_a_table_are_a_set_with_a_column_for_each_name(ways):
+    inputs, labels = np.arange(14.0).reshape(7, 2), np.array(list("cabacca"))
+    table = data.class_table(inputs, labels)
+    examples = jax.jit(lambda table: table.examples(ways))(table)
+    assert examples.targets.shape == (7, ways or 3)
+    for row, target, mask in zip(*examples, strict=True):
+        assert (table.names[target.argmax()], target.sum(), mask) == (labels[int(row[0]) // 2], 1, 1)
+
+
+@pytest.mark.parametrize("ways", [2, 3.0, True])
+def test_a_set_is_refused_fewer_columns_than_classes(ways):
+    with pytest.raises(ValueError, match=f"ways is {ways}; it must be a whole number, at least that of the classes, 3"):
+        data.class_table(np.zeros((3, 2)), list("abc")).examples(ways)
 
 
 def test_some_classes_make_a_table_like_that_of_their_examples_alone():
