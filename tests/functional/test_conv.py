@@ -129,7 +129,7 @@ def test_every_form_of_the_kernel_gradient_is_the_same(x64, form):
 )
 def test_large_kernel_gradients_are_made_of_as_many_images_at_a_time_as_fit_and_divide_them(name, blocks):
     batch, height, width, channels, filters, size, _ = SHAPES[name]
-    x, dy = (jax.ShapeDtypeStruct((batch, height, width, of), float) for of in (channels, filters))
+    x, dy = (jax.ShapeDtypeStruct((batch, height, width, of), "float32") for of in (channels, filters))
     made = jax.make_jaxpr(functools.partial(_dw_on_cpu, size=size))(x, dy)
     assert [equation.params["length"] for equation in made.eqns if equation.primitive.name == "scan"] == blocks
 
