@@ -196,8 +196,9 @@ def learned_regularisation(params: dict[str, Array], support: Examples) -> Array
 
 
 def check_stateless(name: str, state: PyTree) -> None:
-    """Raises a `ValueError` if a head's network computes or keeps batch statistics, which queries would share."""
+    """Raises a `ValueError` if a head's network has batch statistics, which queries would share, or another state."""
     if jax.tree.leaves(state) or "batch" in normalisations(state):
         raise ValueError(
-            f'{name} has statistics of a batch; it must normalise each example by itself, as with norm="layer".'
+            f"{name} has statistics of a batch, or another state that a head would not keep; it must have none, and "
+            'normalise each example by itself, as with norm="layer".'
         )

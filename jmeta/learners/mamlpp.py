@@ -59,10 +59,21 @@ class MamlppState(NamedTuple):
     meta_step: Array
 
 
+def of_a_norm(path: str) -> bool:
+    """Whether a parameter is the scale or bias of a layer whose own name has "norm" in it.
+
+    Example:
+        >>> of_a_norm("ConvNorm_0/BatchNorm_0/scale"), of_a_norm("ConvNorm_0/Conv_0/bias")
+        (True, False)
+    """
+    layer, _, name = path.rpartition("/")
+    return "norm" in layer.rpartition("/")[2].lower() and name in ("scale", "bias")
+
+
 def mamlpp(
     model: Model,
     *,
-    norms: Callable[[str], bool] = lambda path: "norm" in path.lower(),
+    norms: Callable[[str], bool] = of_a_norm,
     inner_rate: float = 0.1,
     inner_steps: int = 5,
     test_steps: int | None = None,
@@ -95,7 +106,8 @@ def mamlpp(
         model: any network; its output width is the number of ways. With
             `norm="running"` each step has its own statistics.
         norms: `(path) -> bool`, which parameters are a normalisation's, by paths
-            such as `"Normalise_0/scale"`.
+            such as `"Normalise_0/scale"`. The default knows the `scale` and `bias` of
+            layers whose own name has "norm" in it.
         inner_rate: where each rate starts.
         inner_steps: gradient steps on the support set in meta-training, at least 1.
         test_steps: gradient steps in `adapt`; None for as many as in training.

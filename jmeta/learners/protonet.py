@@ -19,8 +19,8 @@ def protonet(model: Model, *, distance: str = "euclidean", support_encoder: Mode
     """Classifies a query by its distance to the mean feature of each class.
 
     Snell et al., 2017, "Prototypical Networks for Few-shot Learning". In training,
-    support and query are encoded together, so that they share one set of batch
-    statistics, as in the paper's code; at test time each alone.
+    one encoder of both sees support and query together, so that they share one set of
+    batch statistics, as in the paper's code; at test time each alone.
 
     Args:
         model: an encoder to features [K, D] (`outputs=None` in `jmeta.models`). If it

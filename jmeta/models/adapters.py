@@ -34,27 +34,30 @@ def from_linen(module: nn.Module) -> Model:
     Returns:
         A `Model`.
 
+    Raises:
+        ValueError: if `module` is no Linen module, but its class, for example.
+
     Example:
         >>> model = from_linen(nn.Dense(3))
         >>> params, state = model.init(jax.random.key(0), jax.numpy.ones((2, 4)))
         >>> model.apply(params, state, jax.numpy.ones((2, 4)))[0].shape
         (2, 3)
     """
+    if not isinstance(module, nn.Module):
+        name = getattr(module, "__name__", type(module).__name__)
+        raise ValueError(f"module is {name}; it must be a Linen module with its sizes, such as nn.Dense(3).")
     first = _first_layer(module)
     called = type(first).__call__ if isinstance(first, nn.Module) else first
-    is_own = _is_by_flax(called)
-    switches, has_mask = ({}, False) if is_own else (_switches(first, called), accepts(called, "mask"))
+    forwarded = [name for name in ("train", "mask") if accepts(called, name)]
+    keywords = [name for name in _keywords(called, forwarded) if getattr(first, name, None) is None]
     stated = _policy(module)
-
-    def switched(train):
-        return {name: value if train else not value for name, value in switches.items()}
 
     def streams(key):
         return None if key is None else dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
 
     @jax.jit  # or each operation of the network would be compiled and run by itself
     def init(key, inputs):
-        variables = dict(module.init(key, inputs, **switched(train=False)))
+        variables = dict(module.init(key, inputs, **_told(keywords, train=False, mask=None)))
         params = variables.pop("params", {})
         return params, variables | stated
 
@@ -64,11 +67,10 @@ def from_linen(module: nn.Module) -> Model:
             {"params": params, **collections},
             inputs,
             rngs=streams(key),
-            mutable=list(collections) if train else [],
-            **switched(train),
-            **({"mask": mask} if has_mask else {}),
+            mutable=list(collections),  # a layer that always takes the statistics of its inputs writes them always
+            **_told(keywords, train=train, mask=mask),
         )
-        return outputs, {**state, **changed}
+        return outputs, {**state, **changed} if train else state
 
     return Model(init, apply)
 
@@ -80,10 +82,23 @@ def _first_layer(module):
     return module
 
 
-def _switches(layer, called):
-    """`train` if the `__call__` takes it, or else the other switches that it declares; none that a field has set."""
-    declared = ["train"] if accepts(called, "train") else inspect.signature(called).parameters
-    return {name: on for name, on in SWITCHES.items() if name in declared and getattr(layer, name, None) is None}
+def _keywords(called, forwarded=()):
+    """The keywords by which a `__call__` is told of training and padding; none if it is Flax's own.
+
+    They are those that it declares and, of `train` and `mask`, those that it passes on; `train` rather than another
+    switch.
+    """
+    if _is_by_flax(called):
+        return []
+    names = {*inspect.signature(called).parameters, *forwarded}
+    switches = ["train"] if "train" in names else [name for name in SWITCHES if name in names]
+    return [*switches, *(names & {"mask"})]
+
+
+def _told(keywords, *, train, mask):
+    """The values of these keywords."""
+    values = {name: value if train else not value for name, value in SWITCHES.items()} | {"mask": mask}
+    return {name: values[name] for name in keywords}
 
 
 def _is_by_flax(called):
@@ -100,12 +115,14 @@ def from_nnx(constructor: Callable) -> Model:
     Args:
         constructor: `(nnx.Rngs) -> nnx.Module`. `nnx.Param`s become the parameters and
             all other variables the state, except random streams: each call's `key`
-            seeds every stream differently, and without a key they repeat. `train` puts
-            the module in training or evaluation mode. A keyword `mask` that its
-            `__call__` declares receives the padding mask [K], 1 for a real example, so an
-            attention mask needs another name; `**kwargs`, which often go on to other
-            modules, and Flax's own modules receive none. A string attribute `norm` names
-            the normalisation policy in reports.
+            seeds every stream differently, and without a key they repeat. Its `train()`
+            and `eval()` are called, which set `use_running_average` and `deterministic`
+            of all layers, and its `__call__` is told by the keywords for it that it
+            declares, as in `from_linen`. A keyword `mask` that it declares receives the
+            padding mask [K], 1 for a real example, so an attention mask needs another
+            name; `**kwargs`, which often go on to other modules, and Flax's own modules
+            receive none. A string attribute `norm` names the normalisation policy in
+            reports.
 
     Returns:
         A `Model`.
@@ -134,13 +151,11 @@ def from_nnx(constructor: Callable) -> Model:
 
     @functools.cache
     def skeleton():
-        """The module's definition, the shapes of its random streams, and whether it takes a mask."""
+        """The module's definition, the shapes of its random streams, and the keywords that it takes."""
         with jax.ensure_compile_time_eval():
             module = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
             definition, _, streams, _ = parts(module)
-            called = type(module).__call__
-            wants_mask = not _is_by_flax(called) and "mask" in inspect.signature(called).parameters
-            return definition, streams, wants_mask
+            return definition, streams, _keywords(type(module).__call__)
 
     def init(key, inputs):
         del inputs  # an NNX module knows its sizes
@@ -149,12 +164,12 @@ def from_nnx(constructor: Callable) -> Model:
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state) | _policy(module)
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
-        definition, streams, wants_mask = skeleton()
+        definition, streams, keywords = skeleton()
         seeded = _seeded(streams, jax.random.key(0) if key is None else key)
         variables = nnx.State(_without_policy(state))
         module = nnx.merge(definition, nnx.State(params), seeded, variables, copy=True)
         module.train() if train else module.eval()
-        outputs = module(inputs, mask=mask) if wants_mask else module(inputs)
+        outputs = module(inputs, **_told(keywords, train=train, mask=mask))
         if not train:
             return outputs, state
         _, _, _, changed = parts(module)

@@ -93,7 +93,8 @@ class RelationEncoder(nn.Module):
         """Feature maps of images [K, H, W, C]."""
         check_images(x)
         for block in range(4):
-            x = Block(self.width, self.norm, pool=block < 2)(x, train=train, mask=mask)
+            pool = block < 2 and min(x.shape[1:3]) > 1
+            x = Block(self.width, self.norm, pool=pool)(x, train=train, mask=mask)
         return x
 
 

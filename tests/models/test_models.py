@@ -255,11 +255,27 @@ def test_a_linen_module_that_takes_any_keyword_is_told_of_training_and_padding()
     class Telling(nn.Module):
         @nn.compact
         def __call__(self, x, **told):
-            return x * told["train"] * told["mask"][:, None]
+            return x * told["train"] * (1 if told["mask"] is None else told["mask"][:, None])
 
-    apply = models.from_linen(Telling()).apply
-    outputs, _ = apply({}, {}, jnp.ones((2, 3)), train=True, mask=jnp.array([1.0, 0.0]))
+    model = models.from_linen(Telling())
+    params, state = model.init(KEY, jnp.ones((2, 3)))
+    outputs, _ = model.apply(params, state, jnp.ones((2, 3)), train=True, mask=jnp.array([1.0, 0.0]))
     np.testing.assert_array_equal(outputs[:, 0], [1, 0])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_statistics_of_the_set_at_hand_may_be_a_modules_own_choice(train):
+    model, inputs = models.from_linen(nn.BatchNorm(use_running_average=False)), jnp.array([[1.0], [3.0]])
+    params, state = model.init(KEY, inputs)
+    outputs, after = model.apply(params, state, inputs, train=train)
+    np.testing.assert_allclose(outputs, [[-1], [1]], rtol=1e-4)
+    assert jnp.array_equal(*(of["batch_stats"]["mean"] for of in (state, after))) is not train
+
+
+@pytest.mark.parametrize("module", [nn.Dense, nnx.Linear(4, 3, rngs=nnx.Rngs(0))], ids=["class", "nnx"])
+def test_what_is_no_linen_module_is_refused(module):
+    with pytest.raises(ValueError, match=r"module is (Dense|Linear); it must be a Linen module with its sizes"):
+        models.from_linen(module)
 
 
 def test_a_linen_sequence_of_layers_is_a_model():
@@ -406,6 +422,31 @@ class NNXNetwork(nnx.Module):
 
     def __call__(self, x):
         return self.dropout(nnx.relu(self.norm(self.hidden(x))))
+
+
+class NNXTrained(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(2, rngs=rngs)
+
+    def __call__(self, x, train=False):
+        return self.norm(x, use_running_average=not train)
+
+
+class NNXDeterministic(nnx.Module):
+    def __init__(self, rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, *, deterministic):
+        return self.dropout(x, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("network", [NNXTrained, NNXDeterministic])
+def test_an_nnx_module_is_told_of_training_by_the_name_it_has_for_it(network):
+    model, inputs = models.from_nnx(network), jnp.arange(1.0, 9.0).reshape(4, 2)
+    params, state = model.init(KEY, inputs)
+    np.testing.assert_allclose(model.apply(params, state, inputs)[0], inputs, rtol=1e-4)  # as statistics start
+    outputs, _ = model.apply(params, state, inputs, train=True, key=KEY)
+    assert np.abs(outputs - inputs).max() > 0.5
 
 
 def test_each_random_stream_of_an_nnx_module_is_seeded_by_the_key_in_its_own_way():
