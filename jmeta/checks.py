@@ -239,7 +239,7 @@ def telling_of_another_state(learner: Learner, state: TrainState, sample: Callab
 def check_transformation(name: str, optimizer: Any) -> None:
     """Raises a `ValueError` that names the argument if it is not an optimizer, with `init` and `update`.
 
-    Nor is a `functional.InnerRule`, which has a `start` too: its parameters would never be learned.
+    A `functional.InnerRule`, known by its `start`, is refused too: its parameters would never be learned.
     """
     if not is_transformation(optimizer) or hasattr(optimizer, "start"):
         raise ValueError(f"{name} is {optimizer!r}; it must be an optax transformation, such as optax.sgd(0.1).")

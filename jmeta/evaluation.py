@@ -68,7 +68,8 @@ class Report:
         queries: query examples per class, likewise; per task for regression.
         normalisation: the model's policies; empty if it states none.
         transductive: whether the prediction for one query changed when the others did, in
-            the first of four episodes where it is finite; True, to be safe, if there is none.
+            the first of up to four episodes where it is finite; True, to be safe, if there
+            is none, or if in any of them it is finite only with or only without the others.
         nonfinite: number of episodes whose loss is not finite, for example because
             adaptation diverged. The mean loss is then not finite either, and accuracy
             counts a query with a NaN among its outputs as wrong.

@@ -163,7 +163,7 @@ def fit(
     sampler = on_each_device(as_argument(sample), step_devices)
     task = drawn(sample, validation_key)
     state = init_state(learner, optimizer, init_key, task, devices=step_devices)
-    validate = _validate(learner, state, validation, validation_key, episodes, tasks_per_chunk, devices)
+    validate = _validator(learner, state, validation, validation_key, episodes, tasks_per_chunk, devices)
     with contextlib.ExitStack() as held:
         if out is not None:
             held.enter_context(sole_writer(out))
@@ -230,13 +230,13 @@ def check_taken(folder: Path, taken: int, steps: int) -> None:
         )
 
 
-def _validate(learner, state, sample, key, episodes, tasks_per_chunk, devices):
+def _validator(learner, first, sample, key, episodes, tasks_per_chunk, devices):
     """`(state) -> Report` of the validation tasks, which are tried on the first state; `-> None` if there are none."""
     if sample is None:
         return lambda state: None
     check_task(drawn(sample, key))
     sample = on_each_device(as_argument(sample), devices)
-    check_episodes(learner, state, sample, episodes=episodes, devices=devices)
+    check_episodes(learner, first, sample, episodes=episodes, devices=devices)
     options = {"episodes": episodes, "tasks_per_chunk": tasks_per_chunk, "devices": devices}
     return lambda state: evaluate(learner, state, sample, key=key, **options)
 

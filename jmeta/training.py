@@ -125,9 +125,9 @@ def make_train_step(
             count. None chooses a size whose largest array fits the backend's bound: on
             a CPU the cache, and often a single task.
         nonfinite: `"skip"` leaves such tasks out of the mean; a step without a finite
-            task changes no parameter. `"raise"` returns the old state if any task is
-            not finite, or a parameter or running statistic would not be (then
-            `"nonfinite_tasks"` may be 0), with the old `step`, and leaves stopping to the
+            task changes no parameter. `"raise"` returns the old state, `step` included, if
+            any task is not finite, or if the update would make a parameter or running
+            statistic so (then `"nonfinite_tasks"` may be 0). Stopping is left to the
             caller: `fit` stops, a loop of `make_train_loop` goes on with the next tasks.
         max_task_norm: a task's meta-gradient longer than this is scaled down to it
             before the mean; `math.inf` for no bound. The default is meant not to matter

@@ -438,7 +438,7 @@ def test_a_class_that_is_not_there_gets_no_probability(subject):
 def test_the_meta_gradient_is_finite_not_zero_and_the_slope_of_the_loss(subject):
     task = subject.task
     direction = jax.tree.map(lambda leaf: jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape), subject.params)
-    # As initialised, a unit without an input is where ReLU has no slope.
+    # With biases of zero a unit may be at the kink of ReLU, where a difference is no derivative: so all move a little.
     params = optax.tree.add_scale(subject.params, 0.01, direction)
     gradient = jax.jit(jax.grad(subject.loss, has_aux=True))(params, task)[0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

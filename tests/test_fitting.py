@@ -139,7 +139,9 @@ def test_a_run_told_to_raise_stops_at_the_first_one_with_the_state_before_it(tmp
     assert step == bad[0] - 1
     assert f"meta-step {step + 1}; the last good checkpoint is" in str(error.value)
     expected = jmeta.fit(LEARNER, OPTIMIZER, sometimes_bad, steps=step, **options)
-    assert_same(checkpoints.restore(tmp_path / "raised" / "checkpoints", expected).params, expected.params)
+    restored = checkpoints.restore(tmp_path / "raised" / "checkpoints", expected)
+    assert_same(restored.params, expected.params)
+    assert_same(jax.random.key_data(restored.key), jax.random.key_data(expected.key))  # it meets the same tasks again
 
 
 def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(tmp_path):
@@ -183,7 +185,7 @@ def test_a_run_takes_its_tasks_in_chunks_and_bounds_their_gradients_as_one_asks(
     )
     options = {"key": jax.random.key(0), "batch_size": 2, "tasks_per_chunk": 1, "max_task_norm": 1e-3}
     start, after = (jmeta.fit(LEARNER, optax.sgd(1.0), SAMPLE, steps=steps, **options).params for steps in (0, 1))
-    assert {options["tasks_per_chunk"] for options in given} == {1}
+    assert {kwargs["tasks_per_chunk"] for kwargs in given} == {1}
     assert 0 < optax.tree.norm(optax.tree.sub(after, start)) < 1.001e-3
 
 

@@ -142,7 +142,9 @@ def _dw_by_rows_and_columns(x, dy, *, size):
 
 
 def _dw_in_blocks(form, x, dy, *, size, images):
-    """The sum of a form's results for so many images at a time."""
+    """The sum of a form's results for so many images at a time; the last block is filled up with zeros."""
+    if missing := -x.shape[0] % images:
+        x, dy = (jnp.pad(a, ((0, missing), (0, 0), (0, 0), (0, 0))) for a in (x, dy))
     blocks = [a.reshape(-1, images, *a.shape[1:]) for a in (x, dy)]
 
     def add(total, block):
@@ -167,8 +169,8 @@ def _dw_on_cpu(x, dy, *, size):
     if images * numbers <= LARGE:
         return form(x, dy, size=size)
     most = max(BLOCK // numbers, 1)
-    divisors = (block for block in range(1, most + 1) if images % block == 0)  # so that all blocks are of one size
-    return _dw_in_blocks(form, x, dy, size=size, images=max(divisors))
+    blocks = range((most + 1) // 2, most + 1)
+    return _dw_in_blocks(form, x, dy, size=size, images=min(blocks, key=lambda block: (-images % block, -block)))
 
 
 def _task_by_task(form):

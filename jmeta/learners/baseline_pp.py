@@ -56,9 +56,11 @@ def _init(key, width, classes):
 
 
 def _start(features, targets, mask):
-    """Weights of length 1 / sqrt(3), the mean length of random ones: it determines how fast directions turn.
+    """Weights in the direction of the mean feature, of length 1 / sqrt(3), which determines how fast directions turn.
 
-    Where features add up to zero, which has no direction, all weights are the same.
+    It is the mean length of random weights.
+
+    Where features add up to zero, which has no direction, it is that of a vector of ones.
     """
     total = (features * mask[:, None]).sum(0)
     total = jnp.where(jnp.square(total).sum() == 0, 1, total)

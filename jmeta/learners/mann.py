@@ -27,7 +27,7 @@ def mann(
         model: an encoder to features [K, D]; the paper uses none:
             `models.mlp(hidden=(), outputs=None)`.
         network: `(outputs) -> Model`, a recurrent network from tokens [L, outputs + D]
-            to [L, outputs]; see `functional.recurrent`.
+            to [L, outputs], which takes a `mask`; see `functional.recurrent`.
         loss_fn: the loss on the query set, `(outputs, targets, mask) -> scalar`;
             `losses.squared_error` for regression.
 
@@ -37,7 +37,7 @@ def mann(
 
     Raises:
         ValueError: from `init`, as for `functional.head_learner`, and if `network` does
-            not return a `Model`.
+            not return a `Model` that takes a `mask`.
 
     Example:
         >>> import functools, jax

@@ -62,7 +62,7 @@ def from_linen(module: nn.Module) -> Model:
         return params, variables | stated
 
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
-        collections = _without_policy(state)
+        collections = without_policy(state)
         outputs, changed = module.apply(
             {"params": params, **collections},
             inputs,
@@ -166,7 +166,7 @@ def from_nnx(constructor: Callable) -> Model:
     def apply(params, state, inputs, *, train=False, key=None, mask=None):
         definition, streams, keywords = skeleton()
         seeded = _seeded(streams, jax.random.key(0) if key is None else key)
-        variables = nnx.State(_without_policy(state))
+        variables = nnx.State(without_policy(state))
         module = nnx.merge(definition, nnx.State(params), seeded, variables, copy=True)
         module.train() if train else module.eval()
         outputs = module(inputs, **_told(keywords, train=train, mask=mask))
@@ -184,7 +184,7 @@ def _policy(module):
     return {POLICY: Normalisation(policy)} if isinstance(policy, str) else {}
 
 
-def _without_policy(state):
+def without_policy(state):
     """The state's variables alone."""
     return {name: value for name, value in state.items() if name != POLICY}
 

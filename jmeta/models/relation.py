@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jax import lax
 
-from jmeta.models.adapters import from_linen
+from jmeta.models.adapters import from_linen, without_policy
 from jmeta.models.layers import check_images, check_norm, check_widths, conv_norm, Dense
 from jmeta.types import Array, Model
 
@@ -47,8 +47,7 @@ def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") ->
             first.
         hidden: units of the fully connected layer before the last.
         norm: normalisation policy of the blocks, see `models.layers.Normalise`. Vectors
-            are not normalised; pass `"none"` for them, or a report would state a policy
-            that is not applied.
+            are not normalised, and reports then state no policy of this network.
 
     Returns:
         A `Model` from pairs [P, H, W, C] or [P, D] to scores [P, 1], without the
@@ -66,7 +65,13 @@ def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") ->
     """
     check_norm(norm)
     check_widths(width=width, hidden=hidden)
-    return from_linen(RelationModule(width, hidden, norm))
+    model = from_linen(RelationModule(width, hidden, norm))
+
+    def init(key, inputs):
+        params, state = model.init(key, inputs)
+        return params, state if inputs.ndim == 4 else without_policy(state)
+
+    return model._replace(init=init)
 
 
 class Block(nn.Module):

@@ -71,10 +71,13 @@ def test_equals_the_matrix_product_for_tasks_with_matrices_shared_and_their_own(
     assert_equal(*(jax.jit(jax.vmap(lambda x, w, p=p: derivatives(p, x, w), axes))(x, w) for p in (linear, jnp.matmul)))
 
 
+FEW_AND_MANY = ("few examples", "many examples")  # summed in two ways
+
+
 @pytest.mark.parametrize(
     ("name", "axes"),
     [
-        *(("few examples", axes) for axes in [(0, 0, 0), (None, None, 0), (0, 0, None)]),
+        *((name, axes) for name in FEW_AND_MANY for axes in [(0, 0, 0), (None, None, 0), (0, 0, None)]),
         *((name, (0, None, 1)) for name in SHAPES),
     ],
 )

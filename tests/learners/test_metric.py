@@ -9,7 +9,7 @@ import pytest
 from jmeta import data, learners, models
 from jmeta.functional import HeadParams
 from jmeta.learners.siamese import Likeness, pair_loss
-from jmeta.types import Examples, Model, Task
+from jmeta.types import Examples, Model, normalisations, Task
 
 IDENTITY = Model(lambda key, inputs: ({}, ()), lambda params, state, inputs, *, train=False, key=None: (inputs, state))
 
@@ -226,3 +226,10 @@ def test_a_pair_is_alike_at_no_distance_at_first_and_as_surely_not_at_one(task):
 def test_a_context_with_statistics_of_a_batch_is_refused(task, norm):
     with pytest.raises(ValueError, match="support_context or query_context has statistics of a batch"):
         learners.matching(IDENTITY, support_context=models.mlp(outputs=4, norm=norm)).init(jax.random.key(0), task)
+
+
+@pytest.mark.parametrize(("shape", "stated"), [((4,), ()), ((2, 2, 1), ("batch",))])
+def test_a_comparator_states_its_policy_if_it_applies_it(task, shape, stated):
+    support, query = (part._replace(inputs=part.inputs.reshape(-1, *shape)) for part in (task.support, task.query))
+    _, state = learners.relation(IDENTITY).init(jax.random.key(0), Task(support, query))
+    assert normalisations(state) == stated

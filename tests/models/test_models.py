@@ -278,6 +278,12 @@ def test_what_is_no_linen_module_is_refused(module):
         models.from_linen(module)
 
 
+def test_images_too_small_to_be_halved_keep_their_size_in_a_relation_encoder():
+    model, images = models.relation_encoder(width=2), jnp.ones((2, 3, 3, 1))
+    params, state = model.init(KEY, images)
+    assert model.apply(params, state, images)[0].shape == (2, 1, 1, 2)
+
+
 def test_a_linen_sequence_of_layers_is_a_model():
     model = models.from_linen(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]))
     params, state = model.init(KEY, jnp.ones((3, 5)))
