@@ -379,11 +379,12 @@ def test_permuted_labels_permute_the_outputs(subject):
 
 
 def permuted_head(subject, order):
-    """The parameters with the columns of the output layer, if there is one, in the order of the labels."""
+    """The parameters with the axes of classes of the output layer, if there is one, in the order of the labels."""
     is_head = in_layer(subject.case.head)
 
     def permute(path, leaf):
-        return leaf[..., order] if is_head(path_name(path)) and leaf.shape[-1:] == (WAYS,) else leaf
+        axes = [axis for axis, size in enumerate(leaf.shape) if size == WAYS and is_head(path_name(path))]
+        return functools.reduce(lambda leaf, axis: jnp.take(leaf, order, axis), axes, leaf)
 
     return jax.tree_util.tree_map_with_path(permute, subject.params)
 

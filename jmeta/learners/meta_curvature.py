@@ -44,7 +44,7 @@ def meta_curvature(
 
     Returns:
         A `Learner`; its parameters are `MetaParams`, whose `rule` holds the
-        matrices, and `adapt` gives `FastWeights`.
+        matrices of each of the model's parameters, and `adapt` gives `FastWeights`.
 
     Raises:
         ValueError: for numbers out of range or an unknown mode; from `init`, if
@@ -55,8 +55,8 @@ def meta_curvature(
         >>> from jmeta import data, models
         >>> learner = meta_curvature(models.mlp(outputs=5))
         >>> params, state = learner.init(jax.random.key(1), data.glyphs()(jax.random.key(0)))
-        >>> [len(matrices) for matrices in params.rule if isinstance(matrices, list)]  # one for each axis
-        [2, 2, 2]
+        >>> [matrix.shape for matrix in params.rule["head"]["kernel"]]  # one for each axis
+        [(40, 40), (5, 5)]
     """
     objective = losses.objective(loss_fn)
     inner = descent(model, objective, rule=curvature(inner_rate), inner_batch=inner_batch, **options)
@@ -72,12 +72,10 @@ def curvature(rate: float) -> InnerRule:
     check_positive(inner_rate=rate)
 
     def init(params):
-        return [_identities(leaf) for leaf in jax.tree.leaves(params)]
+        return jax.tree.map(_identities, params)
 
     def update(gradients, memory, params, matrices):
-        leaves, structure = jax.tree.flatten(gradients)
-        updates = [-rate * _multiplied(*pair) for pair in zip(leaves, matrices, strict=True)]
-        return jax.tree.unflatten(structure, updates), memory
+        return jax.tree.map(lambda gradient, of: -rate * _multiplied(gradient, of), gradients, matrices), memory
 
     return InnerRule(init, lambda matrices, params: (), update)
 

@@ -271,7 +271,7 @@ def test_meta_curvature_multiplies_each_axis_of_a_gradient_by_a_matrix(x64):
     meta, state = learner.init(jax.random.key(0), jmeta.Task(support, support))
     matrices = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), meta.rule)
     fast = jax.jit(learner.adapt)(meta._replace(rule=matrices), state, support).params
-    factors, (left, right), (window, inputs, outputs) = matrices
+    factors, (left, right), (window, inputs, outputs) = (matrices[name] for name in params)
     close(fast["bias"], -factors * slopes[0])
     close(fast["dense"], -left @ slopes[1] @ right.T)
     expected = np.einsum("pq,ij,kl,qjl->pik", window, inputs, outputs, slopes[2].reshape(6, 4, 5))
