@@ -201,6 +201,7 @@ def _manager(directory: str | os.PathLike, *, create: bool = False) -> Iterator[
         best_fn=_score,  # without it no score would be written
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEEP), best]),
         create=create,
+        cleanup_tmp_directories=create,  # what a killed save has left; whoever only reads leaves it alone
         enable_async_checkpointing=False,
     )
     with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:

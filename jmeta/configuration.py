@@ -79,7 +79,8 @@ MODELS = {"conv4": models.conv4, "mlp": models.mlp, "resnet12": models.resnet12}
 DESCEND_IN_WEIGHTS = {"anil", "boil", "fomaml", "maml", "mamlpp", "meta_curvature", "meta_sgd"}
 # Learners whose model has an output layer as wide as the targets; the models of others are encoders.
 HEADED = DESCEND_IN_WEIGHTS | {"cavia", "imaml", "reptile"}
-REGRESSION = {"cnp": losses.gaussian_nll}  # regression losses other than the squared error
+# Options of a regression, where they are not the squared error alone.
+REGRESSION: dict[str, dict[str, Any]] = {"cnp": {"loss_fn": losses.gaussian_nll}, "r2d2": {"scale": 1.0}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +110,10 @@ class Configuration:
     test_steps: int | None = None
     """Inner gradient steps in evaluation."""
     inner_rate: float | None = None
-    """Learning rate of the inner loop's gradient descent. Left out: the learner's own, but 0.01 on sinusoids for
-    learners that descend in the weights."""
+    """Learning rate of the inner loop, which is then plain gradient descent. Left out: the learner's own, but 0.01 on
+    sinusoids for those whose own is for classification."""
     inner_batch: int | None = None
-    """Support examples per inner step; all of them if left out."""
+    """Support examples per inner step. Left out: all of them, but 10 for reptile."""
     multi_step_until: int | None = None
     """Meta-steps in which mamlpp counts the loss after every inner step."""
     first_order_until: int | None = None
@@ -182,7 +183,7 @@ def build_learner(configuration: Configuration) -> Learner:
     if rate is not None:
         options |= {"inner_rate": rate} if "inner_rate" in parameters else {"inner_optimizer": optax.sgd(rate)}
     if source.regression:
-        options["loss_fn"] = REGRESSION.get(configuration.learner, losses.squared_error)
+        options |= {"loss_fn": losses.squared_error} | REGRESSION.get(configuration.learner, {})
     return factory(_build_model(configuration, source), **_accepted(factory, configuration.learner, options))
 
 

@@ -33,8 +33,9 @@ class MetricsLog:
         directory.mkdir(parents=True, exist_ok=True)
         _keep_until(directory, step)
         self._lines = (directory / LINES).open("a")
-        # Of events, a kill loses those that are not yet on disk; 10 s of them here, not tensorboardX's 120.
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1, flush_secs=10)
+        # Of events, a kill loses those that are not yet on disk; 10 s of them here, not tensorboardX's 120. If its
+        # thread dies, of a full disk for example, a queue with a bound would fill up, and training would wait for ever.
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1, flush_secs=10, max_queue=0)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Logs the values of one step."""

@@ -28,6 +28,16 @@ def test_an_array_without_a_number_is_restored_as_it_was(tmp_path):
     assert (found.shape, found.dtype) == ((0, 3), jnp.int32)
 
 
+def test_what_a_killed_save_has_left_is_removed_by_the_next(tmp_path):
+    left = tmp_path / "1.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    assert checkpoints.saved_steps(tmp_path) == []
+    assert left.exists()
+    checkpoints.save(tmp_path, jmeta.TrainState({"w": jnp.ones(2)}, (), (), jax.random.key(0), jnp.int32(2)))
+    assert checkpoints.saved_steps(tmp_path) == [2]
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_state_that_is_no_later_than_the_newest_is_not_saved(tmp_path, step):
     state = jmeta.init_state(LEARNER, OPTIMIZER, jax.random.key(0), SAMPLE(jax.random.key(1)))

@@ -114,6 +114,12 @@ def test_an_inner_rate_left_out_on_sinusoids_is_theirs_where_weights_descend(nam
     assert not np.allclose(found, outputs_of(dataclasses.replace(left_out, inner_rate=0.1)))
 
 
+def test_ridge_regression_of_sinusoids_starts_at_their_scale():
+    configuration = Configuration(learner="r2d2", data="sinusoid")
+    params, _ = build_learner(configuration).init(jax.random.key(0), stand_in(configuration)(jax.random.key(1)))
+    assert params.head["scale"] == 1
+
+
 def test_reptile_keeps_its_optimizer_on_sinusoids():
     left_out = Configuration(learner="reptile", data="sinusoid")
     assert not np.allclose(outputs_of(left_out), outputs_of(dataclasses.replace(left_out, inner_rate=0.01)))

@@ -40,7 +40,7 @@ def episodes(
         class, [ways x shots], and so do query rows.
 
     Raises:
-        ValueError: for fewer than 2 ways, fewer than 1 shot or query, an empty
+        ValueError: for what is no table; for fewer than 2 ways, fewer than 1 shot or query, an empty
             range, more ways than the table has classes, or more examples per
             class than its smallest class has.
 
@@ -52,6 +52,10 @@ def episodes(
         >>> task.support.inputs.shape, task.query.targets.shape
         ((3, 2), (6, 3))
     """
+    if not isinstance(table, ClassTable):
+        raise ValueError(
+            f"table is of type {type(table).__name__}; it must be a ClassTable, as made by data.class_table."
+        )
     check_counts(least=1, queries=queries)
     spec = _Spec(_range("ways", ways, 2), _range("shots", shots, 1), queries, int(table.counts.max()))
     _check_fits(table, spec)

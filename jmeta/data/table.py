@@ -151,7 +151,7 @@ def _of_one_kind(labels):
         return found
     each = np.asarray(labels, object)  # as they are: NumPy turns numbers among names into names
     for example, label in enumerate(each):
-        if label is None or label != label:  # only NaN is unequal to itself
+        if _is_missing(label):
             raise ValueError(
                 f"label {example} is {label}, which names no class; drop that example, or give it a label."
             )
@@ -163,6 +163,15 @@ def _of_one_kind(labels):
     # NumPy rounds integers beyond 2^53 that stand among floats, and drops null characters at the end of strings.
     exact = [label.item() if isinstance(label, np.generic) else label for label in each]
     return found if found.tolist() == exact else np.fromiter(exact, object, len(exact))
+
+
+def _is_missing(label):
+    if label is None:
+        return True
+    try:
+        return bool(label != label)  # only NaN is unequal to itself
+    except TypeError:  # nor is it known whether pandas' NA is
+        return True
 
 
 def _kind(label):

@@ -32,6 +32,11 @@ def assert_uniform(values, number):
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_what_is_no_table_is_refused():
+    with pytest.raises(ValueError, match="table is of type ndarray; it must be a ClassTable, as made by"):
+        data.episodes(np.zeros((4, 2)), ways=2, shots=1, queries=1)
+
+
 def test_every_class_is_equally_likely_at_every_label(many):
     for label in range(3):
         assert_uniform(many.class_ids[:, label], 5)

@@ -19,6 +19,21 @@ def test_examples_are_grouped_by_class_in_their_order():
         np.testing.assert_array_equal(table.inputs[start : start + count, 0], np.flatnonzero(labels == name))
 
 
+class Unknown:
+    """What pandas puts in the place of a missing label."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __repr__(self):
+        return "<NA>"
+
+    __hash__ = object.__hash__
+
+
 @pytest.mark.parametrize(
     ("inputs", "labels", "message"),
     [
@@ -31,6 +46,7 @@ def test_examples_are_grouped_by_class_in_their_order():
         (np.zeros((2, 2)), [[0], [1]], r"labels have shape \(2, 1\)"),
         (np.zeros((3, 2)), [0.0, np.nan, 1.0], "label 1 is nan, which names no class"),
         (np.zeros((3, 2)), ["a", "b", None], "label 2 is None, which names no class"),
+        (np.zeros((2, 2)), ["a", Unknown()], "label 1 is <NA>, which names no class"),
         (np.zeros((2, 2)), ["a", 1], "labels are of number and str; they must be all numbers or all names"),
         (np.zeros((2, 2)), np.array([1, "a"], object), "labels are of number and str"),
         (np.zeros((3, 2)), [b"a", 1, b"b"], "labels are of bytes and number"),
