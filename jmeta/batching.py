@@ -41,7 +41,7 @@ def sum_over_chunks(function: Callable, batch: PyTree, chunk: int) -> PyTree:
     """
     if chunk == len(jax.tree.leaves(batch)[0]):
         return function(batch)
-    chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), batch)
+    chunks = jax.tree.map(lambda leaf: leaf.reshape(len(leaf) // chunk, chunk, *leaf.shape[1:]), batch)
     shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], chunks))
 
     def add(sums, one):

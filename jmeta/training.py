@@ -92,8 +92,10 @@ def init_state(
     is_outermost = jax.default_backend() == "cpu" and not isinstance(init_key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if is_outermost else None
     if task.class_ids is not None:
-        # Traced with the task closed over, so that its class ids are numbers, which a transfer baseline checks.
-        jax.eval_shape(lambda key: learner.init(key, jax.tree.map(jnp.asarray, task)), init_key)
+        # Traced with the task closed over, so that its class ids are numbers, which a transfer baseline checks. NumPy's
+        # arrays would become tracers.
+        arrays = jax.tree.map(jnp.asarray, task)
+        jax.eval_shape(lambda key: learner.init(key, arrays), init_key)
     params, state = jax.jit(learner.init, compiler_options=options)(init_key, task)
     _check_objective(learner, params, state, task)
     opt_state = unshared(optimizer.init(params))

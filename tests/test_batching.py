@@ -16,7 +16,7 @@ from jmeta.batching import (
     sum_over_devices,
 )
 
-BATCH = {"x": jnp.arange(12.0).reshape(6, 2), "n": jnp.arange(6)}
+BATCH = {"x": jnp.arange(12.0).reshape(6, 2), "n": jnp.arange(6), "nothing": jnp.zeros((6, 0, 2))}
 
 
 def total(batch):

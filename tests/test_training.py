@@ -207,12 +207,13 @@ def test_a_query_set_of_other_ways_than_the_support_set_is_refused():
             made(task)
 
 
-def test_a_class_beyond_those_of_a_baseline_is_refused_before_it_trains():
+@pytest.mark.parametrize("kind", [jnp.asarray, np.asarray])
+def test_a_class_beyond_those_of_a_baseline_is_refused_before_it_trains(kind):
     table = data.class_table(np.arange(12.0).reshape(12, 1), np.repeat(np.arange(6), 2))
     task = data.episodes(table, ways=6, shots=1, queries=1)(jax.random.key(0))
     learner = learners.baseline(models.mlp(outputs=None), classes=5)
     with pytest.raises(ValueError, match="the task has class id 5, but classes is 5; classes must exceed every id"):
-        jmeta.init_state(learner, OPTIMIZER, jax.random.key(0), task)
+        jmeta.init_state(learner, OPTIMIZER, jax.random.key(0), jax.tree.map(kind, task))
 
 
 def test_a_step_may_be_donated_the_state_whatever_the_optimizer_keeps():

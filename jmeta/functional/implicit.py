@@ -116,7 +116,7 @@ def implicit_minimum(
 
         solution = _solve(lambda v: hessian_products(v)[0], cotangent, stiffness, steps=cg_steps)
         rest = jax.tree.map(jnp.negative, hessian_products(solution)[1])
-        return jax.tree.map(lambda leaf: stiffness * leaf, solution), rest, None
+        return jax.tree.map(lambda leaf: (stiffness * leaf).astype(leaf.dtype), solution), rest, None
 
     minimum.defvjp(forward, backward)
     return minimum(params, smooth, others)
@@ -125,6 +125,7 @@ def implicit_minimum(
 def _solve(product, vector, stiffness, *, steps):
     """(H + stiffness)^-1 times a vector, by conjugate gradient with products with H, in at least single precision."""
     dtype = at_least_single(jnp.result_type(*jax.tree.leaves(vector)))
+    stiffness = jnp.asarray(stiffness, dtype)
 
     def as_given(tree):
         return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, vector)

@@ -323,6 +323,6 @@ def _scan_in_segments(step, carry, data, steps):
     length = math.isqrt(steps)
     whole = steps - steps % length
     segment = jax.checkpoint(lambda carry, data: scan_steps(step, carry, data, length), prevent_cse=False)
-    segments = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:]), data)
+    segments = jax.tree.map(lambda leaf: leaf[:whole].reshape(whole // length, length, *leaf.shape[1:]), data)
     carry = scan_steps(segment, carry, segments, whole // length)
     return scan_steps(step, carry, jax.tree.map(lambda leaf: leaf[whole:], data), steps - whole)

@@ -1,5 +1,7 @@
 """Mean and variance of channels over a set of examples, for normalisation."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -67,8 +69,9 @@ def conv_moments(x: Array, w: Array, y: Array, mask: Array | None = None, *, str
     is_exact = x.dtype.itemsize >= 4 and jax.default_backend() == "cpu"
     if terms > FEW_TERMS or terms >= channels or not is_exact:
         return moments(y, mask)
-    windows = columns(x, (w.shape[0], w.shape[1]), stride).reshape(len(x), -1, terms)
-    weights = _weights(x, mask)
+    windows = columns(x, (w.shape[0], w.shape[1]), stride)
+    windows = windows.reshape(len(x), math.prod(windows.shape[1:3]), terms)
+    weights = _weights(x, mask).astype(x.dtype)
     center = weights @ windows.mean(1)
     apart = windows - center[None, None]
     products = apart.mT @ apart / apart.shape[1]  # for each image, which rounds less than one long sum

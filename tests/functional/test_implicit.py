@@ -94,7 +94,7 @@ def test_parameters_may_be_of_different_precisions():
             start,
             rule=optax.sgd(0.1),
             steps=2,
-            proximal=1.0,
+            proximal=np.float64(1),  # which JAX does not count as of any precision, as it does Python's 1.0
             meta_gradient="implicit",
         )
         return end["single"].sum() + end["half"].astype(jnp.float32).sum()

@@ -572,7 +572,7 @@ def test_an_nnx_module_states_its_normalisation_policy_too():
 
 
 @pytest.mark.parametrize("norm", ["none", "running", "batch"])
-@pytest.mark.parametrize("network", [models.mlp, functools.partial(models.conv4, width=4)])
+@pytest.mark.parametrize("network", [models.mlp, *(functools.partial(models.conv4, width=width) for width in (4, 64))])
 def test_no_examples_have_no_outputs(network, norm):
     model = network(outputs=2, norm=norm)
     images = jnp.zeros((1, 16, 16, 1))
