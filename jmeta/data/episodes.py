@@ -40,9 +40,9 @@ def episodes(
         class, [ways x shots], and so do query rows.
 
     Raises:
-        ValueError: for what is no table; for fewer than 2 ways, fewer than 1 shot or query, an empty
-            range, more ways than the table has classes, or more examples per
-            class than its smallest class has.
+        ValueError: for what is no table, fewer than 2 ways, fewer than 1 shot or
+            query, an empty range, more ways than the table has classes, or more
+            examples per class than its smallest class has.
 
     Example:
         >>> import numpy as np

@@ -75,7 +75,7 @@ def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") ->
 
 
 class Block(nn.Module):
-    """Convolution, normalisation, optional pooling, ReLU."""
+    """Convolution, normalisation, pooling if it is asked for and the map can be halved, ReLU."""
 
     width: int
     norm: str
@@ -84,7 +84,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         """Feature maps of inputs [K, H, W, C]."""
-        return nn.relu(conv_norm(x, self.width, norm=self.norm, train=train, mask=mask, pool=self.pool))
+        pool = self.pool and min(x.shape[1:3]) > 1
+        return nn.relu(conv_norm(x, self.width, norm=self.norm, train=train, mask=mask, pool=pool))
 
 
 class RelationEncoder(nn.Module):
@@ -98,8 +99,7 @@ class RelationEncoder(nn.Module):
         """Feature maps of images [K, H, W, C]."""
         check_images(x)
         for block in range(4):
-            pool = block < 2 and min(x.shape[1:3]) > 1
-            x = Block(self.width, self.norm, pool=pool)(x, train=train, mask=mask)
+            x = Block(self.width, self.norm, pool=block < 2)(x, train=train, mask=mask)
         return x
 
 
@@ -114,6 +114,6 @@ class RelationModule(nn.Module):
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Scores of pairs [P, ...]."""
         for _ in range(2 if x.ndim == 4 else 0):
-            x = Block(self.width, self.norm, pool=min(x.shape[1:3]) > 1)(x, train=train, mask=mask)
+            x = Block(self.width, self.norm, pool=True)(x, train=train, mask=mask)
         x = nn.relu(Dense(self.hidden)(lax.collapse(x, 1)))
         return Dense(1)(x)
