@@ -170,6 +170,8 @@ def train(
         save_every=configuration.steps // VALIDATIONS,
         on_log=note,
     )
+    if state.step < configuration.steps:
+        raise KeyboardInterrupt  # a signal ended it: this is not the state that a result would be of
     return state, time.perf_counter() - start, curve
 
 

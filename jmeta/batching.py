@@ -100,17 +100,16 @@ def as_argument(sample: Callable[[Array], Task]) -> jax.tree_util.Partial:
     """The sampler as a pytree of JAX arrays: a compiled function takes its table as an argument, not a constant."""
     if isinstance(sample, jax.tree_util.Partial):
         return jax.tree.map(jnp.asarray, sample)  # or NumPy arrays would go to the device in each call
-    # A bound method can be hashed and compared, by the identity of its object.
-    return jax.tree_util.Partial(sample if _has_hash(sample) else sample.__call__)  # type: ignore[operator]
+    return jax.tree_util.Partial(hashable(sample))
 
 
-def _has_hash(value):
-    """Whether it can be hashed, and so compared; a frozen dataclass of arrays cannot."""
+def hashable(function: Callable) -> Callable:
+    """The function, or if it cannot be hashed and so key a cache, like a frozen dataclass of arrays, its method."""
     try:
-        hash(value)
+        hash(function)
     except TypeError:
-        return False
-    return True
+        return function.__call__  # type: ignore[operator]  # bound: hashed by the identity of its object
+    return function
 
 
 def as_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] | None:

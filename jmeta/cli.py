@@ -35,7 +35,7 @@ from jmeta.configuration import (
     task_sizes,
 )
 from jmeta.evaluation import evaluate
-from jmeta.files import sole_writer, write_whole
+from jmeta.files import sole_writer, to_json, write_whole
 from jmeta.fitting import check_schedule, check_taken, fit
 from jmeta.runs import load, read_run, Run
 from jmeta.training import check_policy
@@ -88,7 +88,7 @@ class Evaluate:
     seed: int = 0
     """Determines the test episodes."""
     out: Path | None = None
-    """File for the whole report, as JSON."""
+    """File for the whole report, as JSON, with the run, its step, the source of the tasks and the seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _begun(command: Train) -> tuple[Path, Run]:
 
 
 def _from_anywhere(data_dir: str | None) -> str | None:
-    """The folder as a resumed run finds it, wherever that is started; TFDS also takes addresses such as gs://."""
+    """The folder as a resumed run finds it, wherever that is started; an address is refused where it is read."""
     if data_dir is None or "://" in data_dir:
         return data_dir
     return str(Path(data_dir).expanduser().absolute())
@@ -277,9 +277,10 @@ def evaluate_run(command: Evaluate) -> None:
     report = evaluate(learner, state, sample, key=key, episodes=command.episodes, devices=jax.local_devices())
     try:
         if command.out is not None:
-            write_whole(command.out, report.to_json(indent=1) + "\n")
+            made_by = {"run": str(command.run), "step": int(state.step), "data": name, "seed": command.seed}
+            write_whole(command.out, to_json(made_by | json.loads(report.to_json()), indent=1) + "\n")
     finally:
-        print(report)
+        print(f"step {state.step}: {report}")
 
 
 def _best_step(folder: Path) -> int:

@@ -18,6 +18,7 @@ from jmeta.batching import (
     chunk_of,
     device_count,
     filled_up,
+    hashable,
     map_tasks,
     on_each_device,
     over_devices,
@@ -183,7 +184,8 @@ def evaluate(
     check_samplers(sample=sample)
     arguments = on_each_device((as_argument(sample), state.params, state.state), devices)
     structure, kind_of_key = jax.tree.structure(arguments[0]), jax.random.key_impl(key)
-    run = _evaluator(learner, tuple(metrics.items()), devices, structure, kind_of_key)
+    asked = tuple((name, hashable(metric)) for name, metric in metrics.items())
+    run = _evaluator(learner, asked, devices, structure, kind_of_key)
     again = _run_again(episodes)
     with telling_of_another_state(learner, state, sample):
         chunk = device_count(devices) * _chunk(learner, arguments, episodes, tasks_per_chunk, devices)

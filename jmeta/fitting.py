@@ -75,12 +75,13 @@ def fit(
     """Meta-trains a learner: progress bar, validation, checkpoints, metrics, clean stop, exact resume.
 
     A run is resumed by calling `fit` again with the same arguments. Killed at any
-    moment and resumed, it ends with the parameters of an uninterrupted run. SIGINT and
-    SIGTERM end it after the current dispatch, with a checkpoint and a warning. If a
-    validation fails (out of memory, for example), the checkpoint is saved and the error
-    raised; resuming does not repeat that validation. A warning is given the first time
-    non-finite tasks are left out. Validations are printed, unless `on_log` is given; the
-    progress bar shows only on a terminal.
+    moment and resumed, it ends with the parameters of an uninterrupted run. In the main
+    thread, SIGINT and SIGTERM end it after the current dispatch, with a checkpoint and a
+    warning, and without a validation that is due. If a validation fails (out of memory,
+    for example), the checkpoint is saved and the error raised. Resuming does not make
+    up for a validation left out or failed. A warning is given the first time non-finite
+    tasks are left out. Validations are printed, unless `on_log` is given; the progress
+    bar shows only on a terminal.
 
     Args:
         learner: the learner to be trained.
@@ -195,7 +196,8 @@ def fit(
             is_due = done % save_every == 0 or done == steps
             try:
                 try:
-                    report = validate(state) if is_due else None
+                    # Whoever sends a signal may not wait for a validation: first the checkpoint.
+                    report = validate(state) if is_due and not stopping else None
                 finally:
                     reporter.write(done, ran.metrics, ran.seconds, report)
             finally:

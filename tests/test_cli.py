@@ -109,10 +109,11 @@ def test_evaluate_prints_one_line_and_writes_the_whole_report(run_folder, tmp_pa
     path = tmp_path / "report.json"
     assert cli.main(["evaluate", str(run_folder), "--episodes", "20", "--out", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("mean squared error ")
+    assert printed.startswith("step 400: mean squared error ")
     assert printed.endswith("(95 % CI, 20 episodes)\n")
     report = json.loads(path.read_text())
     assert (report["episodes"], report["shots"]) == (20, 5)
+    assert (report["run"], report["step"], report["data"], report["seed"]) == (str(run_folder), 400, "sinusoid", 0)
 
 
 def test_a_report_that_cannot_be_written_is_printed(run_folder, tmp_path, capsys):
@@ -343,7 +344,7 @@ def test_the_two_newest_checkpoints_are_kept_and_the_best(run_folder, capsys):
     assert {int(path.name) for path in folder.iterdir()} == {380, 400, best}
     assert runs.load(run_folder, step=best)[1].step == best
     assert cli.main(["evaluate", str(run_folder), "--best", "--episodes", "20"]) == 0
-    assert capsys.readouterr().out.startswith("mean squared error ")
+    assert capsys.readouterr().out.startswith(f"step {best}: mean squared error ")
 
 
 def test_a_run_is_evaluated_after_other_inner_steps(run_folder, tmp_path):

@@ -370,6 +370,19 @@ def test_a_gaussian_is_judged_by_its_mean_and_a_metric_is_given_it_whole():
     np.testing.assert_allclose(report.per_episode["loss"], report.per_episode["of mean"], rtol=1e-5)
 
 
+def test_a_metric_may_be_an_object_that_compares_by_arrays():
+    @dataclasses.dataclass(frozen=True)
+    class Weighted:
+        weights: np.ndarray
+
+        def __call__(self, outputs, targets, mask):
+            return (self.weights * mask).sum()
+
+    sample = data.episodes(TABLE, ways=3, shots=1, queries=2)
+    report = evaluated(IDENTITY, sample, episodes=4, metrics={"weight": Weighted(np.full(6, 0.5))})
+    np.testing.assert_array_equal(report.per_episode["weight"], 3)
+
+
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [

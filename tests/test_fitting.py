@@ -237,6 +237,22 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
     assert checkpoints.latest_step(tmp_path / "checkpoints") == state.step
 
 
+def test_a_signal_does_not_wait_for_a_validation_but_for_the_checkpoint(tmp_path, monkeypatch):
+    def signalled(*args, begun, **options):
+        ran = dispatch(*args, begun=begun, **options)
+        if begun == 30:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ran
+
+    dispatch = fitting._dispatch
+    monkeypatch.setattr(fitting, "_dispatch", signalled)
+    told = "SIGINT ended the run at meta-step 40 of 60"
+    with handled_by(signal.default_int_handler, signal.SIGINT), pytest.warns(UserWarning, match=told):
+        fitted(tmp_path, steps=60, save_every=20)
+    assert [line["step"] for line in read_metrics(tmp_path) if "validation_loss" in line] == [20]
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 40
+
+
 def test_a_signal_in_the_last_dispatch_is_told_too():
     told = "SIGINT came in the last dispatch of the run, which is complete"
     with handled_by(signal.default_int_handler, signal.SIGINT), pytest.warns(UserWarning, match=told):

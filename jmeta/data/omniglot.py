@@ -56,7 +56,8 @@ def omniglot(
 
     Raises:
         ValueError: for an unknown split; for rotations that are empty, repeated or not
-            multiples of 90; for a damaged copy or archive.
+            multiples of 90; for a `data_dir` that is no local folder but an address;
+            for a damaged copy or archive.
         FileNotFoundError: if the data is missing and cannot be obtained; the error
             names what is missing, where it was looked for, and how to get it.
         ModuleNotFoundError: without the extra `tfds`.
@@ -92,7 +93,7 @@ def prepare_omniglot(*, data_dir: str | os.PathLike | None = None, archives: str
     Raises:
         FileNotFoundError: if an archive is missing, or the download fails.
         ModuleNotFoundError: without the extra `tfds`.
-        ValueError: if an archive is damaged or holds no drawings.
+        ValueError: if an archive is damaged or holds no drawings, or `data_dir` is an address.
     """
     data_dir = _data_dir(data_dir)
     _require_tfds()
@@ -166,7 +167,10 @@ def _characters(split):
 
 
 def _data_dir(data_dir):
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
+    found = str(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+    if "://" in found:
+        raise ValueError(f"data_dir is {found!r}; it must be a folder of this machine, not an address.")
+    return Path(found).expanduser()
 
 
 def _require_tfds():

@@ -33,6 +33,15 @@ def test_a_configuration_is_trained_validated_and_tested(tmp_path, monkeypatch):
     assert 0 <= test["accuracy"] <= 1
 
 
+def test_a_training_that_is_stopped_leaves_no_result(tmp_path, monkeypatch):
+    monkeypatch.setitem(omniglot.CONFIGURATIONS, "protonet", dataclasses.replace(omniglot.PROTONET, ways=5))
+    monkeypatch.setattr(data, "omniglot", noise)
+    monkeypatch.setattr(jmeta, "fit", lambda *_, **__: jmeta.TrainState({}, (), (), jax.random.key(0), 1))
+    with pytest.raises(KeyboardInterrupt):
+        omniglot.main("protonet", out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("configuration", omniglot.CONFIGURATIONS.values(), ids=omniglot.CONFIGURATIONS)
 def test_every_configuration_is_a_learner(configuration):
     learner, _ = omniglot.build(configuration)

@@ -1,5 +1,6 @@
 """Omniglot: real drawings where they are there, the splits and the errors everywhere."""
 
+import functools
 import io
 import json
 import shutil
@@ -23,6 +24,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="session")
 def val_split(omniglot_files):
     return data.omniglot("val", data_dir=omniglot_files / "tfds")
+
+
+@pytest.mark.parametrize("function", [data.prepare_omniglot, functools.partial(data.omniglot, "test")])
+def test_an_address_is_no_folder_of_data(function):
+    with pytest.raises(ValueError, match="data_dir is 'gs://bucket/data'; it must be a folder of this machine"):
+        function(data_dir="gs://bucket/data")
 
 
 def test_the_splits_are_1028_172_and_423_different_characters():
