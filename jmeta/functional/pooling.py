@@ -6,35 +6,39 @@ import jax.numpy as jnp
 from jmeta.types import Array
 
 
-@jax.custom_jvp
 def max_pool(x: Array) -> Array:
-    """Maximum over windows of 2 x 2 pixels with a stride of 2, without padding.
+    """Maximum over windows of 2 x 2 pixels with a stride of 2, without padding; a map without a window stays as it is.
 
     It has its own differentiation rule: the gradient of `lax.reduce_window` costs many
     times as much on a CPU (docs/decisions/0003-convolution.md). On a tie, the first
     pixel in row order takes the gradient, as it does there.
 
     Args:
-        x: [B, H, W, C] images, H and W at least 2.
+        x: [B, H, W, C] images.
 
     Returns:
-        [B, H // 2, W // 2, C].
+        [B, H // 2, W // 2, C], or `x` if H or W is 1.
 
     Example:
         >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0]
         Array([[ 5.,  7.],
                [13., 15.]], dtype=float32)
     """
+    return x if min(x.shape[1:3]) < 2 else _max_of_windows(x)
+
+
+@jax.custom_jvp
+def _max_of_windows(x):
     return _largest(x)[0]
 
 
-@max_pool.defjvp
-def _max_pool_jvp(primals, tangents):
+@_max_of_windows.defjvp
+def _max_of_windows_jvp(primals, tangents):
     _, where = _largest(*primals)
     # A sum over windows transposes to a broadcast: the gradient is written once, pixel by pixel.
     is_largest = where[:, :, None, :, None] == jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
-    # `max_pool` again, not the maxima at hand, which would divide a second derivative among ties.
-    return max_pool(*primals), jnp.where(is_largest, _windows(*tangents), 0).sum((2, 4))
+    # The function again, not the maxima at hand, which would divide a second derivative among ties.
+    return _max_of_windows(*primals), jnp.where(is_largest, _windows(*tangents), 0).sum((2, 4))
 
 
 def _largest(x):

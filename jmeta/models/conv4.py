@@ -61,13 +61,12 @@ class Conv4(nn.Module):
         check_images(x)
         stride = 2 if self.strided else 1
         for block in range(4):
-            is_pooled = not self.strided and min(x.shape[1:3]) >= 2
             is_modulated = self.context > 0 and block == 2
-            pool = is_pooled and not is_modulated
+            pool = not self.strided and not is_modulated
             x = conv_norm(x, self.width, stride=stride, norm=self.norm, train=train, mask=mask, pool=pool)
             if is_modulated:  # may reverse the order of pixels, so pooling comes after it
                 x = Modulate(self.context)(x)
-                x = max_pool(x) if is_pooled else x
+                x = x if self.strided else max_pool(x)
             x = nn.relu(x)  # monotone, so it may follow the pooling
         x = x.mean((1, 2)) if self.strided else lax.collapse(x, 1)
         return x if self.outputs is None else Dense(self.outputs, name="head")(x)

@@ -75,7 +75,7 @@ def relation_module(*, width: int = 64, hidden: int = 8, norm: str = "batch") ->
 
 
 class Block(nn.Module):
-    """Convolution, normalisation, pooling if it is asked for and the map can be halved, ReLU."""
+    """Convolution, normalisation, pooling if it is asked for, ReLU."""
 
     width: int
     norm: str
@@ -84,8 +84,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         """Feature maps of inputs [K, H, W, C]."""
-        pool = self.pool and min(x.shape[1:3]) > 1
-        return nn.relu(conv_norm(x, self.width, norm=self.norm, train=train, mask=mask, pool=pool))
+        return nn.relu(conv_norm(x, self.width, norm=self.norm, train=train, mask=mask, pool=self.pool))
 
 
 class RelationEncoder(nn.Module):

@@ -66,4 +66,4 @@ class ResNet12(nn.Module):
         y = leaky_relu(layer(y))
         y = layer(y) + layer(x, size=1)
         # Leaky ReLU is monotone, so it may follow the pooling.
-        return leaky_relu(max_pool(y) if min(y.shape[1:3]) >= 2 else y)
+        return leaky_relu(max_pool(y))

@@ -26,3 +26,9 @@ def test_equals_flax_with_ties_at_odd_sizes(x64, shape):
 
     ours, flax = derivatives(max_pool), derivatives(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
     chex.assert_trees_all_close(ours, flax, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 3), (2, 5, 1, 3)])
+def test_a_map_one_pixel_high_or_wide_stays_as_it_is(shape):
+    x = jnp.arange(30.0).reshape(shape)
+    chex.assert_trees_all_equal(max_pool(x), x)
