@@ -143,6 +143,26 @@ def test_tasks_are_divided_over_all_devices_and_options_are_passed_on(run_folder
     assert evaluated["episodes"] == 9
 
 
+def test_a_run_is_trained_validated_and_tested_each_on_its_own_split(run_folder, tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Sampler:
+        split: str
+
+        def __call__(self, key):
+            return data.sinusoid()(key)
+
+    used, state = {}, runs.load(run_folder)[1]
+    source = SOURCES["sinusoid"]._replace(sampler=lambda sizes, split, data_dir: Sampler(split))
+    monkeypatch.setitem(SOURCES, "sinusoid", source)
+    monkeypatch.setattr(
+        cli, "fit", lambda *given, validation, **_: used.update(train=given[2], val=validation) or state
+    )
+    monkeypatch.setattr(cli, "evaluate", lambda *given, **_: used.update(test=given[2]))
+    assert cli.main([*SINUSOID, "--steps", "400", "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["evaluate", str(run_folder)]) == 0
+    assert {use: sampler.split for use, sampler in used.items()} == {"train": "train", "val": "val", "test": "test"}
+
+
 @pytest.fixture(scope="module")
 def protonet_folder(tmp_path_factory):
     """A prototypical network on glyphs, hardly trained."""
